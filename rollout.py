@@ -1,0 +1,470 @@
+"""Sampling: batched, KV-cached, prefix-shared. Tuples first, their branches as they come (Eq. 3-7).
+
+A CPPO step samples M tuples from one plan prompt and M*K branches from solve prompts that differ only in their last line. Three
+ideas make that cheap; all of them are one operation on the decoding state, an indexed copy of rows (`module.fork`):
+
+- prefix sharing: a prompt, or the part that many prompts share, is run once and forked into every row that continues it;
+- refill: a finished row's slot is given to the next job at once, so nobody waits for the longest row;
+- compaction: when no job waits, the live rows move together and the batch shrinks (on a CPU, where work follows rows).
+
+    engine = Engine(module, tokenizer, slots=256, temperature=0.7)
+    for job, sample in engine.run(plan_jobs):            # rows come back as they end, in no promised order
+        engine.push(jobs_that_follow_from(sample))       # they join the rows that are still decoding
+
+Shapes: B slots, C longest reply of the run in tokens, V vocabulary, T prompt positions.
+
+What a row samples depends on its own random stream (`Job.key`) and its own logits alone: one uniform number per row and position,
+mapped through the inverse of the cumulative distribution. So neither neighbours, nor slots, nor the order of admission change a
+sample, except through the rounding of batched matrix products. In fp32 on a CPU with one thread per process even that is the
+same at any slot count, because a batch never has fewer than 8 rows (fewer rows take other kernels), attention runs over a multiple of 64
+positions and prompts are padded to a multiple of 64.
+
+Log-probs are those of the distribution that was sampled from (temperature applied, ids beyond the tokenizer's excluded). Training
+samples from the full softmax; top-k, top-p and greedy decoding are for evaluation. `Sample.ids` keeps the end-of-turn token as it was
+sampled and never gains one that was not; ids go to the loss as they are, text is only for parsers and the verifier.
+"""
+
+import hashlib
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import prompts
+
+MIN_ROWS = 8            # smallest batch; below it matrix products take other kernels and the last bits change
+BUCKET = 64             # attended positions and padded prompt widths are multiples of it
+PREFILL_TOKENS = 16384  # positions that one prefill may hold
+POLL_STEPS = 8          # on a GPU the host looks at the `alive` flags every so many tokens; on a CPU after each one
+
+
+class Abandoned(Exception):
+    """Raised inside a rollout when `stop_flag()` turns true, e.g. on SIGTERM. Nothing of the rollout is kept."""
+
+
+@dataclass
+class Sample:
+    ids: list[int]              # sampled tokens, the end-of-turn token included
+    logprobs: list[float]       # one per id, at the sampling temperature
+    text: str                   # without the end-of-turn token
+    finish: str                 # "eos" | "length" | "stop"
+
+
+@dataclass
+class Job:
+    prompt: list[int]
+    key: tuple                  # (seed, step, problem id, tuple, branch): names the row's random stream
+    max_new_tokens: int
+    shared: int | None = None   # how many leading ids other jobs share (None: the whole prompt); a speed hint, not a promise
+    tag: Any = None             # the caller's
+    stop: Callable[[str], bool] | None = None   # ends the row after the first token with which it says True of the text so far
+
+
+@dataclass
+class Stats:
+    rows: int = 0
+    tokens: int = 0
+    prefill_tokens: int = 0
+    steps: int = 0
+    row_steps: int = 0          # rows computed, live or not
+    live_row_steps: int = 0
+    seconds: float = 0.0
+
+    @property
+    def idle_share(self) -> float:
+        return 1 - self.live_row_steps / max(1, self.row_steps)
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / max(1e-9, self.seconds)
+
+
+def uniforms(key: tuple, n: int) -> np.ndarray:
+    """n uniforms in [0, 1), float32, from the stream that `key` names; equal keys give equal streams on every machine."""
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little"))).random(n, dtype=np.float32)
+
+
+def end_ids(module, tokenizer) -> set[int]:
+    """Every id that ends a turn: the checkpoint's, the tokenizer's, and the one its chat template writes after a reply. They
+    differ in released checkpoints (Qwen3.5: config 248044, template 248046), and a missed one means replies that run on."""
+    ids = set(module.eos_ids)
+    if tokenizer.eos_token_id is not None:
+        ids.add(tokenizer.eos_token_id)
+    if getattr(tokenizer, "chat_template", None):
+        turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "REPLY"}]
+        tail = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("REPLY")[2]
+        after = tokenizer(tail, add_special_tokens=False)["input_ids"]
+        if after and after[0] in tokenizer.all_special_ids:
+            ids.add(after[0])
+    return ids
+
+
+def draw(logits: Tensor, u: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Inverse-CDF sampling. logits (B, V), u (B,) in [0, 1) -> ids (B,), log-probs (B,). temperature 0 is greedy."""
+    logits = logits.float()
+    if temperature == 0:
+        logp = logits.log_softmax(-1)
+        ids = logits.argmax(-1, keepdim=True)
+        return ids.squeeze(1), logp.gather(1, ids).squeeze(1)
+    logits = logits / temperature
+    if top_k:
+        logits = logits.masked_fill(logits < logits.topk(min(top_k, logits.shape[-1])).values[:, -1:], -torch.inf)
+    if top_p < 1:
+        ordered, order = logits.sort(-1, descending=True)
+        probs = ordered.softmax(-1)
+        ordered = ordered.masked_fill(probs.cumsum(-1) - probs >= top_p, -torch.inf)     # the first one always stays
+        logits = torch.full_like(logits, -torch.inf).scatter(1, order, ordered)
+    logp = logits.log_softmax(-1)
+    cdf = logp.exp().cumsum(-1)
+    target = (u.unsqueeze(1) * cdf[:, -1:]).contiguous()
+    # right=True: the first id whose cumulative probability exceeds u, so an id of probability 0 is never drawn
+    ids = torch.searchsorted(cdf, target, right=True).clamp_(max=logits.shape[-1] - 1)
+    return ids.squeeze(1), logp.gather(1, ids).squeeze(1)
+
+
+def round_up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
+
+
+# ------------------------------------------------------------------------------------------------ the engine
+
+class Engine:
+    """A stream of jobs through a fixed number of slots. One instance may run many rollouts; its state is allocated per run."""
+
+    def __init__(self, module, tokenizer, slots: int = 64, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
+                 stop_flag: Callable[[], bool] = lambda: False, progress: Callable[["Engine"], None] | None = None):
+        if slots < 1 or temperature < 0 or not 0 < top_p <= 1:
+            raise ValueError(f"slots {slots}, temperature {temperature}, top-p {top_p}: slots must be 1 or more, "
+                             "temperature 0 or more, top-p in (0, 1]")
+        self.module, self.tokenizer, self.slots = module, tokenizer, round_up(slots, MIN_ROWS)
+        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
+        self.stop_flag, self.progress = stop_flag, progress
+        self.device = next(module.parameters()).device
+        # a vocabulary is padded beyond the tokenizer's words; ids without a word are never sampled
+        self.vocab = min(len(tokenizer), module.config.vocab_size)
+        self.ends = end_ids(module, tokenizer)
+        self.is_end = torch.zeros(self.vocab, dtype=torch.bool, device=self.device)
+        self.is_end[[i for i in self.ends if i < self.vocab]] = True
+        self.stats = Stats()
+        self.queue: deque[Job] = deque()
+
+    def push(self, jobs: Iterable[Job]) -> None:
+        """Queue jobs; also while `run` is under way."""
+        limit = getattr(self.module.config, "max_position_embeddings", None)
+        for job in jobs:
+            if not job.prompt or job.max_new_tokens < 1:
+                raise ValueError(f"job {job.key}: needs a prompt and max_new_tokens of 1 or more, not "
+                                 f"{len(job.prompt)} and {job.max_new_tokens}")
+            if limit and len(job.prompt) + job.max_new_tokens > limit:
+                raise ValueError(f"job {job.key}: a prompt of {len(job.prompt)} tokens and a reply of up to "
+                                 f"{job.max_new_tokens} exceed the model's context of {limit}; shorten either")
+            self.queue.append(job)
+
+    @torch.inference_mode()
+    def run(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Sample]]:
+        """Yields (job, sample) as rows end, until the queue is empty and every row has ended."""
+        self.queue.clear()
+        self.push(jobs)
+        self._allocate()
+        started = time.perf_counter()
+        while self.queue or self.owner:
+            if self.stop_flag():
+                raise Abandoned
+            self._admit()
+            for _ in range(1 if self.device.type == "cpu" else POLL_STEPS):
+                self._decode()
+            done = list(self._collect())
+            self.stats.seconds += time.perf_counter() - started
+            if self.progress:
+                self.progress(self)
+            yield from done                        # the caller's time is not the sampler's
+            started = time.perf_counter()
+        del self.state, self.pool                  # the memory is the update's until the next rollout
+
+    # ---- buffers, all of them indexed by slot; the first `self.rows` slots are computed
+
+    def _allocate(self) -> None:
+        device, B = self.device, self.slots
+        self.capacity = self.reply = 0
+        self.state = None
+        self.pool: OrderedDict[tuple, tuple] = OrderedDict()       # shared prefix -> (state, row, logits)
+        self.owner: dict[int, Job] = {}
+        self.length = np.zeros(B, dtype=np.int64)                  # host's count of positions used, so that no sync is needed
+        self.checked = np.zeros(B, dtype=np.int64)                 # sampled tokens that `stop` has seen
+        self.rows = 0
+        self.graphs: dict[tuple, torch.cuda.CUDAGraph] = {}
+        self.current = torch.zeros(B, dtype=torch.long, device=device)
+        self.count = torch.zeros(B, dtype=torch.long, device=device)       # tokens sampled so far
+        self.limit = torch.zeros(B, dtype=torch.long, device=device)
+        self.alive = torch.zeros(B, dtype=torch.bool, device=device)
+        self.index = torch.arange(B, device=device)
+        self.uniform = torch.zeros(B, 0, device=device)
+        self.out_ids = torch.zeros(B, 1, dtype=torch.long, device=device)
+        self.out_logp = torch.zeros(B, 1, device=device)
+
+    def _make_room(self) -> None:
+        """Let the buffers hold every queued job; rows under way are copied over. Called once or twice a run."""
+        longest = round_up(max(len(j.prompt) + j.max_new_tokens for j in self.queue), BUCKET)
+        reply = max(j.max_new_tokens for j in self.queue)
+        if reply > self.reply:
+            grow = reply - self.reply
+            pad = torch.nn.functional.pad
+            self.uniform = pad(self.uniform, (0, grow))
+            self.out_ids, self.out_logp = pad(self.out_ids, (0, grow)), pad(self.out_logp, (0, grow))
+            self.reply = reply
+            self.graphs.clear()                    # a captured step holds the addresses of the buffers
+        if longest > self.capacity:
+            old, self.capacity = self.state, longest
+            self.state = self.module.new_state(self.slots, longest) if self.module.can_fork else None
+            if old is not None and self.owner:
+                self.module.fork(self.state, self.index, old, self.index)
+            self.graphs.clear()
+
+    # ---- admission: prefill what is shared once, fork it, run the rest of each prompt
+
+    def _admit(self) -> None:
+        free = [s for s in range(self.slots) if s not in self.owner]
+        n = min(len(free), len(self.queue))
+        if not self.module.can_fork and self.owner:
+            return                                 # such a cache is filled as a whole: wave after wave
+        # a prefill has a price of its own, so small ones wait until they are worth it or nothing else is left to do
+        if n == 0 or (n < self.slots // 8 and n < len(self.owner)):
+            return
+        self._make_room()
+        slots, jobs = free[:n], [self.queue.popleft() for _ in range(n)]
+        if not self.module.can_fork:
+            slots = list(range(n))
+            self.state = self.module.new_state(n, self.capacity)
+            self._seat(slots, jobs, self._segment([j.prompt for j in jobs], self.state))
+            self.rows = n
+            return
+        order = sorted(range(n), key=lambda i: len(jobs[i].prompt))        # neighbours in a prefill are of like length
+        while order:
+            width = round_up(len(jobs[order[-1]].prompt), BUCKET)
+            batch, order = order[-max(MIN_ROWS, PREFILL_TOKENS // width):], order[:-max(MIN_ROWS, PREFILL_TOKENS // width)]
+            self._seat_forked([slots[i] for i in batch], [jobs[i] for i in batch])
+        self.rows = max(self.rows, self._fitting(max(self.owner) + 1))
+
+    def _seat_forked(self, slots: list[int], jobs: list[Job]) -> None:
+        shared = [tuple(j.prompt[:j.shared]) if j.shared else tuple(j.prompt) for j in jobs]
+        self._prefill([p for p in dict.fromkeys(shared) if p not in self.pool])
+        whole = [i for i, p in enumerate(shared) if len(p) == len(jobs[i].prompt)]
+        rest = [i for i, p in enumerate(shared) if len(p) < len(jobs[i].prompt)]
+        if whole:
+            for i in whole:
+                state, row, _ = self.pool[shared[i]]
+                self._fork(self.state, [slots[i]], state, [row])
+            logits = torch.stack([self.pool[shared[i]][2] for i in whole])
+            self._seat([slots[i] for i in whole], [jobs[i] for i in whole], logits)
+        if rest:
+            tails = [jobs[i].prompt[len(shared[i]):] for i in rest]
+            # room for the tails padded to a bucket: padding is computed, and must have a place to go
+            n = round_up(len(rest), MIN_ROWS)
+            spare = self.module.new_state(n, round_up(max(len(shared[i]) for i in rest), BUCKET)
+                                          + round_up(max(map(len, tails)), BUCKET))
+            for at, i in enumerate(rest):
+                state, row, _ = self.pool[shared[i]]
+                self._fork(spare, [at], state, [row])
+            logits = self._segment(tails, spare)
+            self._fork(self.state, [slots[i] for i in rest], spare, list(range(len(rest))))
+            self._seat([slots[i] for i in rest], [jobs[i] for i in rest], logits)
+        for p in shared:
+            self.pool.move_to_end(p)
+        while len(self.pool) > max(self.slots, len(jobs)):                 # least recently used goes first
+            self.pool.popitem(last=False)
+
+    def _prefill(self, prefixes: list[tuple]) -> None:
+        """Run each prefix once and keep its state and its last logits in the pool."""
+        prefixes = sorted(prefixes, key=len)
+        while prefixes:
+            width = round_up(len(prefixes[-1]), BUCKET)
+            n = max(MIN_ROWS, PREFILL_TOKENS // width)
+            batch, prefixes = prefixes[-n:], prefixes[:-n]
+            state = self.module.new_state(round_up(len(batch), MIN_ROWS), width)
+            logits = self._segment([list(p) for p in batch], state)
+            for row, prefix in enumerate(batch):
+                self.pool[prefix] = (state, row, logits[row])
+
+    def _segment(self, ids: list[list[int]], state) -> Tensor:
+        """Logits (len(ids), V) after each row's last id; the state goes on by the rows' lengths."""
+        rows = len(state.pos)
+        padded = torch.zeros(rows, round_up(max(map(len, ids)), BUCKET), dtype=torch.long)
+        lengths = torch.ones(rows, dtype=torch.long)
+        for row, some in enumerate(ids):
+            padded[row, :len(some)] = torch.tensor(some)
+            lengths[row] = len(some)
+        self.stats.prefill_tokens += sum(map(len, ids))
+        return self.module.segment(padded.to(self.device), lengths.to(self.device), state)[:len(ids)]
+
+    def _fork(self, dst, dst_rows: list[int], src, src_rows: list[int]) -> None:
+        rows = torch.tensor([dst_rows, src_rows], device=self.device)
+        self.module.fork(dst, rows[0], src, rows[1])
+
+    def _seat(self, slots: list[int], jobs: list[Job], logits: Tensor) -> None:
+        """The prompts are in the state: give the rows their streams and sample their first tokens."""
+        stream = np.zeros((len(jobs), self.reply), dtype=np.float32)
+        for i, (slot, job) in enumerate(zip(slots, jobs, strict=True)):
+            stream[i, :job.max_new_tokens] = uniforms(job.key, job.max_new_tokens)
+            self.owner[slot] = job
+            self.length[slot], self.checked[slot] = len(job.prompt), 0
+        at = torch.tensor(slots, device=self.device)
+        self.uniform[at] = torch.from_numpy(stream).to(self.device)
+        self.limit[at] = torch.tensor([j.max_new_tokens for j in jobs], device=self.device)
+        self.count[at], self.alive[at] = 0, True
+        self._take(at, logits)
+
+    # ---- decoding: tensors only, so that a GPU never waits for the host between two tokens
+
+    def _take(self, at: Tensor, logits: Tensor) -> None:
+        """Sample one token for the rows `at` (n,) from logits (n, V); rows that have ended keep everything as it is."""
+        count, alive = self.count[at], self.alive[at]
+        u = self.uniform[at, count.clamp(max=self.reply - 1)]
+        ids, logp = draw(logits[:, :self.vocab], u, self.temperature, self.top_k, self.top_p)
+        place = torch.where(alive, count, self.reply)                      # the last column takes what nobody reads
+        self.out_ids[at, place], self.out_logp[at, place] = ids, logp
+        self.current[at] = ids
+        self.count[at] = count + alive
+        self.alive[at] = alive & ~self.is_end[ids] & (count + 1 < self.limit[at])
+
+    def _decode(self) -> None:
+        """One token for every row."""
+        if not self.owner:
+            return
+        live = max(self.length[s] for s in self.owner)
+        attended = min(round_up(int(live) + 1, BUCKET), self.capacity)
+        if self.device.type == "cuda" and self.module.can_fork:
+            self._replay(attended)
+        else:
+            self._advance(attended)
+        self.length[:self.rows] = np.minimum(self.length[:self.rows] + 1, self.capacity - 1)
+        self.stats.steps += 1
+        self.stats.row_steps += self.rows
+        self.stats.live_row_steps += len(self.owner)
+
+    def _advance(self, attended: int) -> None:
+        view = self.state if self.rows == self.slots or not self.module.can_fork else self.state.first(self.rows)
+        logits = self.module.step(self.current[:self.rows], view, attended)
+        view.pos.clamp_(max=self.capacity - 1)     # slots without an owner idle in place
+        self._take(self.index[:self.rows], logits)
+
+    def _replay(self, attended: int) -> None:
+        """The same through a CUDA graph, captured once for each (rows, attended): launching some 700 kernels one by one takes
+        longer than running them."""
+        key = (self.rows, attended)
+        if key not in self.graphs:
+            self._advance(attended)                # this token is computed eagerly: it warms up what capturing must not see
+            graph = torch.cuda.CUDAGraph()
+            kept = [b.clone() for b in self._buffers()]
+            with torch.cuda.graph(graph):          # records, does not run
+                self._advance(attended)
+            for buffer, value in zip(self._buffers(), kept, strict=True):
+                buffer.copy_(value)
+            self.graphs[key] = graph
+        else:
+            self.graphs[key].replay()
+
+    def _buffers(self) -> tuple[Tensor, ...]:
+        return self.current, self.count, self.limit, self.alive, self.uniform, self.out_ids, self.out_logp
+
+    def _fitting(self, n: int) -> int:
+        """Rows to compute for n live ones: multiples of 8 on a CPU; on a GPU the slots, a half or a quarter of them, so that few
+        graphs are captured."""
+        if self.device.type == "cpu":
+            return round_up(n, MIN_ROWS)
+        return next((r for r in (self.slots // 4, self.slots // 2) if n <= r and r % MIN_ROWS == 0), self.slots)
+
+    def _collect(self) -> Iterator[tuple[Job, Sample]]:
+        """Take out the rows that ended; then, with nothing waiting, move the others together."""
+        if any(j.stop for j in self.owner.values()):
+            self._apply_stops()
+        alive = self.alive.tolist()
+        ended = [s for s in self.owner if not alive[s]]
+        if not ended:
+            return
+        at = torch.tensor(ended, device=self.device)
+        counts, ids, logps = self.count[at].tolist(), self.out_ids[at].tolist(), self.out_logp[at].tolist()
+        for s, n, row_ids, row_logps in zip(ended, counts, ids, logps, strict=True):
+            job = self.owner.pop(s)
+            yield job, self._sample(job, row_ids[:n], row_logps[:n])
+        if not self.queue and self.owner and self.module.can_fork:
+            self._compact()
+
+    def _sample(self, job: Job, ids: list[int], logprobs: list[float]) -> Sample:
+        eos = ids[-1] in self.ends
+        text = self.tokenizer.decode(ids[:-1] if eos else ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        self.stats.rows += 1
+        self.stats.tokens += len(ids)
+        finish = "eos" if eos else "stop" if job.stop and job.stop(text) else "length"
+        return Sample(ids, logprobs, text, finish)
+
+    def _apply_stops(self) -> None:
+        """End each row whose `stop` says so, at the first token with which it does (the host may be some tokens behind)."""
+        counts = self.count.tolist()
+        for s, job in self.owner.items():
+            if job.stop is None:
+                continue
+            ids = self.out_ids[s, :counts[s]].tolist()
+            for n in range(int(self.checked[s]) + 1, counts[s] + 1):
+                if ids[n - 1] not in self.ends and job.stop(self.tokenizer.decode(ids[:n], skip_special_tokens=False)):
+                    self.count[s], self.alive[s] = n, False
+                    break
+            self.checked[s] = counts[s]
+
+    def _compact(self) -> None:
+        """Move the live rows to the front once they fit into three quarters of the computed ones."""
+        rows = self._fitting(len(self.owner))
+        if 4 * rows > 3 * self.rows:
+            return
+        old = sorted(self.owner)
+        n = len(old)
+        src, dst = torch.tensor(old, device=self.device), self.index[:n]
+        self.module.fork(self.state, dst, self.state, src)
+        for buffer in self._buffers():
+            buffer[dst] = buffer[src]
+        self.alive[n:] = False
+        self.length[:n], self.checked[:n] = self.length[old], self.checked[old]
+        self.owner = {new: self.owner[s] for new, s in enumerate(old)}
+        self.rows = rows
+
+
+# ------------------------------------------------------------------------------------------------ conveniences
+
+def shared_length(a: list[int], b: list[int]) -> int:
+    """How many leading ids two prompts share."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+@dataclass
+class SolvePrompts:
+    """Encodes a problem's solve prompts and knows how many leading ids they share whatever the strategy. Whole prompts are
+    tokenised (a prefix tokenised alone can end in another token), two with nothing in common show where they part."""
+    tokenizer: Any
+    cache: dict[str, int] = field(default_factory=dict)
+
+    def __call__(self, problem, strategy: str) -> tuple[list[int], int]:
+        """-> (ids, shared)"""
+        ids = prompts.encode(self.tokenizer, prompts.solve(problem, strategy))
+        if problem.id not in self.cache:
+            a, b = (prompts.encode(self.tokenizer, prompts.solve(problem, s)) for s in ("A0.", "z9!"))
+            self.cache[problem.id] = shared_length(a, b)
+        # a strategy can merge with the text before it; then less is shared, and the ids say how much
+        shared = self.cache[problem.id]
+        return ids, shared
+
+
+def sample(module, tokenizer, texts: list[str | list[int]], n: int = 1, max_new_tokens: int = 512, temperature: float = 1.0,
+           seed: int = 0, slots: int = 64, top_k: int = 0, top_p: float = 1.0) -> list[list[Sample]]:
+    """n samples for each prompt (a user turn's text, or token ids), in order."""
+    encoded = [prompts.encode(tokenizer, t) if isinstance(t, str) else list(t) for t in texts]
+    jobs = [Job(ids, (seed, i, j), max_new_tokens, tag=(i, j)) for i, ids in enumerate(encoded) for j in range(n)]
+    found: list[list] = [[None] * n for _ in encoded]
+    engine = Engine(module, tokenizer, slots=min(slots, max(1, len(jobs))), temperature=temperature, top_k=top_k, top_p=top_p)
+    for job, one in engine.run(jobs):
+        found[job.tag[0]][job.tag[1]] = one
+    return found
