@@ -28,7 +28,7 @@ import hashlib
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -360,11 +360,8 @@ class Engine:
         if key not in self.graphs:
             self._advance(attended)                # this token is computed eagerly: it warms up what capturing must not see
             graph = torch.cuda.CUDAGraph()
-            kept = [b.clone() for b in self._buffers()]
             with torch.cuda.graph(graph):          # records, does not run
                 self._advance(attended)
-            for buffer, value in zip(self._buffers(), kept, strict=True):
-                buffer.copy_(value)
             self.graphs[key] = graph
         else:
             self.graphs[key].replay()
@@ -433,29 +430,93 @@ class Engine:
         self.rows = rows
 
 
-# ------------------------------------------------------------------------------------------------ conveniences
+# ------------------------------------------------------------------------------------------------ tuples and branches
 
-def shared_length(a: list[int], b: list[int]) -> int:
-    """How many leading ids two prompts share."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+@dataclass
+class Branch:
+    """One attempt: a program for one strategy, or for none (independent policies)."""
+    prompt: list[int]
+    shared: int                       # leading ids of the prompt that the problem's other branches share
+    sample: Sample
+    program: str | None               # None: the reply held no program
+    strategy: str | None = None
+    verdict: Any = None               # what `judge` gave: a Future while the rollout runs
 
 
 @dataclass
+class Tuple:
+    """tau = (S, y_1..y_K), Eq. 6. A plan that does not parse has no branches and counts as K failures."""
+    prompt: list[int]
+    plan: Sample
+    strategies: list[str] | None
+    error: str | None                 # why the plan did not parse
+    branches: list[Branch | None]     # K of them, filled as they end; empty without strategies
+    p_pass: float | None = None       # the gate's p(Pass | x, S), Eq. 9
+    valid: float | None = None        # J
+
+
 class SolvePrompts:
-    """Encodes a problem's solve prompts and knows how many leading ids they share whatever the strategy. Whole prompts are
-    tokenised (a prefix tokenised alone can end in another token), two with nothing in common show where they part."""
-    tokenizer: Any
-    cache: dict[str, int] = field(default_factory=dict)
+    """Encodes solve prompts and knows how many leading ids a problem's share whatever the strategy is. Whole prompts are tokenised,
+    because a prefix tokenised alone can end in another token; two that have nothing in common show where they part."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.known = tokenizer, {}
 
     def __call__(self, problem, strategy: str) -> tuple[list[int], int]:
         """-> (ids, shared)"""
-        ids = prompts.encode(self.tokenizer, prompts.solve(problem, strategy))
-        if problem.id not in self.cache:
-            a, b = (prompts.encode(self.tokenizer, prompts.solve(problem, s)) for s in ("A0.", "z9!"))
-            self.cache[problem.id] = shared_length(a, b)
-        # a strategy can merge with the text before it; then less is shared, and the ids say how much
-        shared = self.cache[problem.id]
-        return ids, shared
+        if problem.id not in self.known:
+            one, two = (prompts.encode(self.tokenizer, prompts.solve(problem, s)) for s in ("A0.", "z9!"))
+            self.known[problem.id] = next((i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), 0)
+        return prompts.encode(self.tokenizer, prompts.solve(problem, strategy)), self.known[problem.id]
+
+
+def sample_tuples(engine: Engine, problems: list, num_tuples: int, num_strategies: int, key: tuple, max_plan_tokens: int,
+                  max_solve_tokens: int, judge: Callable[[Any, str | None], Any] | None = None) -> list[list[Tuple]]:
+    """M tuples for each problem (Eq. 3-4) and K branches for each tuple (Eq. 5), all in one engine -> [problem][tuple].
+
+    A branch starts to decode when its plan has ended, beside plans that have not, whatever a gate will say of it; the moment it
+    ends, `judge(problem, program)` is called and what it returns becomes the branch's verdict. judge=None: plans alone (warm-up).
+    """
+    solve_prompt = SolvePrompts(engine.tokenizer)
+    jobs = []
+    for p, problem in enumerate(problems):
+        ids = prompts.encode(engine.tokenizer, prompts.plan(problem, num_strategies))
+        jobs += [Job(ids, (*key, problem.id, m, "plan"), max_plan_tokens, tag=(p, m, None)) for m in range(num_tuples)]
+    tuples: list[list] = [[None] * num_tuples for _ in problems]
+    for job, sample in engine.run(jobs):
+        p, m, i = job.tag
+        problem = problems[p]
+        if i is None:
+            strategies = error = None
+            try:
+                strategies = prompts.parse_plan(sample.text, num_strategies)
+            except prompts.PlanError as e:
+                error = str(e)
+            tuples[p][m] = Tuple(job.prompt, sample, strategies, error, [None] * num_strategies if strategies and judge else [])
+            if strategies and judge:
+                encoded = [solve_prompt(problem, s) for s in strategies]
+                engine.push(Job(ids, (*key, problem.id, m, b), max_solve_tokens, shared, (p, m, b))
+                            for b, (ids, shared) in enumerate(encoded))
+        else:
+            program = prompts.extract_code(sample.text)
+            tuples[p][m].branches[i] = Branch(job.prompt, job.shared, sample, program, tuples[p][m].strategies[i],
+                                              judge(problem, program))
+    return tuples
+
+
+def sample_attempts(engine: Engine, problems: list, texts: list[list[str]], key: tuple, max_solve_tokens: int,
+                    judge: Callable[[Any, str | None], Any]) -> list[list[Branch]]:
+    """Attempts without a plan (Eq. 2): one for each user turn in texts[problem], each with its own stream -> [problem][attempt]."""
+    jobs = []
+    for p, problem in enumerate(problems):
+        for n, text in enumerate(texts[p]):
+            jobs.append(Job(prompts.encode(engine.tokenizer, text), (*key, problem.id, n, "attempt"), max_solve_tokens, tag=(p, n)))
+    attempts: list[list] = [[None] * len(t) for t in texts]
+    for job, sample in engine.run(jobs):
+        p, n = job.tag
+        program = prompts.extract_code(sample.text)
+        attempts[p][n] = Branch(job.prompt, len(job.prompt), sample, program, None, judge(problems[p], program))
+    return attempts
 
 
 def sample(module, tokenizer, texts: list[str | list[int]], n: int = 1, max_new_tokens: int = 512, temperature: float = 1.0,
