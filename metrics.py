@@ -190,8 +190,8 @@ def words(text: str) -> list[str]:
 
 
 def bleu4(candidate: Sequence[str], reference: Sequence[str]) -> float:
-    """BLEU-4, one reference, no smoothing. Texts under four tokens are compared up to their own length: a text
-    equals itself."""
+    """BLEU-4, one reference, no smoothing. Texts of under four tokens are compared up to their own length, so
+    that a text equals itself."""
     order = min(4, len(candidate), len(reference))
     if order == 0:
         return float(len(candidate) == len(reference))

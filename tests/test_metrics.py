@@ -57,7 +57,7 @@ def test_posterior_pass_counts_each_class_hit_once_and_others_never():
 @pytest.mark.parametrize("answers, label, right", [
     (["1", "2", "2", "3"], "2", 1),
     (["1", "2", "2", "1"], "1", 1), (["1", "2", "2", "1"], "2", 0),  # a tie: first seen wins
-    (["[1,2]", "[1, 2]", "3", "4"], "[1, 2]", 1), (["'a'", '"a"', "b", "c"], "'a'", 1),  # one value, two spellings
+    (["[1,2]", "[1, 2]", "3", "4"], "[1, 2]", 1), (["'a'", '"a"', "b", "c"], "'a'", 1),  # one value, spelt twice
     ([None, None, None, "7"], "7", 1), ([None] * 4, "7", 0),  # no answer is no vote
     ([" abc", "abc ", "d", "d"], "abc", 1)])
 def test_the_majority_is_the_most_frequent_answer_and_ties_go_to_the_first_seen(answers, label, right):
@@ -200,7 +200,7 @@ def test_bleu_gives_a_number_worked_by_hand():
     assert metrics.bleu4(candidate, reference) == pytest.approx(np.prod(precisions) ** 0.25 * exp(1 - 7 / 6))
     assert metrics.bleu4("the the the the the the the".split(), "the cat is on the mat".split()) == 0
     clipped = [4 / 8, 3 / 7, 2 / 6, 1 / 5]  # and a longer candidate pays no brevity penalty
-    assert metrics.bleu4("a b c d a b c d".split(), "a b c d".split()) == pytest.approx(np.prod(clipped) ** 0.25)
+    assert metrics.bleu4(list("abcdabcd"), list("abcd")) == pytest.approx(np.prod(clipped) ** 0.25)
 
 
 def test_surface_diversity_is_0_for_equal_texts_and_1_without_a_common_4_gram():
@@ -209,7 +209,7 @@ def test_surface_diversity_is_0_for_equal_texts_and_1_without_a_common_4_gram():
     assert metrics.d_surf(["one two three four", "five six seven eight", "one two three nine"]) == 1
     texts = ["keep the small numbers and add them", "keep the small numbers and count them", "sort all"]
     pairs = [metrics.bleu4(metrics.words(a), metrics.words(b)) for a, b in permutations(texts, 2)]
-    assert 0 < metrics.d_surf(texts) == pytest.approx(1 - sum(pairs) / 6) < 1
+    assert metrics.d_surf(texts) == pytest.approx(1 - sum(pairs) / 6) and 0 < sum(pairs) < 6
     with pytest.raises(ValueError, match="at least two"):
         metrics.d_surf(["alone"])
 
