@@ -28,7 +28,7 @@ import hashlib
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -130,6 +130,11 @@ def draw(logits: Tensor, u: Tensor, temperature: float, top_k: int = 0, top_p: f
 
 def round_up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
+
+
+def first_rows(state, n: int):
+    """The first n rows of a decoding state, as views into it."""
+    return replace(state, pos=state.pos[:n], layers=[tuple(t[:n] for t in layer) for layer in state.layers])
 
 
 # ------------------------------------------------------------------------------------------------ the engine
@@ -264,10 +269,7 @@ class Engine:
             self._seat([slots[i] for i in whole], [jobs[i] for i in whole], logits)
         if rest:
             tails = [jobs[i].prompt[len(shared[i]):] for i in rest]
-            # room for the tails padded to a bucket: padding is computed, and must have a place to go
-            n = round_up(len(rest), MIN_ROWS)
-            spare = self.module.new_state(n, round_up(max(len(shared[i]) for i in rest), BUCKET)
-                                          + round_up(max(map(len, tails)), BUCKET))
+            spare = self.module.new_state(round_up(len(rest), MIN_ROWS), max(len(jobs[i].prompt) for i in rest))
             for at, i in enumerate(rest):
                 state, row, _ = self.pool[shared[i]]
                 self._fork(spare, [at], state, [row])
@@ -348,7 +350,7 @@ class Engine:
         self.stats.live_row_steps += len(self.owner)
 
     def _advance(self, attended: int) -> None:
-        view = self.state if self.rows == self.slots or not self.module.can_fork else self.state.first(self.rows)
+        view = self.state if self.rows == self.slots or not self.module.can_fork else first_rows(self.state, self.rows)
         logits = self.module.step(self.current[:self.rows], view, attended)
         view.pos.clamp_(max=self.capacity - 1)     # slots without an owner idle in place
         self._take(self.index[:self.rows], logits)
