@@ -31,7 +31,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 EPS = 1e-6              # Eq. 11, 12, 17: added to the std, outside the root
@@ -229,8 +229,9 @@ def shard(module: nn.Module, compute_dtype: torch.dtype, device: torch.device | 
         fully_shard(unit, mp_policy=full)
     for block in module.blocks:
         fully_shard(block, mp_policy=low)
-    # the root (embedding, head) stays whole between forward and backward; a reference has no backward
-    return fully_shard(module, mp_policy=low, reshard_after_forward=None if trains else True)
+    # by default the root stays whole until its backward: after a forward without one, parameters() would hand out
+    # whole tensors whose memory is freed later (measured: a segmentation fault). One more gather of the embedding.
+    return fully_shard(module, mp_policy=low, reshard_after_forward=True)
 
 
 @torch.no_grad()

@@ -1,0 +1,367 @@
+"""What only scripts need: the process group, the run folder, logs, progress, checkpoints, and errors people can read.
+
+    with common.explain():                                       # a user's mistake is one line and exit status 2
+        ranks = common.setup(args.seed, args.device, args.threads, timeout)
+        run = common.run_folder(args.model, args.run, args.seed)
+        start, said = common.stage_model(run, ("warmup", "sft"), args.model)
+        stop = common.stop_flag()                                # SIGTERM: finish with a checkpoint
+        path = common.newest_checkpoint(run / "cppo")
+        state = common.load_checkpoint(path, policy, optimizer) if path else {"step": 0, "logs": {}}
+        log = common.Log(run / "cppo", state["logs"], ranks)
+        ...
+        common.save_checkpoint(run / "cppo", step, policy, optimizer, {"logs": log.offsets()}, args.keep)
+
+The same script runs under plain python (a process group of one, no port) and under torchrun, several nodes included; the
+run folder must then be on a file system that all of them see.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from tqdm import tqdm
+
+RUNS = Path("runs")
+PARTIAL = ".partial"            # suffix of what is still being written or already being deleted
+PROGRESS_SECONDS = 15.0         # between lines of progress where there is no terminal
+DECODING_ALLOWANCE = timedelta(minutes=30)      # how much later than the first the slowest rank may finish decoding
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Processes
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among its peers. `gather` and `any` are collective: every rank calls them, in the same order."""
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    def gather(self, item) -> list:
+        """The items of all ranks, by rank, on the main one; elsewhere []."""
+        items = [None] * self.world if self.main else None
+        dist.gather_object(item, items)
+        return items or []
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is set on any rank: ranks must leave a loop together."""
+        flags = torch.tensor(int(flag))
+        dist.all_reduce(flags, dist.ReduceOp.MAX)
+        return bool(flags)
+
+    def barrier(self) -> None:
+        self.any(False)
+
+
+def setup(seed: int = 0, device: str = "auto", threads: int = 1, timeout: timedelta = timedelta(hours=1)) -> Ranks:
+    """Process group, device, seeds, threads. `timeout` is how long a collective may wait for the slowest rank
+    (see `collective_timeout`). With threads > 1 results may differ in the last bit between thread counts."""
+    rank, world, slot = (int(os.environ.get(name, default)) for name, default in
+                         (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        if slot >= torch.cuda.device_count():
+            raise ValueError(f"process {slot} of this machine has no GPU ({torch.cuda.device_count()} found): start "
+                             f"one process a GPU, or pass --device cpu")
+        torch.cuda.set_device(slot)
+    if threads:
+        torch.set_num_threads(threads)
+    if not dist.is_initialized():
+        where = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if "RANK" not in os.environ else {}
+        backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timeout, **where)
+    random.seed(seed)
+    np.random.seed(seed % 2 ** 32)
+    torch.manual_seed(seed)
+    return Ranks(rank, world, torch.device(device, slot) if device == "cuda" else torch.device(device))
+
+
+def collective_timeout(programs: int, seconds_a_program: float, workers: int) -> timedelta:
+    """How long the first rank may have to wait for the last. Verification of `programs` (one rank's, one step) takes
+    at worst their time limit each; torch's own default of ten minutes would end a run for one slow batch."""
+    return DECODING_ALLOWANCE + timedelta(seconds=2 * math.ceil(programs / workers) * seconds_a_program)
+
+
+def stop_flag() -> Callable[[], bool]:
+    """From here on SIGTERM (a preempted job, torchrun going down) sets a flag instead of ending the process."""
+    asked = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    return asked.is_set
+
+
+@contextmanager
+def explain():
+    """A user's mistake (ValueError, a missing file) ends in one line on stderr and status 2, running out of GPU memory
+    in one line and status 1. Anything else is our bug and keeps its traceback; CPPO_TRACEBACK=1 shows it for all."""
+    try:
+        yield
+    except (ValueError, OSError, torch.OutOfMemoryError) as error:
+        if os.environ.get("CPPO_TRACEBACK"):
+            raise
+        rank = os.environ.get("RANK", "0")
+        said = " ".join(str(error).split()) or type(error).__name__
+        print(f"error: {said}" if rank == "0" else f"error on rank {rank}: {said}", file=sys.stderr, flush=True)
+        raise SystemExit(1 if isinstance(error, torch.OutOfMemoryError) else 2) from None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Flags, the run folder
+
+def add_common_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("run")
+    group.add_argument("--model", required=True, help="checkpoint folder, or id on the hub, that the run starts from")
+    group.add_argument("--revision", help="branch, tag or commit of a model on the hub (default: the newest)")
+    group.add_argument("--run", metavar="NAME", help="folder under runs/ (default: the model's name, -seedN for N > 0)")
+    group.add_argument("--seed", type=int, default=0, help="of everything random (default %(default)s)")
+    group.add_argument("--steps", type=int, help="optimizer steps (default: the stage's own)")
+    group.add_argument("--problems", metavar="FILE", help="problems, JSON lines (default: the stage's pool in corpora/)")
+    group.add_argument("--fresh", action="store_true", help="start the stage over, deleting what it has written")
+    group.add_argument("--keep", type=int, default=2, help="checkpoints kept, 0 for all (default %(default)s)")
+    group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default %(default)s)")
+    group.add_argument("--threads", type=int, default=1, help="CPU threads a process, 0 for torch's own choice; exact "
+                       "resume holds at a fixed number (default %(default)s)")
+
+
+def run_folder(model: str, run: str | None = None, seed: int = 0, variant: str = "") -> Path:
+    """runs/NAME. NAME is `run`, else the model's own name (of runs/X/sft/final it is X), -seedN for N > 0, -variant."""
+    if run:
+        return RUNS / run
+    parts = Path(model).parts
+    name = parts[-3] if len(parts) >= 3 and parts[-1] == "final" else Path(model).name
+    return RUNS / (name + (f"-seed{seed}" if seed else "") + (f"-{variant}" if variant else ""))
+
+
+def stage_model(run: Path, stages: Iterable[str], fallback: str) -> tuple[str, str]:
+    """Where a stage starts: `final/` of the first of `stages` (the newest stage first) that is finished, else
+    `fallback`. Returns (path, one line that says which)."""
+    stages = list(stages)
+    for stage in stages:
+        path = run / stage / "final"
+        if (path / "config.json").exists():
+            return str(path), f"starting from stage {stage}: {path}"
+    return fallback, f"no stage of {', '.join(stages)} is finished in {run}: starting from {fallback} itself"
+
+
+def tree_hash(folder: str | Path) -> str:
+    """sha256 over names and bytes of a checkpoint's files; for a file, of the file; "" for what is not on this disk."""
+    path, digest = Path(folder), hashlib.sha256()
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    for file in sorted(p for p in path.rglob("*") if p.is_file()):
+        digest.update(f"{file.relative_to(path).as_posix()} {tree_hash(file)}\n".encode())
+    return digest.hexdigest() if path.is_dir() else ""
+
+
+def write_config(folder: Path, args: argparse.Namespace, extra: dict | None = None,
+                 checkpoints: dict[str, str] | None = None) -> dict:
+    """config.json: flags, command, versions, commit, `extra` (what was missing or degraded), path and hash of every
+    checkpoint used. A resumed run adds what changed in the flags. Call it on the main rank."""
+    import transformers
+    here = Path(__file__).resolve().parent
+    git = lambda *words: subprocess.run(["git", "-C", here, *words], capture_output=True, text=True).stdout.strip()
+    config = {
+        "flags": {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()},
+        "command": sys.argv, "commit": git("rev-parse", "HEAD") or "unknown",
+        "uncommitted_changes": bool(git("status", "--porcelain", "--untracked-files=no")),
+        "versions": {"python": sys.version.split()[0], "torch": torch.__version__, "numpy": np.__version__,
+                     "transformers": transformers.__version__},
+        "processes": dist.get_world_size() if dist.is_initialized() else 1, "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "checkpoints": {name: {"path": str(path), "sha256": tree_hash(path)}
+                        for name, path in (checkpoints or {}).items()},
+        **(extra or {})}
+    path = folder / "config.json"
+    if path.exists():
+        earlier = json.loads(path.read_text())
+        changed = {name: [earlier["flags"].get(name), value] for name, value in config["flags"].items()
+                   if earlier["flags"].get(name) != value}
+        for name, (was, now) in changed.items():
+            print(f"resuming with another --{name.replace('_', '-')}: {now}, was {was}", file=sys.stderr)
+        config["changed_on_resume"] = earlier.get("changed_on_resume", []) + ([changed] if changed else [])
+    write_file(path, json.dumps(config, indent=1, default=str) + "\n")
+    return config
+
+
+def warmup(lr: float, step: int, steps: int) -> float:
+    """Learning rate of step 0, 1, ...: a straight line to `lr` over the first `steps`, then `lr`."""
+    return lr * min(1.0, (step + 1) / steps) if steps else lr
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Logs
+
+class Log:
+    """JSON lines under a stage's folder, written by the main rank alone. On resume every file is cut to the length it
+    had at the checkpoint, so that a step done twice is logged once; a first start cuts them to nothing."""
+
+    def __init__(self, folder: Path, offsets: dict[str, int], ranks: Ranks, wandb: str | None = None):
+        self.folder, self.files, self.wandb = folder, {}, None
+        self.main = ranks.main
+        if not self.main:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.glob("*.jsonl"):
+            if path.stat().st_size < offsets.get(path.name, 0):
+                raise ValueError(f"{path} is shorter than at the last checkpoint: put it back, or start over with --fresh")
+            os.truncate(path, offsets.get(path.name, 0))
+        if wandb:
+            import wandb as service
+            self.wandb = service.init(project=wandb, name=f"{folder.parent.name}/{folder.name}", dir=str(folder))
+
+    def write(self, name: str, record: dict) -> None:
+        """Append a line to NAME.jsonl. Numbers that JSON cannot say (inf, nan) become null."""
+        if not self.main:
+            return
+        file = self.files.get(name) or self.files.setdefault(name, (self.folder / f"{name}.jsonl").open("a"))
+        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+        file.write(json.dumps(plain, ensure_ascii=False) + "\n")
+        file.flush()
+        if self.wandb and name == "metrics":
+            self.wandb.log(plain, step=plain.get("step"))
+
+    def offsets(self) -> dict[str, int]:
+        """Length in bytes of every file, once it is on disk: part of a checkpoint."""
+        for file in self.files.values():
+            os.fsync(file.fileno())
+        return {path.name: path.stat().st_size for path in self.folder.glob("*.jsonl")} if self.main else {}
+
+
+def progress(items: Iterable | int, desc: str, total: int | None = None) -> Iterator:
+    """The items again (or range(items)) with a bar on a terminal, a line every quarter of a minute elsewhere. Main rank
+    only; the others just get the items."""
+    items = range(items) if isinstance(items, int) else items
+    total = len(items) if total is None and hasattr(items, "__len__") else total
+    if os.environ.get("RANK", "0") != "0":
+        yield from items
+        return
+    if sys.stderr.isatty():
+        yield from tqdm(items, desc=desc, total=total, leave=False, dynamic_ncols=True)
+        return
+    start = said = time.monotonic()
+    for done, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if now - said >= PROGRESS_SECONDS:
+            said = now
+            print(f"{desc}: {done}{f' of {total}' if total else ''} after {now - start:.0f} s", file=sys.stderr, flush=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files that are whole or not there
+
+def flush(path: Path) -> None:
+    """Have the kernel put a file, or a folder's list of names, on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_file(path: Path, text: str) -> None:
+    """Written aside, flushed, renamed: a reader sees the old text or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + PARTIAL)
+    aside.write_text(text)
+    flush(aside)
+    os.replace(aside, path)
+    flush(path.parent)
+
+
+def publish(aside: Path, folder: Path) -> None:
+    """Flush a finished folder and give it its name; an older one of that name is replaced."""
+    for path in [*aside.rglob("*"), aside]:
+        flush(path)
+    if folder.exists():
+        remove(folder)
+    os.rename(aside, folder)
+    flush(folder.parent)
+
+
+def remove(folder: Path) -> None:
+    """Delete a folder that must never be met half deleted: its name goes first."""
+    doomed = folder.with_name(folder.name + ".old" + PARTIAL)
+    shutil.rmtree(doomed, ignore_errors=True)
+    os.rename(folder, doomed)
+    shutil.rmtree(doomed)
+
+
+@contextmanager
+def published(folder: Path) -> Iterator[Path]:
+    """A folder to write into that appears as `folder` when the block ends well (`final/`)."""
+    aside = folder.with_name(folder.name + PARTIAL)
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    yield aside
+    publish(aside, folder)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Checkpoints
+
+def save_checkpoint(folder: Path, step: int, module: torch.nn.Module, optimizer: torch.optim.Optimizer, extra: dict,
+                    keep: int = 2) -> Path:
+    """folder/step_NNNNNN with weights, optimizer state and `extra` (JSON; the main rank's counts). Collective: every rank
+    writes its shards. What was left by a process that died is cleared first, what is older than the newest `keep` last."""
+    main, path = dist.get_rank() == 0, folder / f"step_{step:06d}"
+    aside = path.with_name(path.name + PARTIAL)
+    if main:
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(f"step_*{PARTIAL}"):
+            shutil.rmtree(left)
+        aside.mkdir()
+    weights, moments = get_state_dict(module, optimizer)
+    dist.barrier()
+    dcp.save({"module": weights, "optimizer": moments}, checkpoint_id=aside)
+    if main:
+        (aside / "state.json").write_text(json.dumps({"step": step, **extra}))
+        publish(aside, path)
+        for old in checkpoints(folder)[:-keep or None] if keep else []:
+            remove(old)
+    dist.barrier()
+    return path
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Complete ones, oldest first."""
+    return sorted(p.parent for p in folder.glob("step_*/state.json") if re.fullmatch(r"step_\d+", p.parent.name))
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    return (checkpoints(folder) or [None])[-1]
+
+
+def load_checkpoint(path: Path, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict:
+    """Weights and optimizer state in place, whatever the number of ranks that wrote them; returns `extra` with the step.
+    Collective."""
+    weights, moments = get_state_dict(module, optimizer)
+    state = {"module": weights, "optimizer": moments}
+    dcp.load(state, checkpoint_id=path)
+    set_state_dict(module, optimizer, model_state_dict=state["module"], optim_state_dict=state["optimizer"])
+    return json.loads((path / "state.json").read_text())
