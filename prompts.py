@@ -402,12 +402,14 @@ def parse_faults(text: str) -> list[str] | None:
 
 
 def extract_answer(text: str) -> str | None:
-    """The value of the last [ANSWER]...[/ANSWER], without what an `assert f(x) ==` in it repeats; None if there is none."""
+    """The value of the last [ANSWER]...[/ANSWER], without an `assert f(x) ==` before it; None if there is none."""
     found = re.findall(r"\[ANSWER\](.*?)\[/ANSWER\]", cut_thought(text), re.DOTALL)
     if not found:
         return None
-    value = found[-1].strip().removeprefix("assert ")
-    return value.rpartition("==")[2].strip() or None
+    value = found[-1].strip()
+    if value.startswith("assert "):
+        value = value.partition("==")[2].strip()
+    return value or None
 
 
 def parse_category(text: str) -> str | None:

@@ -1,0 +1,5 @@
+"""One thread for every test: what is asserted bit for bit holds at a fixed number of threads (and small tensors are faster so)."""
+
+import torch
+
+torch.set_num_threads(1)
