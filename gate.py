@@ -101,14 +101,15 @@ def save_labels(path: str, labels: list[Label]) -> None:
 
 
 def split(labels: list[Label], share: float = 0.2, seed: int = 0) -> tuple[list[Label], list[Label]]:
-    """Training and held-out labels, by problem: no problem is in both. Appendix D holds out 278 of 1,388, a fifth.
+    """Training and held-out labels, by problem: no statement is in both. Appendix D holds out 278 of 1,388, a fifth.
 
-    A problem's side depends on its id and the seed alone, so a pool that grows moves nothing to the other side.
+    A problem's side follows from its statement and the seed alone: a pool that grows moves nothing to the other side, and
+    a statement that stands there under two ids is one problem.
     """
-    def held_out(problem_id: str) -> bool:
-        digest = hashlib.sha256(f"{seed}:{problem_id}".encode()).digest()
+    def held_out(x: Label) -> bool:
+        digest = hashlib.sha256(f"{seed}:{' '.join(x.statement.split())}".encode()).digest()
         return int.from_bytes(digest[:8]) < share * 2 ** 64
-    return [x for x in labels if not held_out(x.problem_id)], [x for x in labels if held_out(x.problem_id)]
+    return [x for x in labels if not held_out(x)], [x for x in labels if held_out(x)]
 
 
 def balance(labels: list[Label], seed: int = 0) -> list[Label]:

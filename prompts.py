@@ -283,11 +283,7 @@ class PlanError(ValueError):
 def cut_thought(text: str) -> str:
     """What stands after the last closed thought (Qwen's </think>, Gemma's <channel|>); nothing if a thought never closes."""
     for opened, closed in (("<think>", "</think>"), ("<|channel>", "<channel|>")):
-        head, mark, tail = text.rpartition(closed)
-        if mark:
-            text = tail
-        if opened in text:
-            return text.partition(opened)[0]
+        text = text.rpartition(closed)[2].partition(opened)[0]
     return text
 
 
