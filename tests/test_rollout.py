@@ -1,0 +1,186 @@
+"""The sampler: what a row samples is its own affair, and what is recorded of it is what was sampled."""
+
+import random
+
+import numpy as np
+import pytest
+import tiny
+import torch
+import transformers
+
+import model
+import prompts
+import rollout
+from rollout import Engine, Job
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    folder = tiny.qwen(tmp_path_factory.mktemp("rollout") / "qwen")
+    return model.load(folder), tiny.tokenizer(), folder
+
+
+def ragged_jobs(n: int = 60) -> list[Job]:
+    rng = random.Random(0)
+    ids = lambda k: [rng.randrange(5, 290) for _ in range(k)]
+    prefixes = [ids(rng.randint(3, 150)) for _ in range(5)]
+    jobs = []
+    for i in range(n):
+        prefix = prefixes[i % 5]
+        jobs.append(Job(prefix + ids(rng.randint(0, 90) if i % 3 else 0), (7, i), rng.randint(1, 40), shared=len(prefix), tag=i))
+    return jobs
+
+
+def run(module, tokenizer, jobs, slots, **settings) -> dict:
+    return {job.tag: sample for job, sample in Engine(module, tokenizer, slots, **settings).run(jobs)}
+
+
+def test_samples_are_bit_for_bit_the_same_at_any_slot_count_and_in_any_order(loaded):
+    module, tokenizer, _ = loaded
+    want = run(module, tokenizer, ragged_jobs(), 8)
+    assert len(want) == 60 and len({tuple(s.ids) for s in want.values()}) > 50
+    for slots, order in ((24, 1), (64, 1), (256, 1), (16, -1)):
+        assert run(module, tokenizer, ragged_jobs()[::order], slots) == want
+
+
+def test_the_shared_prefix_is_a_hint_that_changes_no_token(loaded):
+    module, tokenizer, _ = loaded
+    want, jobs = run(module, tokenizer, ragged_jobs(), 64), ragged_jobs()
+    for job in jobs:
+        job.shared = None
+    got = run(module, tokenizer, jobs, 64)
+    assert all(got[i].ids == want[i].ids for i in want)
+    assert max(abs(a - b) for i in want for a, b in zip(got[i].logprobs, want[i].logprobs, strict=True)) < 1e-4
+
+
+def test_recorded_log_probs_are_those_of_transformers_at_the_sampling_temperature(loaded):
+    module, tokenizer, folder = loaded
+    reference = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    jobs = ragged_jobs(20)
+    for i, sample in run(module, tokenizer, jobs, 16, temperature=0.7).items():
+        prompt = jobs[i].prompt
+        with torch.no_grad():
+            logits = reference(torch.tensor([prompt + sample.ids])).logits[0, len(prompt) - 1:-1, :len(tokenizer)] / 0.7
+        want = logits.log_softmax(-1).gather(-1, torch.tensor(sample.ids)[:, None])[:, 0]
+        assert (want - torch.tensor(sample.logprobs)).abs().max() < 5e-5
+
+
+def test_greedy_replies_are_those_of_transformers_generate(loaded):
+    module, tokenizer, folder = loaded
+    reference = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    ends = rollout.end_ids(module, tokenizer)
+    for job in ragged_jobs(6):
+        job.max_new_tokens = 25
+        got = run(module, tokenizer, [job], 8, temperature=0)[job.tag]
+        with torch.no_grad():
+            out = reference.generate(torch.tensor([job.prompt]), max_new_tokens=25, do_sample=False, eos_token_id=list(ends),
+                                     suppress_tokens=list(range(len(tokenizer), tiny.VOCAB)))
+        assert got.ids == out[0, len(job.prompt):].tolist()
+
+
+def test_replies_keep_the_end_token_they_sampled_and_never_gain_one(loaded):
+    module, tokenizer, _ = loaded
+    samples = run(module, tokenizer, ragged_jobs(200), 64, temperature=3.0)
+    jobs = {job.tag: job for job in ragged_jobs(200)}
+    ends = rollout.end_ids(module, tokenizer)
+    assert {s.finish for s in samples.values()} == {"eos", "length"}
+    for i, s in samples.items():
+        assert len(s.ids) == len(s.logprobs) <= jobs[i].max_new_tokens
+        assert (s.ids[-1] in ends) == (s.finish == "eos") and not ends & set(s.ids[:-1])
+        assert max(s.ids) < len(tokenizer)                      # the padded part of the vocabulary has no words
+        assert s.text == tokenizer.decode(s.ids[:-1] if s.finish == "eos" else s.ids)
+
+
+def test_every_id_that_ends_a_turn_is_known(loaded):
+    module, tokenizer, _ = loaded
+    assert rollout.end_ids(module, tokenizer) == {tokenizer.convert_tokens_to_ids(t) for t in (tiny.END, tiny.PAD)}
+    module_without = model.build(tiny.QWEN)
+    assert rollout.end_ids(module_without, tokenizer) == {tokenizer.convert_tokens_to_ids(tiny.END)}
+
+
+def test_a_stop_ends_the_row_at_the_first_token_that_satisfies_it(loaded):
+    module, tokenizer, _ = loaded
+    jobs = ragged_jobs(30)
+    free = run(module, tokenizer, jobs, 16, temperature=1.5)
+    for job in jobs:
+        job.stop = lambda text: len(text) >= 8
+    for i, s in run(module, tokenizer, jobs, 16, temperature=1.5).items():
+        texts = [len(tokenizer.decode(free[i].ids[:n])) >= 8 for n in range(1, len(free[i].ids) + 1)]
+        n = texts.index(True) + 1 if True in texts else len(texts)
+        assert s.ids == free[i].ids[:n]
+        assert s.finish == "stop" or n == len(texts)
+
+
+def test_inverse_cdf_gives_every_id_its_share_of_the_unit_interval():
+    logits = torch.tensor([0.3, -1.0, -torch.inf, 2.0, 0.0])
+    u = (torch.arange(20_000) + 0.5) / 20_000
+    ids, logp = rollout.draw(logits.expand(20_000, 5), u, temperature=0.7)
+    want = (logits / 0.7).softmax(-1)
+    assert (torch.bincount(ids, minlength=5) / 20_000 - want).abs().max() < 1e-4
+    assert torch.allclose(logp, want.log()[ids], atol=1e-6)
+    assert rollout.draw(torch.tensor([[-torch.inf, 1.0]]), torch.zeros(1), 1.0)[0] == 1      # u = 0 and probability 0
+
+
+def test_top_k_and_top_p_keep_what_their_definitions_keep():
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0, -2.0]])
+    p = logits.softmax(-1)[0]
+    u = torch.linspace(0, 0.9999, 2000)
+    seen = lambda **kw: set(rollout.draw(logits.expand(2000, 5), u, 1.0, **kw)[0].tolist())
+    assert seen() == {0, 1, 2, 3, 4} and seen(top_k=2) == {0, 1}
+    for cut in (0.3, 0.7, 0.9, 0.99):
+        want, mass = set(), 0.0
+        for i in range(5):                       # the smallest set of likeliest ids that holds at least `cut`
+            if mass < cut:
+                want.add(i)
+            mass += p[i].item()
+        assert seen(top_p=cut) == want
+
+
+def test_a_row_s_stream_depends_on_its_key_alone():
+    assert np.array_equal(rollout.uniforms((0, "a", 1), 5), rollout.uniforms((0, "a", 1), 9)[:5])
+    assert not np.array_equal(rollout.uniforms((0, "a", 1), 5), rollout.uniforms((0, "a", 2), 5))
+    long = rollout.uniforms((3,), 100_000)
+    assert long.dtype == np.float32 and 0 <= long.min() and long.max() < 1 and abs(long.mean() - 0.5) < 0.005
+
+
+class Problem:
+    def __init__(self, id):
+        self.id, self.statement, self.starter_code, self.fn_name = id, f"Problem {id}.", "", None
+
+
+def test_branches_follow_their_plans_and_a_plan_that_does_not_parse_has_none(loaded, monkeypatch):
+    module, tokenizer, _ = loaded
+    monkeypatch.setattr(prompts, "parse_plan", lambda text, k: ["zigzag", "roundabout"] if len(text) % 2 else _refuse())
+    judged = []
+    tuples = rollout.sample_tuples(Engine(module, tokenizer, 16), [Problem("p"), Problem("q")], 6, 2, (0, 1), 12, 9,
+                                   lambda problem, program: judged.append((problem.id, program)) or len(judged))
+    flat = [(p, t) for p, of_problem in enumerate(tuples) for t in of_problem]
+    assert len(flat) == 12 and {len(t.branches) for _, t in flat} == {0, 2}
+    assert len(judged) == sum(len(t.branches) for _, t in flat)
+    for p, t in flat:
+        assert (t.strategies is None) == (t.error is not None) == (not t.branches)
+        for strategy, b in zip(t.strategies or [], t.branches, strict=True):
+            assert b.strategy == strategy and b.verdict is not None
+            whole = tokenizer.decode(b.prompt)
+            assert strategy in whole and f"Problem {'pq'[p]}." in whole
+            assert strategy not in tokenizer.decode(b.prompt[:b.shared]) and f"Problem {'pq'[p]}." in tokenizer.decode(b.prompt[:b.shared])
+
+
+def _refuse():
+    raise prompts.PlanError("no")
+
+
+def test_a_rollout_can_be_abandoned_between_two_tokens(loaded):
+    module, tokenizer, _ = loaded
+    steps = iter([False] * 3 + [True])
+    with pytest.raises(rollout.Abandoned):
+        run(module, tokenizer, ragged_jobs(), 16, stop_flag=lambda: next(steps))
+
+
+def test_impossible_jobs_are_refused_in_words(loaded):
+    module, tokenizer, _ = loaded
+    for job, said in ((Job([5] * 5000, (0,), 10), "context of 4096"), (Job([], (0,), 1), "needs a prompt"), (Job([1], (0,), 0), "needs a")):
+        with pytest.raises(ValueError, match=said):
+            run(module, tokenizer, [job], 8)
+    with pytest.raises(ValueError, match="slots 0"):
+        Engine(module, tokenizer, 0)
