@@ -112,22 +112,15 @@ Check this list of {k} methods for these faults:
 - off_topic: one is not about this problem
 Whether the methods would solve the problem does not matter. Reply with one line: "faults: none", or "faults:" and the names of
 the faults that apply, separated by commas.""",
-    # LiveCodeBench output prediction (Table 7)
-    "execution": """Here is a Python function and a call of it.
-
-```python
-{code}
-```
-
-What does `{call}` return? Give the value as a Python literal, on the last line of your reply, as
-[ANSWER]value[/ANSWER]""",
+    # LiveCodeBench output prediction (Table 7): every method's prompts work on it, with this {statement} and {format}
     "test_output": """{statement}
 
 ```python
 {starter_code}
 ```
 
-What does the correct solution return for the call `{call}`? Give the value as a Python literal, on the last line of your reply, as
+What does the correct solution return for the call `{call}`?""",
+    "answer_format": """Give the value as a Python literal, on the last line of your reply, as
 [ANSWER]value[/ANSWER]""",
     # Appendix F: the taxonomy of D_alg
     "classify_plan": """Problem:
@@ -184,11 +177,16 @@ def fill(name: str, **values) -> str:
 
 def _about(problem) -> dict:
     """The holes that a problem fills in every template."""
-    if problem.fn_name or problem.starter_code:
+    statement, kind = problem.statement.strip(), getattr(problem, "kind", "code")
+    if kind == "test_output":
+        statement = fill("test_output", statement=statement, starter_code=problem.starter_code, call=problem.call)
+    if kind != "code":
+        form = TEMPLATES["answer_format"]
+    elif problem.fn_name or problem.starter_code:
         form = CALL_FORMAT.replace("{fn_name}", problem.fn_name or "the function").replace("{starter_code}", problem.starter_code)
     else:
         form = CODE_FORMAT
-    return {"statement": problem.statement.strip(), "format": form, "starter_code": problem.starter_code}
+    return {"statement": statement, "format": form, "starter_code": problem.starter_code}
 
 
 def plan(problem, k: int = 4) -> str:
@@ -244,17 +242,6 @@ def judge_candidates(problem, candidates: list[str]) -> str:
 
 def judge_plan(problem, plan_text: str, k: int = 4) -> str:
     return fill("judge_plan", plan=plan_text.strip(), k=k, **_about(problem))
-
-
-def execution(problem) -> str:
-    return fill("execution", code=problem.code, call=problem.call)
-
-
-def test_output(problem) -> str:
-    return fill("test_output", call=problem.call, **_about(problem))
-
-
-test_output.__test__ = False          # a prompt, not a test: keeps pytest from collecting it where it is imported
 
 
 def classify(text: str, statement: str | None = None) -> str:
