@@ -88,6 +88,11 @@ These {k} methods were chosen for the problem:
 {plan}
 
 In a few sentences, think through what the problem asks and why these are worth trying, without solving it and without code.""",
+    # a made negative for the gate: the same method twice
+    "rephrase": """Say this method again in other words, so that it stays exactly the same method. Reply with one concise sentence of
+at most 45 words, without code and without a label.
+
+{strategy}""",
     "judge_candidates": """Problem:
 {statement}
 
@@ -234,6 +239,10 @@ def teacher(problem, n: int = 6) -> str:
 
 def teacher_trace(problem, strategies: list[str]) -> str:
     return fill("teacher_trace", plan=format_plan(strategies), k=len(strategies), **_about(problem))
+
+
+def rephrase(strategy: str) -> str:
+    return fill("rephrase", strategy=strategy)
 
 
 def judge_candidates(problem, candidates: list[str]) -> str:
