@@ -1,0 +1,684 @@
+"""Offline data for stages 1 and 2: gold tuples for the planner (Appendix C.4) and labels for the validity gate (Appendix D).
+
+    python teacher.py gold   --teacher SPEC --judge SPEC     # -> corpora/gold.jsonl, for train_sft.py
+    python teacher.py labels --teacher SPEC --judge SPEC     # -> corpora/labels_train.jsonl, labels_val.jsonl, for train_rm.py
+
+    SPEC   http://host/v1#model   an endpoint with OpenAI's chat completions; its key comes from the environment alone
+           a folder or a hub id   a model, through rollout.py
+           module:name            a function: judge(statement, plan text) -> faults, teacher(problem, n) -> candidates
+           rule                   no model. As a judge: the visible contract and a few rules about words. As a teacher:
+                                  stock sentences filled with the statement's words, to try the wiring and not to train on
+
+The funnel: the teacher proposes six methods a problem; those that break the plan contract by their form are dropped; the judge
+keeps what is specific, actionable, code-free and new; a problem with at least K kept ones gives a gold tuple and the teacher
+writes the thought that leads to it. Gate labels start from the same funnel: every K of the kept methods are a positive, and from
+each a negative is made that looks as well formed (a method repeated in other words, an implementation given away, general
+advice, another problem's methods). `--candidates planner` labels samples of the current planner instead, `both` does both.
+
+Every answer of a model is kept in CACHE under the hash of its request. A run that was cut off continues there, one that is
+finished gives the same files again without a model, and a request is never paid for twice.
+
+Departures from the paper, and what it leaves open:
+ 1. Appendix D labels teacher plans and made negatives, Appendix O samples of the planner: hence --candidates.
+ 2. Training and validation labels share no problem; the paper says disjoint. As many Pass as Fail by problem (gate.balance).
+ 3. Negatives are labelled by how they were made; the judge is asked about planner samples only.
+ 4. A judge's rubric is the gate's contract of section 3.2. No prompt asks whether a method would solve the problem.
+"""
+
+import argparse
+import hashlib
+import http.client
+import importlib
+import itertools
+import json
+import os
+import random
+import re
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, TypeVar
+
+import common
+import data
+import gate
+import prompts
+from data import Problem
+
+T = TypeVar("T")
+CANDIDATES = 6              # Appendix B: proposals a problem
+ATTEMPTS = 3                # a reply that cannot be parsed is asked for again, with another seed, this often in all
+BATCH = 64                  # problems that go through the funnel together; it stops after a batch once there is enough
+FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0    # seconds between retries of a request, doubling from the first to the longest
+GIVE_UP = 8                 # requests without an answer before the first answer: nobody is there
+REPEAT_TEMPERATURE = 0.7    # of a greedy judge that is asked again because its reply could not be used
+MAX_REPLY_BYTES = 16 << 20
+RETRIED = {408, 409, 425, 429}          # HTTP states that pass, beside 5xx
+
+Judge = Callable[[str, str], list[str]]             # (statement, plan text) -> faults among prompts.FAULTS, [] for Pass
+Teacher = Callable[[Problem, int], list[str]]       # (problem, n) -> candidates
+
+
+# ------------------------------------------------------------------------------------------------ models that answer
+
+class Endpoint:
+    """An OpenAI-compatible server. `answer` is called from several threads at a time."""
+
+    def __init__(self, spec: str, key: str | None = None, options: dict | None = None, concurrency: int = 8, timeout: float = 120,
+                 retries: int = 6, first_wait: float = FIRST_WAIT):
+        url, mark, name = spec.partition("#")
+        if not mark or not name:
+            raise ValueError(f"{spec!r} names no model: write it as {url.rstrip('/') or 'http://host/v1'}#model")
+        self.url = url.rstrip("/") + "/chat/completions"
+        self.key, self.concurrency, self.timeout, self.retries, self.first_wait = key, concurrency, timeout, retries, first_wait
+        # an option that is null is not sent: some servers refuse a temperature, some call max_tokens something else
+        given = {"temperature": 0.7, "max_tokens": 2048} | (options or {})
+        self.request = {"model": name} | {k: v for k, v in given.items() if v is not None}
+        self.identity = self.request        # not the host: the same model elsewhere gives the same answers
+        self.trouble = "no request yet"     # the last one, for the message when nobody answers
+        self.stopped = threading.Event()    # set when the caller leaves: threads that wait for a retry end at once
+
+    def answers(self, texts: Sequence[str], attempt: int) -> Iterator[tuple[int, str | None]]:
+        """(place, reply) as they come; None for a request that failed after all retries. ValueError if the server refuses."""
+        pool = ThreadPoolExecutor(self.concurrency)
+        try:
+            places = {pool.submit(self.answer, text, attempt): i for i, text in enumerate(texts)}
+            for future in as_completed(places):
+                yield places[future], future.result()
+        except BaseException:
+            self.stopped.set()
+            raise
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def answer(self, text: str, attempt: int) -> str | None:
+        body = {**self.request, "messages": [{"role": "user", "content": text}]}
+        if attempt:                         # another answer than the last one; the first time without, not every server knows seeds
+            body |= {"seed": attempt} | ({"temperature": REPEAT_TEMPERATURE} if body.get("temperature") == 0 else {})
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
+        wait = self.first_wait
+        for turn in range(self.retries + 1):
+            if turn:
+                if self.stopped.wait(wait * (1 + random.random() / 4)):     # not all threads at once
+                    return None
+                wait = min(2 * wait, LONGEST_WAIT)
+            try:
+                request = urllib.request.Request(self.url, json.dumps(body).encode(), headers)
+                with urllib.request.urlopen(request, timeout=self.timeout) as response:
+                    message = json.loads(response.read(MAX_REPLY_BYTES))["choices"][0]["message"]
+                if isinstance(message["content"], str):
+                    return message["content"]
+                if message.get("refusal"):
+                    return ""               # an answer too: one that holds nothing
+                self.trouble = "a message without content"
+            except urllib.error.HTTPError as error:
+                said = " ".join(error.read(300).decode(errors="replace").split())
+                self.trouble = f"HTTP {error.code} {said.replace(self.key, '(key)') if self.key else said}"
+                if error.code < 500 and error.code not in RETRIED:
+                    mend = "set its key in the environment" if error.code in (401, 403) else "check the address, the model's name and the options"
+                    raise ValueError(f"{self.url} refuses: {self.trouble}; {mend}") from None
+                asked = error.headers.get("Retry-After", "")
+                wait = max(wait, min(float(asked), LONGEST_WAIT)) if asked.isdigit() else wait
+            except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as error:
+                self.trouble = f"{type(error).__name__}: {error}"       # cut, timed out, or not the JSON of a completion
+        return None
+
+
+class LocalModel:
+    """A checkpoint on this machine, or on the hub. A reply depends on the text and the attempt, not on its neighbours."""
+
+    def __init__(self, path: str, max_new_tokens: int, temperature: float, device: str = "auto", slots: int = 64):
+        import torch
+        import transformers
+
+        import model
+
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        dtype = torch.bfloat16 if device == "cuda" else torch.float32
+        self.module = model.load(path, dtype=dtype, device=device).eval().requires_grad_(False)
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+        self.max_new_tokens, self.temperature, self.slots = max_new_tokens, temperature, slots
+        self.identity = {"model": str(path), "sha256": common.tree_hash(path), "max_new_tokens": max_new_tokens,
+                         "temperature": temperature}
+
+    def answers(self, texts: Sequence[str], attempt: int) -> Iterator[tuple[int, str | None]]:
+        import rollout
+
+        temperature = REPEAT_TEMPERATURE if attempt and not self.temperature else self.temperature
+        engine = rollout.Engine(self.module, self.tokenizer, slots=min(self.slots, len(texts)), temperature=temperature)
+        jobs = [rollout.Job(prompts.encode(self.tokenizer, text), (attempt, hashlib.sha256(text.encode()).hexdigest()),
+                            self.max_new_tokens, tag=i) for i, text in enumerate(texts)]
+        for job, sample in engine.run(jobs):
+            yield job.tag, sample.text
+
+
+class Cache:
+    """One small JSON file an answer. A file appears whole or not at all, so that a process may be killed at any moment."""
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = Path(folder)
+
+    def path(self, identity: dict, text: str, attempt: int) -> Path:
+        key = hashlib.sha256(json.dumps([identity, text, attempt], sort_keys=True).encode()).hexdigest()
+        return self.folder / key[:2] / f"{key}.json"
+
+    def get(self, path: Path) -> str | None:
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))["reply"]
+        except FileNotFoundError:
+            return None
+        except (ValueError, LookupError):       # a disk that was full: ask again
+            return None
+
+    def put(self, path: Path, identity: dict, text: str, attempt: int, reply: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.part")
+        aside.write_text(json.dumps({"source": identity, "attempt": attempt, "text": text, "reply": reply}), encoding="utf-8")
+        os.replace(aside, path)
+
+
+class Model:
+    """A source of replies with its cache."""
+
+    def __init__(self, source: Endpoint | LocalModel, cache: Cache, progress: Callable = lambda items, desc, total: items):
+        self.source, self.cache, self.progress = source, cache, progress
+        self.answered = 0                   # by the source itself, in this run
+        self.unanswered = 0
+
+    def ask(self, texts: Sequence[str], attempt: int = 0, desc: str = "asking") -> list[str | None]:
+        """A reply for each text, None where there was none after all retries. Equal texts are asked once."""
+        paths = {text: self.cache.path(self.source.identity, text, attempt) for text in texts}
+        replies = {text: self.cache.get(path) for text, path in paths.items()}
+        missing = [text for text, reply in replies.items() if reply is None]
+        came = self.source.answers(missing, attempt) if missing else ()
+        for i, reply in self.progress(came, desc, len(missing)):
+            if reply is None:
+                self.unanswered += 1
+                if self.unanswered >= GIVE_UP and not self.answered:
+                    raise OSError(f"{self.source.url} does not answer ({self.source.trouble}): start it or mend the address, then "
+                                  f"run the same command again")
+                continue
+            self.answered += 1
+            self.cache.put(paths[missing[i]], self.source.identity, missing[i], attempt, reply)
+            replies[missing[i]] = reply
+        return [replies[text] for text in texts]
+
+    def ask_parsed(self, texts: Sequence[str], parse: Callable[[str, int], T | None], counts: Counter, desc: str) -> list[T | None]:
+        """`parse(reply, place)` of each reply; where that is None the text is asked again. None after ATTEMPTS, counted."""
+        values: list[T | None] = [None] * len(texts)
+        todo = list(range(len(texts)))
+        silent: list[int] = []
+        for attempt in range(ATTEMPTS):
+            replies = self.ask([texts[i] for i in todo], attempt, desc)
+            silent += [i for i, reply in zip(todo, replies, strict=True) if reply is None]
+            for i, reply in zip(todo, replies, strict=True):
+                values[i] = None if reply is None else parse(reply, i)
+            todo = [i for i in todo if values[i] is None and i not in silent]
+            if not todo:
+                break
+        counts[f"{desc}: no answer"] += len(silent)
+        counts[f"{desc}: unusable answer"] += len(todo)
+        return values
+
+
+def open_source(spec: str, role: str, cache: Cache, *, k: int = 4, options: dict | None = None, concurrency: int = 8,
+                timeout: float = 120, retries: int = 6, max_new_tokens: int = 2048, temperature: float = 0.7, device: str = "auto",
+                progress: Callable = lambda items, desc, total: items) -> Model | Judge | Teacher:
+    """A SPEC -> a Model to be asked, or the function that a rule or a plug-in is. `role` is "teacher", "judge" or "planner"."""
+    if spec == "rule":
+        if role == "planner":
+            raise ValueError("--planner rule: a planner is a model or an endpoint")
+        return rule_teacher if role == "teacher" else lambda statement, plan: rule_judge(statement, plan, k)
+    if re.match(r"https?://", spec):
+        names = f"{role.upper()}_API_KEY", "OPENAI_API_KEY"
+        key = next((os.environ[name] for name in names if os.environ.get(name)), None)
+        options = {"temperature": temperature, "max_tokens": max_new_tokens} | (options or {})
+        return Model(Endpoint(spec, key, options, concurrency, timeout, retries), cache, progress)
+    if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", spec):
+        module, _, name = spec.partition(":")
+        try:
+            return getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"--{role} {spec}: cannot be loaded ({error}); give it as module:name") from None
+    if not Path(spec).exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", spec):
+        raise ValueError(f"--{role} {spec}: no such folder; a SPEC is rule, module:name, http://host/v1#model, a model's folder, "
+                         f"or a hub id like Qwen/Qwen3.5-9B")
+    return Model(LocalModel(spec, max_new_tokens, temperature, device), cache, progress)
+
+
+# ------------------------------------------------------------------------------------------------ the rules
+
+STOCK = (
+    "Simulate the process on the {a} step by step and keep the state of the {b} in an array.",
+    "Sort the {a} by {b} and sweep over them once while keeping the best value so far.",
+    "Run a dynamic program over the {a} whose state is the {b} handled so far.",
+    "Build a graph with the {a} as nodes and an edge wherever the {b} relate them, and search it breadth first.",
+    "Binary search on the result and check each guess by one pass over the {a} and the {b}.",
+    "Count the {a} in a hash map keyed by {b} and combine the counts.",
+    "Split the {a} in halves, solve each half, and merge the two by {b}.",
+    "Try every choice of {a} by backtracking and prune with a bound on the {b}.",
+)
+ADVICE = (
+    "Think carefully about the constraints and choose an efficient algorithm.",
+    "Use a suitable data structure to solve the problem quickly.",
+    "Consider all the edge cases and handle each of them correctly.",
+    "Analyse the problem, find the pattern, and implement it.",
+    "Apply a standard technique from the literature that fits the task.",
+    "Optimise the obvious solution until it is fast enough.",
+    "Break the problem into smaller parts and solve them one after another.",
+    "Read the input, process it in the right way, and print the result.",
+    "Find a clever observation that makes everything simple.",
+    "Do whatever the statement asks for in the best possible manner.",
+)
+GIVEAWAYS = (
+    "for i in range(n): total += a[i] and then print(total)",
+    "print(sum(x for x in a if x % 2 == 0))",
+    "dp[i] = max(dp[i - 1], dp[i - 2] + a[i]) and then print(dp[n])",
+    "while lo < hi: mid = (lo + hi) // 2, then print(lo)",
+    "ans = n * (n + 1) // 2; print(ans)",
+    "def solve(a): return sorted(a)[len(a) // 2]",
+    "the final answer is {n} for the first sample and {m} for the second",
+    "so the answer to print is always {n}",
+)
+OTHER_WORDS = (
+    (r"\buse\b", "employ"), (r"\busing\b", "by means of"), (r"\bsort\b", "order"), (r"\bsorted\b", "ordered"), (r"\barray\b", "list"),
+    (r"\bcompute\b", "work out"), (r"\bcalculate\b", "determine"), (r"\biterate over\b", "walk through"), (r"\bfind\b", "determine"),
+    (r"\bkeep\b", "hold on to"), (r"\bkeeping\b", "holding on to"), (r"\bcount\b", "tally"), (r"\bbuild\b", "construct"),
+    (r"\bcheck\b", "test"), (r"\bevery\b", "each"), (r"\bsmallest\b", "least"), (r"\blargest\b", "greatest"), (r"\bmaximum\b", "largest value"),
+    (r"\bminimum\b", "smallest value"), (r"\bstep by step\b", "one step after another"), (r"\btry\b", "go through"),
+    (r"\bstore\b", "save"), (r"\bthen\b", "after that"), (r"\bmerge\b", "join"), (r"\bsplit\b", "divide"), (r"\bsearch\b", "look through"),
+)
+COMMON_WORDS = frozenset("""about above after also answer any are array based been being between both case cases consists contain contains
+    correct could denote denoted denotes description each either element elements equal every exactly example first following follows for
+    from given gives have her him his input inputs integer integers into its kind length less line lines list long main make more most must
+    next number numbers only other output outputs over print problem program sample same second should single size some space separated
+    standard string such sum test than that the their them then there these they third this those time total two until use value values
+    want wants was way were what when where whether which while will with within would write you your""".split())
+NEARLY_EQUAL = 0.8          # share of words that two strategies must have in common for the rules to call them one
+
+
+def content_words(text: str) -> list[str]:
+    """The words that say what a text is about, in order, without endings that grammar adds."""
+    words = re.findall(r"[a-z]{3,}", text.lower())
+    return [re.sub(r"(?<=...)(?:ies|es|s|ing|ed)$", "", w) for w in words if w not in COMMON_WORDS]
+
+
+def rule_judge(statement: str, plan_text: str, k: int = 4) -> list[str]:
+    """The faults that can be told without understanding: the plan contract, words shared with the statement and among methods.
+
+    It takes no wording for vague but that of stock advice, and cannot see that two differently worded methods are one.
+    """
+    try:
+        strategies = prompts.parse_plan(plan_text, k)
+    except prompts.PlanError:
+        return ["parse"]
+    breaches = set(prompts.check_plan(strategies, plan_text))
+    faults = {"parse"} if breaches & {"extra_text", "too_long", "second_sentence"} else set()
+    faults |= {"duplicate"} & breaches | ({"leak"} if "code" in breaches else set())
+    about = set(content_words(statement))
+    advice = {prompts.normalise(a) for a in ADVICE}
+    words = [set(content_words(s)) for s in strategies]
+    for s, has in zip(strategies, words, strict=True):
+        if re.search(r"\b(?:final )?answer (?:is|to print is)\b", s, re.IGNORECASE):
+            faults.add("leak")
+        if prompts.normalise(s) in advice or len(s.split()) < 4:
+            faults.add("vague")
+        elif not has & about:
+            faults.add("off_topic")
+    if any(len(a & b) >= NEARLY_EQUAL * max(1, len(a | b)) for a, b in itertools.combinations(words, 2)):
+        faults.add("duplicate")
+    return [f for f in prompts.FAULTS if f in faults]
+
+
+def rule_teacher(problem: Problem, n: int) -> list[str]:
+    """Stock sentences about the statement's commonest words: well formed and on topic, and nothing more."""
+    words = re.findall(r"[a-z]{4,}", problem.statement.lower())
+    ranked = [w for w, _ in Counter(w for w in words if w not in COMMON_WORDS).most_common(8)] or ["items"]
+    return [STOCK[i % len(STOCK)].format(a=ranked[i % len(ranked)], b=ranked[(i + 1) % len(ranked)]) for i in range(n)]
+
+
+# ------------------------------------------------------------------------------------------------ the funnel (Appendix C.4)
+
+def propose(teacher: Model | Teacher, problems: Sequence[Problem], n: int, counts: Counter) -> list[list[str]]:
+    """Up to n candidates a problem whose form keeps the plan contract, no two literally equal."""
+    if isinstance(teacher, Model):
+        lists = teacher.ask_parsed([prompts.teacher(p, n) for p in problems], lambda text, _: prompts.parse_list(text) or None,
+                                   counts, "teacher")
+    else:
+        lists = [teacher(p, n) for p in problems]
+    proposed = []
+    for found in lists:
+        found = (found or [])[:n]
+        counts["candidates proposed"] += len(found)
+        fit: dict[str, str] = {}
+        for candidate in found:
+            breaches = prompts.check_plan([candidate])
+            for breach in breaches:
+                counts[f"candidates dropped: {breach}"] += 1
+            if not breaches:
+                counts["candidates dropped: literal duplicate"] += prompts.normalise(candidate) in fit
+                fit.setdefault(prompts.normalise(candidate), candidate)
+        counts["candidates of the right form"] += len(fit)
+        proposed.append(list(fit.values()))
+    return proposed
+
+
+def keep(judge: Model | Judge, problems: Sequence[Problem], candidates: Sequence[list[str]], k: int, counts: Counter) -> list[list[str]]:
+    """The candidates that the judge keeps. A function judges whole plans: each candidate is shown to it alone, K times over."""
+    asked = [i for i, found in enumerate(candidates) if found]
+    kept: list[list[str]] = [[] for _ in candidates]
+    if isinstance(judge, Model):
+        texts = [prompts.judge_candidates(problems[i], candidates[i]) for i in asked]
+        verdicts = judge.ask_parsed(texts, lambda text, at: prompts.parse_verdicts(text, len(candidates[asked[at]])), counts, "judge")
+        for i, verdict in zip(asked, verdicts, strict=True):
+            kept[i] = [c for c, good in zip(candidates[i], verdict or [False] * len(candidates[i]), strict=True) if good]
+    else:
+        for i in asked:
+            kept[i] = [c for c in candidates[i]
+                       if not set(judge(problems[i].statement, prompts.format_plan([c] * k))) - {"duplicate"}]
+    counts["candidates kept by the judge"] += sum(map(len, kept))
+    return kept
+
+
+def tuples(judge: Model | Judge, problem: Problem, kept: list[str], k: int) -> Iterator[list[str]]:
+    """Every K of the kept candidates, in the teacher's order; with a function as judge, those that it passes."""
+    for chosen in itertools.combinations(kept, k):
+        if isinstance(judge, Model) or not judge(problem.statement, prompts.format_plan(list(chosen))):
+            yield list(chosen)
+
+
+def batches(problems: Sequence[Problem]) -> Iterator[Sequence[Problem]]:
+    return (problems[i:i + BATCH] for i in range(0, len(problems), BATCH))
+
+
+def make_gold(teacher: Model | Teacher, judge: Model | Judge, problems: Sequence[Problem], wanted: int, k: int = 4,
+              n: int = CANDIDATES, with_think: bool = True) -> tuple[list[dict], Counter]:
+    """Gold tuples of the first `wanted` problems, in the pool's order, that have K clean candidates; counts by stage."""
+    gold: list[dict] = []
+    counts: Counter = Counter()
+    for batch in batches(problems):
+        if len(gold) >= wanted:
+            break
+        counts["problems offered"] += len(batch)
+        candidates = propose(teacher, batch, n, counts)
+        counts["problems with candidates"] += sum(map(bool, candidates))
+        kept = keep(judge, batch, candidates, k, counts)
+        chosen = [(p, next(tuples(judge, p, found, k), None)) for p, found in zip(batch, kept, strict=True)]
+        chosen = [(p, strategies) for p, strategies in chosen if strategies]
+        counts[f"problems with {k} clean candidates"] += len(chosen)
+        chosen = chosen[:wanted - len(gold)]
+        thoughts: Sequence[str | None] = [""] * len(chosen)
+        if with_think and isinstance(teacher, Model):
+            thoughts = teacher.ask_parsed([prompts.teacher_trace(p, s) for p, s in chosen],
+                                          lambda text, _: prompts.cut_thought(text).strip() or None, counts, "trace")
+        gold += [{"problem_id": p.id, "statement": p.statement, "think": thought or "", "strategies": strategies}
+                 for (p, strategies), thought in zip(chosen, thoughts, strict=True)]
+    counts["gold tuples"] = len(gold)
+    counts["gold tuples without a thought"] = sum(not row["think"] for row in gold)
+    return gold, counts
+
+
+# ------------------------------------------------------------------------------------------------ gate labels (Appendix D, O)
+
+NEGATIVES = ("duplicate", "leak", "vague", "off_topic")
+
+
+def shortened(strategy: str, words: int) -> str:
+    return " ".join(strategy.rstrip(". ").split()[:words]).rstrip(",;: ")
+
+
+def reworded(strategy: str) -> str:
+    """The same method in other words, by a short list of them."""
+    other = strategy
+    for pattern, word in OTHER_WORDS:
+        other = re.sub(pattern, lambda m, word=word: word.capitalize() if m[0][0].isupper() else word, other, flags=re.IGNORECASE)
+    if prompts.normalise(other) == prompts.normalise(strategy):
+        other = f"Once again {strategy[0].lower()}{strategy[1:]}"
+    return shortened(other, prompts.MAX_WORDS) + "."
+
+
+def spoiled(kind: str, plan: list[str], rephrased: str | None, foreign: list[str], rng: random.Random) -> list[str]:
+    """A plan that is as well formed as `plan` and has the fault `kind`. `rephrased` says plan[0] in other words."""
+    out = list(plan)
+    i = rng.randrange(len(out))
+    if kind == "duplicate":
+        place = rng.randrange(1, len(out))
+        out[place] = rephrased or reworded(out[0])
+    elif kind == "leak":
+        code = rng.choice(GIVEAWAYS).format(n=rng.randint(0, 50), m=rng.randint(0, 50))
+        out[i] = f"{shortened(out[i], prompts.MAX_WORDS - 25)}, in short {code}."
+    elif kind == "vague":
+        for place in rng.sample(range(len(out)), rng.randint(1, 2)):
+            out[place] = rng.choice([a for a in ADVICE if a not in out])
+    else:
+        replaced = range(len(out)) if rng.random() < 0.5 else [i]        # all of another problem's plan, or one of its methods
+        for place in replaced:
+            out[place] = foreign[place % len(foreign)]
+    return out
+
+
+def teacher_labels(teacher: Model | Teacher, judge: Model | Judge, problems: Sequence[Problem], per_problem: int,
+                   wanted: tuple[int, int], k: int, n: int, seed: int, counts: Counter) -> list[gate.Label]:
+    """Positives from the funnel, up to `per_problem` a problem, and a made negative for each; it stops when there are enough
+    for `wanted` training and held-out labels."""
+    share = wanted[1] / sum(wanted)
+    plans: list[tuple[Problem, list[str]]] = []
+    positives: list[gate.Label] = []
+    for batch in batches(problems):
+        if all(2 * len(side) >= size for side, size in zip(gate.split(positives, share, seed), wanted, strict=True)):
+            break
+        counts["problems offered"] += len(batch)
+        kept = keep(judge, batch, propose(teacher, batch, n, counts), k, counts)
+        for p, found in zip(batch, kept, strict=True):
+            rng = random.Random(f"{seed}:{p.id}")
+            possible = list(tuples(judge, p, found, k))
+            counts[f"problems with {k} clean candidates"] += bool(possible)
+            for chosen in rng.sample(possible, min(per_problem, len(possible))):
+                rng.shuffle(chosen)
+                plans.append((p, chosen))
+                positives.append(gate.Label(p.id, p.statement, prompts.format_plan(chosen), 1, gate.POSITIVE))
+    if len({p.id for p, _ in plans}) < 2:
+        raise ValueError(f"{len(plans)} plans from {counts['problems offered']} problems passed the judge, too few to make labels of: "
+                         f"see the counts ({dict(counts)})")
+    kinds = [NEGATIVES[i % len(NEGATIVES)] for i in range(len(plans))]
+    repeated = [i for i, kind in enumerate(kinds) if kind == "duplicate"]
+    other_words: dict[int, str | None] = {}
+    if isinstance(teacher, Model):
+        texts = [prompts.rephrase(plans[i][1][0]) for i in repeated]
+        said = teacher.ask_parsed(texts, lambda text, at: usable_rephrasing(text, plans[repeated[at]][1][0]), counts, "rephrasing")
+        other_words = dict(zip(repeated, said, strict=True))
+    labels = []
+    for i, (p, plan) in enumerate(plans):
+        rng = random.Random(f"{seed}:{p.id}:{i}")
+        foreign = next(plans[(i + step) % len(plans)][1] for step in itertools.count(rng.randrange(1, len(plans)))
+                       if plans[(i + step) % len(plans)][0].id != p.id)
+        bad = spoiled(kinds[i], plan, other_words.get(i), foreign, rng)
+        labels += [positives[i], gate.Label(p.id, p.statement, prompts.format_plan(bad), 0, kinds[i])]
+        counts[f"labels made: {kinds[i]}"] += 1
+    counts["labels made: positive"] = len(positives)
+    return labels
+
+
+def usable_rephrasing(text: str, original: str) -> str | None:
+    """The first line of a reply if it is one method of the right form and not the original itself."""
+    lines = [line.strip() for line in prompts.cut_thought(text).strip().split("\n") if line.strip()]
+    if len(lines) != 1 or prompts.check_plan(lines) or prompts.normalise(lines[0]) == prompts.normalise(original):
+        return None
+    return lines[0]
+
+
+def judge_plans(judge: Model | Judge, pairs: Sequence[tuple[Problem, str]], k: int = 4, counts: Counter | None = None) -> list[list[str] | None]:
+    """The faults of each (problem, plan text), [] for Pass, None where the judge gave no usable answer.
+
+    A plan that does not parse is not shown to the judge.
+    """
+    counts = Counter() if counts is None else counts
+    faults: list[list[str] | None] = [None] * len(pairs)
+    parsed = []
+    for i, (_, plan) in enumerate(pairs):
+        try:
+            prompts.parse_plan(plan, k)
+            parsed.append(i)
+        except prompts.PlanError:
+            faults[i] = ["parse"]
+    if isinstance(judge, Model):
+        texts = [prompts.judge_plan(*pairs[i], k) for i in parsed]
+        found = judge.ask_parsed(texts, lambda text, _: prompts.parse_faults(text), counts, "judge")
+    else:
+        found = [judge(pairs[i][0].statement, pairs[i][1]) for i in parsed]
+    for i, verdict in zip(parsed, found, strict=True):
+        faults[i] = verdict
+    return faults
+
+
+def planner_labels(planner: Model, judge: Model | Judge, problems: Sequence[Problem], per_problem: int, k: int,
+                   counts: Counter) -> list[gate.Label]:
+    """Judged samples of the planner under the prompt that CPPO uses (Appendix O); `per_problem` of them a problem."""
+    labels = []
+    for draw in range(per_problem):
+        replies = planner.ask([prompts.plan(p, k) for p in problems], draw, "planner")
+        pairs = [(p, prompts.cut_thought(text).strip()) for p, text in zip(problems, replies, strict=True) if text is not None]
+        counts["planner samples"] += len(pairs)
+        counts["planner: no answer"] += len(problems) - len(pairs)
+        for (p, plan), faults in zip(pairs, judge_plans(judge, pairs, k, counts), strict=True):
+            if faults is not None:
+                labels.append(gate.Label(p.id, p.statement, plan, int(not faults), faults[0] if faults else gate.POSITIVE))
+                counts[f"planner samples judged: {labels[-1].kind}"] += 1
+    return labels
+
+
+def cut(labels: list[gate.Label], size: int) -> list[gate.Label]:
+    """At most `size` of balanced labels, as many Pass as Fail, from as few problems as that takes."""
+    ordered = sorted(labels, key=lambda x: hashlib.sha256(x.problem_id.encode()).digest())
+    return [x for side in (1, 0) for x in [y for y in ordered if y.label == side][:size // 2]]
+
+
+# ------------------------------------------------------------------------------------------------ commands
+
+def report(counts: Counter) -> None:
+    for name, n in counts.items():
+        if n:
+            print(f"{n:8}  {name}")
+
+
+def save_record(path: Path, args: argparse.Namespace, warning: str, counts: Counter, models: Iterable[Any]) -> None:
+    """What a file was made of, beside it."""
+    record = {"flags": vars(args), "problems_sha256": common.tree_hash(args.problems), "warning": warning,
+              "models": [m.source.identity for m in models if isinstance(m, Model)], "counts": dict(counts)}
+    common.write_file(path, json.dumps(record, indent=1, default=str) + "\n")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Offline data of stages 1 and 2: gold tuples and gate labels.",
+                                     epilog="SPEC: http://host/v1#model, a model's folder or hub id, module:name, or rule. The keys of "
+                                     "endpoints are read from TEACHER_API_KEY, JUDGE_API_KEY, PLANNER_API_KEY, else OPENAI_API_KEY.")
+    parser.add_argument("command", choices=["gold", "labels"])
+    parser.add_argument("--teacher", metavar="SPEC", help="who proposes methods")
+    parser.add_argument("--judge", metavar="SPEC", required=True, help="who says which are valid")
+    parser.add_argument("--problems", metavar="FILE", help="default: the pool sft (gold) or gate (labels) of --out")
+    parser.add_argument("--out", default="corpora", metavar="FOLDER", help="where the files go (default %(default)s)")
+    parser.add_argument("--cache", metavar="FOLDER", help="where answers are kept (default: OUT/answers)")
+    parser.add_argument("--prompts", metavar="FILE", help="JSON file {name: text} that replaces prompts")
+    parser.add_argument("--num-strategies", type=int, default=4, metavar="K", help="methods of a plan (default %(default)s)")
+    parser.add_argument("--num-candidates", type=int, default=CANDIDATES, metavar="N", help="proposals a problem (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="(default %(default)s)")
+    g = parser.add_argument_group("gold")
+    g.add_argument("--gold", type=int, default=333, metavar="N", help="tuples wanted, one a problem (default %(default)s)")
+    g.add_argument("--no-think", action="store_true", help="do not ask for the thought behind a tuple")
+    g = parser.add_argument_group("labels")
+    g.add_argument("--candidates", choices=["teacher", "planner", "both"], default="teacher", help="what is labelled (default %(default)s)")
+    g.add_argument("--planner", metavar="SPEC", help="the planner whose samples are labelled")
+    g.add_argument("--per-problem", type=int, default=2, metavar="N", help="positives a problem, and planner samples (default %(default)s)")
+    g.add_argument("--train", type=int, default=1110, metavar="N", help="training labels (default %(default)s)")
+    g.add_argument("--val", type=int, default=278, metavar="N", help="held-out labels (default %(default)s)")
+    g = parser.add_argument_group("models")
+    g.add_argument("--concurrency", type=int, default=8, metavar="N", help="requests under way at a time (default %(default)s)")
+    g.add_argument("--timeout", type=float, default=120, metavar="S", help="seconds without a byte (default %(default)s)")
+    g.add_argument("--retries", type=int, default=6, metavar="N", help="of a request that fails, waiting 1 s, 2 s, 4 s, ... (default %(default)s)")
+    g.add_argument("--max-new-tokens", type=int, default=2048, metavar="N", help="of a reply (default %(default)s)")
+    g.add_argument("--temperature", type=float, default=0.7, metavar="T", help="of teacher and planner; a judge has 0 (default %(default)s)")
+    for role in ("teacher", "judge"):
+        g.add_argument(f"--{role}-options", metavar="JSON", default="{}",
+                       help='fields to add to or, as null, to leave out of each request, e.g. \'{"max_tokens": null}\'')
+    g.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="of local models (default %(default)s)")
+    args = parser.parse_args(argv)
+    with common.explain():
+        run(args)
+
+
+def run(args: argparse.Namespace) -> None:
+    # -------- what is asked, and of whom
+    k, out = args.num_strategies, Path(args.out)
+    uses_teacher = args.command == "gold" or args.candidates != "planner"
+    uses_planner = args.command == "labels" and args.candidates != "teacher"
+    if not 2 <= k <= len(prompts.LABELS) or args.num_candidates < k:
+        raise ValueError(f"--num-strategies {k} --num-candidates {args.num_candidates}: K is 2 to {len(prompts.LABELS)}, and N at least K")
+    for flag, needed in (("teacher", uses_teacher), ("planner", uses_planner)):
+        if needed and not getattr(args, flag):
+            raise ValueError(f"`teacher.py {args.command}{' --candidates ' + args.candidates if args.command == 'labels' else ''}` needs "
+                             f"--{flag} SPEC")
+    if args.prompts:
+        prompts.load(args.prompts)
+    args.problems = args.problems or str(data.default_pool("sft" if args.command == "gold" else "gate", out))
+    problems = data.load_problems(args.problems)
+    warning = data.audit_pool(args.problems, out)
+    if warning:
+        print(f"warning: {warning}", file=sys.stderr)
+    cache = Cache(args.cache or out / "answers")
+    shared = {"k": k, "concurrency": args.concurrency, "timeout": args.timeout, "retries": args.retries, "device": args.device,
+              "max_new_tokens": args.max_new_tokens, "progress": common.progress}
+    models = {}
+    for role, spec, temperature in (("teacher", args.teacher if uses_teacher else None, args.temperature), ("judge", args.judge, 0.0),
+                                    ("planner", args.planner if uses_planner else None, args.temperature)):
+        if spec:
+            try:
+                options = json.loads(getattr(args, f"{role}_options", "{}"))
+                assert isinstance(options, dict)
+            except (ValueError, AssertionError):
+                raise ValueError(f"--{role}-options must be a JSON object, not {getattr(args, f'{role}_options')!r}") from None
+            models[role] = open_source(spec, role, cache, options=options, temperature=temperature, **shared)
+
+    # -------- ask, and write
+    counts: Counter = Counter()
+    if args.command == "gold":
+        gold, counts = make_gold(models["teacher"], models["judge"], problems, args.gold, k, args.num_candidates, not args.no_think)
+        if not gold:
+            raise ValueError(f"no problem of {args.problems} has {k} clean candidates; counts: {dict(counts)}")
+        data.save_lines(out / "gold.jsonl", gold)
+        written, short = [out / "gold.jsonl"], len(gold) < args.gold and f"{len(gold)} of {args.gold} gold tuples"
+    else:
+        labels: list[gate.Label] = []
+        if uses_teacher:
+            labels += teacher_labels(models["teacher"], models["judge"], problems, args.per_problem, (args.train, args.val), k,
+                                     args.num_candidates, args.seed, counts)
+        if uses_planner:
+            labels += planner_labels(models["planner"], models["judge"], problems, args.per_problem, k, counts)
+        out.mkdir(parents=True, exist_ok=True)
+        written, short = [], False
+        for name, size, side in zip(("train", "val"), (args.train, args.val),
+                                    gate.split(labels, args.val / (args.train + args.val), args.seed), strict=True):
+            chosen = cut(gate.balance(side, args.seed), size)
+            counts[f"labels written: {name}"] = len(chosen)
+            gate.save_labels(str(out / f"labels_{name}.jsonl"), chosen)
+            written.append(out / f"labels_{name}.jsonl")
+            if len(chosen) < size - 1:
+                short = f"{len(chosen)} of {size} {name} labels"
+    report(counts)
+    save_record(out / f"{args.command}.json", args, warning, counts, models.values())
+    print(f"written: {', '.join(map(str, written))}")
+    if short:
+        print(f"only {short}: more problems are needed (data.py build --{'sft' if args.command == 'gold' else 'gate'} N)", file=sys.stderr)
+    unanswered = sum(m.unanswered for m in models.values() if isinstance(m, Model))
+    if unanswered:
+        print(f"{unanswered} requests had no answer: run the same command again, the answers so far are in {cache.folder}", file=sys.stderr)
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
