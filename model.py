@@ -1,47 +1,47 @@
 """The policy network: the Qwen3.5 text model in plain PyTorch, with a decoding state whose rows can be copied.
 
-    policy = model.load("Qwen/Qwen3.5-2B", dtype=torch.bfloat16, device="cuda")       # or a folder
-    logits = policy(ids)                                         # (B, T) -> (B, T, V)
-    model.save(policy, "runs/x/final", tokenizer)                # a folder that transformers loads as it is
+    policy = model.load("Qwen/Qwen3.5-2B", dtype=torch.bfloat16, device="cuda")     # or a folder
+    logits = policy(ids)                                    # (B, T) -> (B, T, V)
+    model.save(policy, "runs/x/final", tokenizer)           # a folder that transformers loads as it is
 
 Decoding goes through a `State` of some rows, and whatever happens to a row is a copy of it:
 
     state = policy.new_state(rows=64, capacity=2048)
-    logits = policy.segment(ids, lengths, state)                 # prefill (or go on with) right-padded rows
-    logits = policy.step(tokens, state, limit)                   # one token a row
-    policy.fork(state, [3, 4, 5], other, [0, 0, 0])              # fork, refill and compaction are this one call
+    logits = policy.segment(ids, lengths, state)            # prefill, or go on with, right-padded rows
+    logits = policy.step(tokens, state, limit)              # one token a row
+    policy.fork(state, [3, 4, 5], other, [0, 0, 0])         # fork, refill and compaction are this one call
 
-What keeps it short: a layer works on *segments*. `mixer(x, past, span) -> (y, past)` takes a piece of the sequence
-and what the layer remembers of all that came before. A plain forward is one segment; the loss on many continuations
-of one prompt is two (the prompt once, then all continuations from its memory, with gradients through that memory);
-prefilling is one segment that writes its memory into buffers; decoding is a segment of one token.
+What keeps it short: a layer works on *segments*. `mixer(x, past, span) -> (y, past)` takes a piece of the
+sequence and what the layer remembers of all that came before. A plain forward is one segment; the loss on
+many continuations of one prompt is two (the prompt once, then all continuations from its memory, with
+gradients through that memory); prefilling is a segment that leaves its memory in buffers; decoding is a
+segment of one token. Other architectures (Gemma 4, any causal model of transformers) are at the end.
 
-Other architectures (Gemma 4 and every causal model of transformers) are at the end, behind the same calls.
-
-Shapes: B rows, T tokens, H hidden, V vocabulary; h heads, d head width, C tokens in a chunk, n attended positions.
+Shapes: B rows, T tokens, H hidden, V vocabulary; h heads, d head width, C tokens of a chunk, n attended
+positions; columns: positions that a decoding buffer has room for.
 """
 
-import fnmatch
 import json
 import re
 import shutil
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
+from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
-BUCKET = 64                 # decoding buffers are a multiple of this many positions long
-L2_EPS = 1e-6               # under the root, when queries and keys of the DeltaNet are normalised
+BUCKET = 64                 # decoding buffers are a multiple of this many columns wide
+L2_EPS = 1e-6               # under the root, where the DeltaNet normalises queries and keys
 SHARD_BYTES = 5 * 10**9     # largest weight file that `save` writes
 # Tensors of a Qwen3.5 checkpoint that the text model has no use for; `save` copies them through.
 IGNORED = ("model.visual.*", "mtp.*")
@@ -59,14 +59,14 @@ class Config:
     num_hidden_layers: int
     num_attention_heads: int
     num_key_value_heads: int
-    head_dim: int = 256                          # independent of hidden_size / num_attention_heads
+    rope_theta: float
+    head_dim: int = 256                     # not hidden_size / num_attention_heads
     linear_conv_kernel_dim: int = 4
     linear_key_head_dim: int = 128
     linear_value_head_dim: int = 128
     linear_num_key_heads: int = 16
     linear_num_value_heads: int = 32
     rms_norm_eps: float = 1e-6
-    rope_theta: float = 1e7
     partial_rotary_factor: float = 0.25
     tie_word_embeddings: bool = False
     max_position_embeddings: int = 32768
@@ -74,49 +74,43 @@ class Config:
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
-    layer_types: list[str] = field(default_factory=list)       # default: every fourth layer has full attention
+    full_attention_interval: int = 4
+    layer_types: list[str] = field(default_factory=list)        # default: from full_attention_interval
 
     def __post_init__(self):
-        self.layer_types = list(self.layer_types or [])
-        if not self.layer_types:
-            self.layer_types = ["linear_attention" if (i + 1) % 4 else "full_attention"
-                                for i in range(self.num_hidden_layers)]
+        self.layer_types = list(self.layer_types or []) or [
+            "full_attention" if i % self.full_attention_interval == 0 else "linear_attention"
+            for i in range(1, self.num_hidden_layers + 1)]
         unknown = set(self.layer_types) - {"linear_attention", "full_attention"}
         if unknown or len(self.layer_types) != self.num_hidden_layers:
-            raise ValueError(f"layer_types must name num_hidden_layers = {self.num_hidden_layers} layers, each "
-                             f"linear_attention or full_attention, not {self.layer_types}")
+            raise ValueError(f"config: layer_types must name {self.num_hidden_layers} layers (num_hidden_layers), "
+                             f"each linear_attention or full_attention, not {self.layer_types}")
         for many, few in (("num_attention_heads", "num_key_value_heads"),
                           ("linear_num_value_heads", "linear_num_key_heads")):
             if getattr(self, many) % getattr(self, few):
-                raise ValueError(f"{many} = {getattr(self, many)} must be a multiple of {few} = {getattr(self, few)}")
+                raise ValueError(f"config: {many} = {getattr(self, many)} must be a multiple of "
+                                 f"{few} = {getattr(self, few)}")
 
     @classmethod
     def from_json(cls, raw: dict) -> "Config":
         """From a text config, or from the composite one of a checkpoint that also sees."""
         text = {"tie_word_embeddings": raw.get("tie_word_embeddings", False)} | raw.get("text_config", raw)
-        rope = text.get("rope_parameters") or {}
-        for key, value, only in (("hidden_act", text.get("hidden_act", "silu"), "silu"),
-                                 ("attention_bias", text.get("attention_bias", False), False),
-                                 ("rope_type", rope.get("rope_type", "default"), "default")):
-            if value != only:
-                raise ValueError(f"config.json: {key} is {value!r}; this Qwen3.5 model knows only {only!r}")
-        text = text | {k: rope[k] for k in ("rope_theta", "partial_rotary_factor") if k in rope}
-        if not text.get("layer_types") and "full_attention_interval" in text:
-            every = text["full_attention_interval"]
-            text["layer_types"] = ["linear_attention" if (i + 1) % every else "full_attention"
-                                   for i in range(text["num_hidden_layers"])]
-        needed = [f.name for f in fields(cls)[:6]] + ["rope_theta"]
-        if lacking := [key for key in needed if key not in text]:
-            raise ValueError(f"config.json lacks {', '.join(lacking)}, which a Qwen3.5 text model needs")
+        text |= text.get("rope_parameters") or {}
+        for key, only in (("hidden_act", "silu"), ("attention_bias", False), ("rope_type", "default")):
+            if text.get(key, only) != only:
+                raise ValueError(f"config: {key} is {text[key]!r}, and this Qwen3.5 model knows only {only!r}")
+        if lacking := [f.name for f in fields(cls)[:7] if f.name not in text]:
+            raise ValueError(f"config: {', '.join(lacking)} missing, which a Qwen3.5 text model needs")
         return cls(**{f.name: text[f.name] for f in fields(cls) if f.name in text})
 
     def to_json(self) -> dict:
         out = {"architectures": ["Qwen3_5ForCausalLM"], "model_type": "qwen3_5_text"} | asdict(self)
+        # for text the three position rows of mRoPE are equal: how they share the frequencies plays no part
         pairs = int(self.head_dim * self.partial_rotary_factor) // 2
-        # for text the three position rows of mRoPE are equal, so how it divides the frequencies plays no part
-        out["rope_parameters"] = {"rope_type": "default", "rope_theta": out.pop("rope_theta"),
-                                  "partial_rotary_factor": out.pop("partial_rotary_factor"), "mrope_interleaved": True,
-                                  "mrope_section": [pairs - 2 * (pairs // 3), pairs // 3, pairs // 3]}
+        out["rope_parameters"] = {
+            "rope_type": "default", "rope_theta": out.pop("rope_theta"),
+            "partial_rotary_factor": out.pop("partial_rotary_factor"), "mrope_interleaved": True,
+            "mrope_section": [pairs - 2 * (pairs // 3), pairs // 3, pairs // 3]}
         return out
 
 
@@ -129,16 +123,16 @@ def up(x: Tensor) -> Tensor:
 
 @dataclass
 class Span:
-    """Where a segment lies in its rows. With `at`, `past` are the decoding buffers, which are written in place."""
-    rope: tuple[Tensor, Tensor]             # cosine and sine of its positions, each (B or 1, T, 1, rotary)
+    """Where a segment lies in its rows. With `at`, past are decoding buffers, to be written in place."""
+    rope: tuple[Tensor, Tensor]             # cosine and sine of its positions, (B, T, 1, rotary) or (T, ...)
     mask: Tensor | None = None              # (..., T, n) True where a token may look; None: itself and before
     lengths: Tensor | None = None           # (B,) real tokens of right-padded rows; None: all T
-    at: tuple[Tensor, ...] | None = None    # index of the tokens' keys in buffers (B, h, columns, d)
+    at: tuple[Tensor, ...] | None = None    # index of the tokens in buffers (B, h, columns, d)
     limit: int = 0                          # how many columns of the buffers to look at
 
 
 class RMSNorm(nn.Module):
-    """Zero-centred: the weight is an offset from one, so that it starts at 0 and weight decay pulls towards 1."""
+    """Zero-centred: the weight is an offset from one."""
 
     def __init__(self, dim: int, eps: float):
         super().__init__()
@@ -149,21 +143,23 @@ class RMSNorm(nn.Module):
 
 
 class GatedNorm(nn.Module):
-    """The DeltaNet's output norm: an ordinary RMSNorm (the weight is a factor, not an offset) times silu of a gate."""
+    """The DeltaNet's output norm: an ordinary RMSNorm (the weight is the factor) times silu of a gate."""
 
     def __init__(self, dim: int, eps: float):
         super().__init__()
         self.weight, self.eps = nn.Parameter(torch.ones(dim)), eps
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
-        return (F.rms_norm(up(x), x.shape[-1:], up(self.weight), self.eps) * F.silu(up(gate))).type_as(gate)
+        y = F.rms_norm(up(x), x.shape[-1:], up(self.weight), self.eps)
+        return (y * F.silu(up(gate))).type_as(gate)
 
 
 class Decay(nn.Module):
-    """Log of the share of its memory that each DeltaNet head keeps at a token, always below 0.
+    """Log of the share of its memory that each DeltaNet head keeps at a token; always below 0.
 
-    A module of its own because these few numbers must stay fp32 when all others are bf16 (released checkpoints store
-    A_log in fp32; rounding it moves a decay of 0.999 per token visibly over a thousand tokens), and an FSDP unit has one dtype."""
+    A module of its own because these few numbers stay fp32 when all others are bf16, and an FSDP unit has one
+    dtype. Released checkpoints store A_log in fp32 for a reason: the share is multiplied up over every token
+    of a row, so that a rounding of 0.4 % in A_log is one of 0.4 % in how long the head remembers."""
 
     def __init__(self, heads: int):
         super().__init__()
@@ -173,36 +169,36 @@ class Decay(nn.Module):
         return -up(self.A_log).exp() * F.softplus(up(a) + up(self.dt_bias))
 
 
-# The gated delta rule (Yang, Kautz, Hatamizadeh: Gated Delta Networks, 2024).
+# The gated delta rule (Yang, Kautz, Hatamizadeh: Gated Delta Networks, arXiv 2412.06464).
 #
-# A head's memory is a matrix S (dk, dv) that answers a query q with S^T q. At each token it
-#   forgets a little:                       S <- exp(g) S                    g < 0, from `Decay`
-#   looks up what it holds for the key k:   S^T k
-#   and moves that towards the value v:     S <- S + k w^T,  w = beta (v - S^T k)    0 < beta < 1
-#   then answers:                           o = S^T q
-# The difference v - S^T k is the delta: plain linear attention would add v on top of what is already there, and keys that
-# are not orthogonal would blur each other. `delta_step` is exactly these lines.
+# A head's memory is a matrix S (dk, dv) that answers a query q with S^T q. At each token the head
+#   forgets a little:                         S <- exp(g) S                              g < 0, from `Decay`
+#   looks up what it holds for the key k:     S^T k
+#   moves that towards the value v:           S <- S + k w^T,  w = beta (v - S^T k)      0 < beta < 1
+#   and answers:                              o = S^T q
+# The difference v - S^T k is the delta. Plain linear attention would add v to what is there already, and keys
+# that are not orthogonal would blur each other. `delta_step` is just these four lines.
 #
-# Token by token this is T dependent steps of little work each. In chunks of C tokens it is matrix products, because
-# unrolling shows what the tokens of a chunk see. With S0 the memory before the chunk and G_i = g_1 + ... + g_i, token i
-# finds exp(G_i) S0 plus what tokens j < i have written, each decayed since: exp(G_i - G_j) k_j w_j^T. Hence
+# Token by token, that is T dependent steps of little work each. Chunk by chunk it is matrix products. With S0
+# the memory before the chunk and G_i = g_1 + ... + g_i, token i finds exp(G_i) S0, and what the tokens j < i of
+# the chunk have written, decayed since then: exp(G_i - G_j) k_j w_j^T. So it writes
 #   w_i = beta_i (v_i - exp(G_i) S0^T k_i - sum_{j<i} exp(G_i - G_j) (k_i . k_j) w_j)
-# which is a triangular system for all the writes W (C, dv) of a chunk at once (the "UT transform"):
-#   (I + A) W = beta (V - exp(G) K S0),     A_ij = beta_i exp(G_i - G_j) (k_i . k_j) for j < i, else 0
-# A does not depend on S0, so X = (I + A)^-1 beta is found for every chunk in parallel, and only three products a chunk
-# must wait for the chunk before:
+# which is one triangular system for all the writes W (C, dv) of the chunk, known as the UT transform:
+#   (I + A) W = beta (V - exp(G) K S0)        A_ij = beta_i exp(G_i - G_j) (k_i . k_j) for j < i, else 0
+# A does not depend on S0. So X = (I + A)^-1 beta is found for all chunks in parallel, and only these products
+# wait for the chunk before:
 #   W = X V - (X exp(G) K) S0
 #   o_i = exp(G_i) S0^T q_i + sum_{j<=i} exp(G_i - G_j) (q_i . k_j) w_j
-#   S after the chunk = exp(G_C) S0 + sum_j exp(G_C - G_j) k_j w_j^T
-# Every exponent above is <= 0: nothing overflows.
+#   S0 of the next chunk = exp(G_C) S0 + sum_j exp(G_C - G_j) k_j w_j^T
+# Every exponent is at most 0: nothing overflows.
 
 def delta_rule(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, S: Tensor) -> tuple[Tensor, Tensor]:
-    """q, k (B, T, h, dk), v (B, T, h, dv), g, beta (B, T, h), S (B, h, dk, dv) -> o (B, T, h, dv), S after token T."""
+    """q, k (B, T, h, dk), v (B, T, h, dv), g, beta (B, T, h), S (B, h, dk, dv) -> o (B, T, h, dv), S after T."""
     T = q.shape[1]
-    C = 32 if q.is_cpu else 64           # measured on a CPU: 32 is 18 % faster; a GPU wants fewer, larger products
-    pad = -T % C                         # padding neither writes (k = beta = 0) nor forgets (g = 0)
-    q, k, v = (F.pad(x.transpose(1, 2), (0, 0, 0, pad)).unflatten(2, (-1, C)) for x in (q, k, v))   # (B, h, T/C, C, d)
-    g, beta = (F.pad(x.transpose(1, 2), (0, pad)).unflatten(2, (-1, C)) for x in (g, beta))
+    C = 32 if q.is_cpu else 64      # a CPU is 18 % faster with 32 (measured); a GPU wants fewer, larger products
+    pad = -T % C                    # padding neither writes (k = 0) nor forgets (g = 0)
+    q, k, v = (F.pad(x.transpose(1, 2), (0, 0, 0, pad)).unflatten(2, (-1, C)) for x in (q, k, v))
+    g, beta = (F.pad(x.transpose(1, 2), (0, pad)).unflatten(2, (-1, C)) for x in (g, beta))    # (B, h, T / C, C)
     G = g.cumsum(-1)
     future = torch.ones(C, C, dtype=torch.bool, device=q.device).triu(1)
     decay = (G.unsqueeze(-1) - G.unsqueeze(-2)).masked_fill(future, -torch.inf).exp()
@@ -212,40 +208,42 @@ def delta_rule(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, S: Tens
     inside = (q @ k.mT) * decay
     q = q * G.exp().unsqueeze(-1)
     k = k * (G[..., -1:] - G).exp().unsqueeze(-1)
-    last = G[..., -1].exp()[..., None, None]
+    keep = G[..., -1].exp()[..., None, None]
     out = []
-    # unbind, not indexing: the backward of an index fills a zero tensor of full size for every chunk
-    for q_c, k_c, XV_c, XK_c, inside_c, last_c in zip(*(x.unbind(2) for x in (q, k, XV, XK, inside, last)), strict=True):
+    # unbind, not indexing: the backward of an index fills a whole tensor with zeros for every chunk
+    for q_c, k_c, XV_c, XK_c, inside_c, keep_c in zip(*(x.unbind(2) for x in (q, k, XV, XK, inside, keep)),
+                                                      strict=True):
         W = XV_c - XK_c @ S
         out.append(q_c @ S + inside_c @ W)
-        S = S * last_c + k_c.mT @ W
+        S = S * keep_c + k_c.mT @ W
     return torch.stack(out, 2).flatten(2, 3)[:, :, :T].transpose(1, 2), S
 
 
 def invert_unit_lower(A: Tensor) -> Tensor:
     """(I + A)^-1 for strictly lower triangular A (..., C, C), C a power of two, in log2(C) batched products.
 
-    A 2b x 2b block [[P, 0], [R, Q]] has the inverse [[P', 0], [-Q' R P', Q']] with P', Q' the inverses of its halves,
-    so the blocks double from 1 to C. (The power series I - A + A^2 ... is wrong by 1e10 for keys that repeat.) This is built without a
-    graph; one Newton step, X <- 2X - X (I + A) X with X constant, then costs two products and has the exact derivative -X dA X.
-    Against torch's triangular solve: as fast forward and backward at C = 32 and d = 32, 1.8 times faster at d = 128, and with
-    two threads the solve is slower still by 16 times, since it meets a barrier for every small matrix."""
+    [[P, 0], [R, Q]] has the inverse [[P', 0], [-Q' R P', Q']], with P' and Q' those of its halves; so inverses of
+    the blocks on the diagonal grow from 1 x 1 to C x C. (The power series I - A + A^2 ... is off by 1e10 where keys
+    repeat.) They are made without a graph; one Newton step X <- 2X - X (I + A) X, with X a constant, costs two
+    products and has the exact derivative -X dA X.
+    Beside torch's triangular solve, forward and backward, one CPU thread: equal at dk = 32, 1.8 times faster at
+    128. With two threads the solve is 16 times slower than with one: it meets a barrier for each small matrix."""
     C, eye = A.shape[-1], torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
     with torch.no_grad():
         X, b = eye.repeat(*A.shape[:-2], 1, 1), 1
-        while b < C:
-            # the 2b x 2b blocks on the diagonal, (..., C / 2b, 2b, 2b), as views
-            inverse, system = (M.unflatten(-1, (-1, 2 * b)).unflatten(-3, (-1, 2 * b)).diagonal(dim1=-4, dim2=-2)
-                               .movedim(-1, -3) for M in (X, A))
-            inverse[..., b:, :b] = -(inverse[..., b:, b:] @ system[..., b:, :b] @ inverse[..., :b, :b])
+        while b < C:                # views of the 2b x 2b blocks on the diagonal, (..., C / 2b, 2b, 2b)
+            blocks, system = (M.unflatten(-1, (-1, 2 * b)).unflatten(-3, (-1, 2 * b))
+                              .diagonal(dim1=-4, dim2=-2).movedim(-1, -3) for M in (X, A))
+            blocks[..., b:, :b] = -(blocks[..., b:, b:] @ system[..., b:, :b] @ blocks[..., :b, :b])
             b *= 2
     return 2 * X - X @ (A + eye) @ X
 
 
 def delta_step(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, S: Tensor) -> Tensor:
-    """One token: q, k (B, h, dk), v (B, h, dv), g, beta (B, h) -> o (B, h, dv). S (B, h, dk, dv) is updated in place; it is
-    the largest thing a step touches, so it is read once for both look-ups, and the answer is put together from them:
-    q^T (exp(g) S + k w^T) = exp(g) q^T S + (q . k) w^T."""
+    """One token: q, k (B, h, dk), v (B, h, dv), g, beta (B, h) -> o (B, h, dv). S (B, h, dk, dv) changes in place.
+
+    S is the largest thing a step touches. It is read once for both look-ups, before it changes:
+    o = (exp(g) S + k w^T)^T q = exp(g) S^T q + (q . k) w."""
     keep = g.exp().unsqueeze(-1)
     held, asked = (torch.stack([k, q], -2) @ S).unbind(-2)
     w = (v - keep * held) * beta.unsqueeze(-1)
@@ -254,13 +252,13 @@ def delta_step(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, S: Tens
 
 
 class DeltaNet(nn.Module):
-    """Gated DeltaNet. Remembers the last kernel - 1 inputs of its convolution (B, kernel - 1, channels) and S."""
+    """Remembers the last kernel - 1 inputs of its convolution (B, kernel - 1, channels), and S (B, h, dk, dv)."""
 
     def __init__(self, c: Config):
         super().__init__()
-        self.hk, self.hv, self.dk, self.dv = (c.linear_num_key_heads, c.linear_num_value_heads,
-                                              c.linear_key_head_dim, c.linear_value_head_dim)
-        self.kernel, channels = c.linear_conv_kernel_dim, 2 * self.hk * self.dk + self.hv * self.dv
+        self.hk, self.hv = c.linear_num_key_heads, c.linear_num_value_heads
+        self.dk, self.dv, self.kernel = c.linear_key_head_dim, c.linear_value_head_dim, c.linear_conv_kernel_dim
+        channels = 2 * self.hk * self.dk + self.hv * self.dv
         self.in_proj_qkv = nn.Linear(c.hidden_size, channels, bias=False)
         self.in_proj_z = nn.Linear(c.hidden_size, self.hv * self.dv, bias=False)
         self.in_proj_b = nn.Linear(c.hidden_size, self.hv, bias=False)
@@ -271,8 +269,8 @@ class DeltaNet(nn.Module):
         self.out_proj = nn.Linear(self.hv * self.dv, c.hidden_size, bias=False)
 
     def memory(self, rows: int, columns: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        return (like.new_zeros(rows, self.kernel - 1, self.in_proj_qkv.out_features),
-                up(like.new_zeros(rows, self.hv, self.dk, self.dv)))       # S sums over all tokens: fp32 at least
+        return (like.new_zeros(rows, self.kernel - 1, self.conv1d.in_channels),
+                up(like.new_zeros(rows, self.hv, self.dk, self.dv)))        # a sum over all tokens: fp32
 
     def forward(self, x: Tensor, past: tuple | None, span: Span) -> tuple[Tensor, tuple]:
         B, T, _ = x.shape
@@ -283,29 +281,29 @@ class DeltaNet(nn.Module):
         if span.lengths is None:
             tail = window[:, T:]
         else:       # padding must neither write nor forget, and the convolution's memory ends where the row does
-            span_T = torch.arange(T, device=x.device)
-            real = (span_T < span.lengths.unsqueeze(1)).unsqueeze(-1)
+            ends = span.lengths.unsqueeze(1)
+            real = (torch.arange(T, device=x.device) < ends).unsqueeze(-1)
             g, beta = g * real, beta * real
-            ends = span.lengths.unsqueeze(1) + torch.arange(self.kernel - 1, device=x.device)
-            tail = window[torch.arange(B, device=x.device).unsqueeze(1), ends]
+            last = ends + torch.arange(self.kernel - 1, device=x.device)
+            tail = window[torch.arange(B, device=x.device).unsqueeze(1), last]
         q, k, v = self.heads(F.silu(self.convolve(window)))
-        if span.at is None:
-            o, S = delta_rule(q, k, v, g, beta, S)
-        elif T > 1:
-            o, after = delta_rule(q, k, v, g, beta, S)
-            past[0].copy_(tail), past[1].copy_(after)
-        else:
+        if span.at is not None and T == 1:
             o = delta_step(*(t.squeeze(1) for t in (q, k, v, g, beta)), S).unsqueeze(1)
+        else:
+            o, S = delta_rule(q, k, v, g, beta, S)
+        if span.at is not None:
             past[0].copy_(tail)
+            if past[1] is not S:
+                past[1].copy_(S)
         return self.out_proj(self.norm(o, z).flatten(2)), (tail, S)
 
     def convolve(self, window: Tensor) -> Tensor:
-        """Each channel's weighted sum of its last `kernel` inputs, (B, kernel - 1 + T, channels) -> (B, T, channels)."""
+        """Weighted sum of each channel's last `kernel` inputs, (B, kernel - 1 + T, channels) -> (B, T, channels)."""
         weight = self.conv1d.weight                                         # (channels, 1, kernel)
         if window.shape[1] == self.kernel:
             return (window * weight.squeeze(1).mT).sum(1, keepdim=True)
-        # As a picture of height 1 the input is channels-last just as it lies; conv1d would transpose it. On a CPU this
-        # is 9 times faster forward and 6 times with its backward, and equal to the last bit.
+        # As an image of height 1 the input is channels-last just as it lies, where conv1d would transpose it: on a
+        # CPU 9 times faster, 6 times with the backward, and equal to the last bit.
         return F.conv2d(window.mT.unsqueeze(2), weight.unsqueeze(2), groups=len(weight)).squeeze(2).mT
 
     def heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -313,13 +311,13 @@ class DeltaNet(nn.Module):
         qk = up(qk.unflatten(-1, (2 * self.hk, self.dk)))
         qk = qk * torch.rsqrt(qk.square().sum(-1, keepdim=True) + L2_EPS)
         q, k = qk.chunk(2, -2)
-        if self.hv != self.hk:                 # several value heads share a query and a key head
+        if self.hv != self.hk:              # several value heads share a query and a key head
             q, k = (x.repeat_interleave(self.hv // self.hk, -2) for x in (q, k))
         return q * self.dk ** -0.5, k, up(v.unflatten(-1, (self.hv, self.dv)))
 
 
 def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotary position embedding of the first `rotary` numbers of each head, in pairs (i, i + rotary / 2)."""
+    """Rotary embedding of the first `rotary` numbers of each head, in pairs (i, i + rotary / 2)."""
     cos, sin = rope
     x, rest = x.split([cos.shape[-1], x.shape[-1] - cos.shape[-1]], -1)
     a, b = x.chunk(2, -1)
@@ -327,7 +325,7 @@ def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Softmax attention whose output is gated by its input. Remembers keys and values, (B, kv heads, columns, d)."""
+    """Softmax attention whose output is gated by its input. Remembers keys and values (B, kv heads, columns, d)."""
 
     def __init__(self, c: Config):
         super().__init__()
@@ -343,7 +341,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, past: tuple | None, span: Span) -> tuple[Tensor, tuple]:
         B, T, _ = x.shape
-        # query and gate alternate head by head: splitting q_proj's output in the middle would be wrong
+        # query and gate alternate head by head: splitting the output in the middle would be wrong
         q, gate = self.q_proj(x).unflatten(-1, (self.h, 2 * self.d)).chunk(2, -1)
         k, v = (proj(x).unflatten(-1, (self.kv, self.d)) for proj in (self.k_proj, self.v_proj))
         q, k = rotate(self.q_norm(q), span.rope), rotate(self.k_norm(k), span.rope)
@@ -353,11 +351,11 @@ class Attention(nn.Module):
             k, v = (buffer[:, :, :span.limit] for buffer in past)
         elif past is not None:
             k, v = (torch.cat([old.expand(B, -1, -1, -1), new], 2) for old, new in zip(past, (k, v), strict=True))
-        group = self.h // self.kv              # heads that share their keys
+        group = self.h // self.kv           # heads that share keys and values
         if span.mask is None:
-            o = F.scaled_dot_product_attention(q, k.repeat_interleave(group, 1), v.repeat_interleave(group, 1),
-                                               is_causal=True)
-        else:       # with a mask, these heads can as well be further queries of one head: no copy of the keys
+            o = F.scaled_dot_product_attention(
+                q, k.repeat_interleave(group, 1), v.repeat_interleave(group, 1), is_causal=True)
+        else:       # with a mask at hand they can as well be further queries of one head: the keys are not copied
             mask = span.mask if T == 1 else torch.cat([span.mask] * group, -2)
             o = F.scaled_dot_product_attention(q.reshape(B, self.kv, group * T, self.d), k, v, attn_mask=mask)
             o = o.reshape(B, self.h, T, self.d)
@@ -390,7 +388,13 @@ class Block(nn.Module):
     def mixer(self) -> nn.Module:
         return self.linear_attn if hasattr(self, "linear_attn") else self.self_attn
 
-    def forward(self, xs: list[Tensor], spans: list[Span], past: tuple | None = None) -> list[Tensor]:
+    def forward(self, xs: list[Tensor], spans: list[Span], past: tuple | None = None,
+                recompute: bool = False) -> list[Tensor]:
+        if recompute:       # in here, not around the block: FSDP's hooks must not run again with the recomputation
+            return checkpoint(self.run, xs, spans, past, use_reentrant=False, preserve_rng_state=False)
+        return self.run(xs, spans, past)
+
+    def run(self, xs: list[Tensor], spans: list[Span], past: tuple | None) -> list[Tensor]:
         """One segment after another, each from the memory that the one before it left."""
         out = []
         for x, span in zip(xs, spans, strict=True):
@@ -405,25 +409,25 @@ class Block(nn.Module):
 @dataclass
 class State:
     """Decoding buffers of some rows. A row's memory is its slice of every tensor in `layers`."""
-    layers: list[tuple[Tensor, ...]]            # keys and values (rows, h, columns + 1, d), or conv tail and S
+    layers: list[tuple[Tensor, ...]]            # keys and values (rows, h, columns + 1, d); or tail and S
     pos: Tensor                                 # (rows,) tokens that each row has read
-    columns: int                                # positions a row can hold; one more column takes what nobody reads
-    rope: tuple[Tensor, Tensor] | None = None   # of every position, each (columns + 1, 1, rotary)
-    wave: tuple | None = None                   # Adapter only: a cache that cannot be indexed by position, and its mask
+    columns: int                                # tokens a row can hold; one more column takes what nobody reads
+    rope: tuple[Tensor, Tensor] | None = None   # of every position, (columns + 1, 1, rotary)
+    wave: tuple | None = None                   # only for an Adapter that cannot fork: its own cache, and a mask
 
     def first(self, rows: int) -> "State":
-        """The first rows of this state, sharing its memory: fewer rows to step, nothing copied."""
-        return State([tuple(t[:rows] for t in layer) for layer in self.layers], self.pos[:rows], self.columns, self.rope)
+        """The first rows, sharing their memory with this state: fewer rows to step, nothing copied."""
+        layers = [tuple(t[:rows] for t in layer) for layer in self.layers]
+        return State(layers, self.pos[:rows], self.columns, self.rope)
 
 
 class Model(nn.Module):
     can_fork = True
-    per_layer_tables = ()       # embedding tables too large to train by default: none here, see Adapter
+    per_layer_tables = ()       # embeddings too large to train by default: see Adapter
 
     def __init__(self, c: Config):
         super().__init__()
-        self.config, self.checkpointing, self.eos_ids = c, False, set()
-        self.source: Source | None = None
+        self.config, self.source, self.eos_ids, self.checkpointing = c, None, set(), False
         self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
         self.layers = nn.ModuleList(Block(c, kind) for kind in c.layer_types)
         self.norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
@@ -435,7 +439,7 @@ class Model(nn.Module):
 
     @property
     def fp32_units(self) -> list[nn.Module]:
-        """Small modules that keep at least fp32 whatever the dtype of the rest, and are FSDP units of their own."""
+        """Small modules that are at least fp32 whatever the rest is, each to be an FSDP unit of its own."""
         return [unit for unit in self.modules() if isinstance(unit, Decay | GatedNorm)]
 
     @property
@@ -443,24 +447,20 @@ class Model(nn.Module):
         return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
 
     def forward(self, ids: Tensor, suffixes: Tensor | None = None, head: Callable | None = None):
-        """ids (B, T) -> logits (B, T, V), or with `head` whatever head(hidden (B, T, H), weight (V, H), softcap) returns:
-        called in here, it finds the weights of a sharded model gathered.
+        """ids (B, T) -> logits (B, T, V), or with `head` what head(hidden (B, T, H), weight (V, H), softcap)
+        returns; it is called in here because here a sharded model has its weights together.
 
-        With suffixes (B, S), ids are one prompt (1, P) that all of them continue, computed once. hidden[:, t] then
-        is the state that predicts suffixes[:, t]; for t = 0 it is the prompt's last. Rows may be padded on the right."""
-        P = ids.shape[1]
-        xs = [self.embed_tokens(ids)]
+        With suffixes (B, S), ids are the one prompt (1, P) that they all continue, computed once. Then hidden[:, t]
+        is the state that predicts suffixes[:, t]: for t = 0 the prompt's last. Right padding needs no care."""
+        P, xs = ids.shape[1], [self.embed_tokens(ids)]
         spans = [Span(self._rope(0, P, xs[0]))]
         if suffixes is not None:
             S = suffixes.shape[1]
-            mask = torch.ones(S, P + S, dtype=torch.bool, device=ids.device).tril(P)
             xs.append(self.embed_tokens(suffixes))
+            mask = torch.ones(S, P + S, dtype=torch.bool, device=ids.device).tril(P)
             spans.append(Span(self._rope(P, P + S, xs[1]), mask))
         for block in self.layers:
-            if self.checkpointing and torch.is_grad_enabled():
-                xs = checkpoint(block, xs, spans, use_reentrant=False, preserve_rng_state=False)
-            else:
-                xs = block(xs, spans)
+            xs = block(xs, spans, recompute=self.checkpointing and torch.is_grad_enabled())
         x = xs[0]
         if suffixes is not None:
             x = torch.cat([x[:, -1:].expand(len(suffixes), -1, -1), xs[1][:, :-1]], 1)
@@ -471,58 +471,58 @@ class Model(nn.Module):
         return F.linear(x, self.head_weight)
 
     def _rope(self, start: int, end: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and sine of positions start ... end - 1, each (T, 1, rotary). Angles in fp32, as they were trained."""
+        """Cosine and sine of positions start ... end - 1, each (T, 1, rotary)."""
         rotary = int(self.config.head_dim * self.config.partial_rotary_factor)
         frequency = 1.0 / self.config.rope_theta ** (torch.arange(0, rotary, 2).float() / rotary)
-        angle = torch.outer(*(t.to(like.device, up(like).dtype) for t in (torch.arange(start, end), frequency)))
-        angle = torch.cat([angle, angle], -1).unsqueeze(1)
+        angle = torch.outer(torch.arange(start, end).to(up(like).dtype), frequency.to(up(like).dtype))
+        angle = torch.cat([angle, angle], -1).unsqueeze(1).to(like.device)
         return angle.cos().to(like.dtype), angle.sin().to(like.dtype)
 
     def new_state(self, rows: int, capacity: int) -> State:
         columns = -(-capacity // BUCKET) * BUCKET
         like = self.embed_tokens.weight.detach()
         return State([block.mixer.memory(rows, columns + 1, like) for block in self.layers],
-                     torch.zeros(rows, dtype=torch.long, device=like.device), columns, self._rope(0, columns + 1, like))
+                     torch.zeros(rows, dtype=torch.long, device=like.device), columns,
+                     self._rope(0, columns + 1, like))
 
     @torch.no_grad()
     def segment(self, ids: Tensor, lengths: Tensor, state: State) -> Tensor:
-        """Run right-padded ids (B, T), `lengths` (B,) of them real, behind what the state's B rows have read; logits (B, V)
-        after each row's last. Padding costs time and nothing else; one look at the host finds the longest row."""
-        ends = state.pos + lengths
-        if (longest := int(ends.max())) > state.columns:
+        """Run right-padded ids (B, T), lengths (B,) of them real, on from what the state's rows have read; logits
+        (B, V) after each row's last. Padding changes nothing. The host waits for the device once."""
+        if (longest := int((state.pos + lengths).max())) > state.columns:
             raise ValueError(f"a row would hold {longest} tokens, and this state has room for {state.columns}")
-        step = torch.arange(ids.shape[1], device=ids.device)
-        at = torch.where(step < lengths.unsqueeze(1), state.pos.unsqueeze(1) + step, state.columns)
+        i = torch.arange(ids.shape[1], device=ids.device)
+        at = torch.where(i < lengths.unsqueeze(1), state.pos.unsqueeze(1) + i, state.columns)
         x = self._advance(ids, at, -(-longest // BUCKET) * BUCKET, lengths, state)
         state.pos += lengths
         return self._logits(x[torch.arange(len(ids), device=ids.device), lengths - 1])
 
     @torch.no_grad()
     def step(self, ids: Tensor, state: State, limit: int) -> Tensor:
-        """One token a row: ids (B,) -> logits (B, V). Looks at the first `limit` columns, so limit must exceed every live
-        row's `pos`. A row that is full goes on writing to the spare column: idle rows need no care."""
+        """One token a row: ids (B,) -> logits (B, V). `limit` columns are looked at, more than the `pos` of any row
+        that matters. A row that is full goes on in the spare column, so idle rows may be left alone."""
         x = self._advance(ids.unsqueeze(1), state.pos.clamp(max=state.columns).unsqueeze(1), limit, None, state)
         state.pos += 1
         return self._logits(x.squeeze(1))
 
     def _advance(self, ids: Tensor, at: Tensor, limit: int, lengths: Tensor | None, state: State) -> Tensor:
-        """Hidden states (B, T, H) of ids at positions `at` (B, T); the state's buffers are updated."""
+        """Hidden states (B, T, H) of ids at positions `at` (B, T); the state's buffers change."""
         x = self.embed_tokens(ids)
-        mask = (torch.arange(limit, device=ids.device) <= at.unsqueeze(-1)).unsqueeze(1)               # (B, 1, T, n)
-        span = Span(tuple(t[at] for t in state.rope), mask, lengths,
-                    buffer_index(at, self.config.num_key_value_heads), limit)
+        mask = (torch.arange(limit, device=ids.device) <= at.unsqueeze(-1)).unsqueeze(1)            # (B, 1, T, n)
+        index = buffer_index(at, self.config.num_key_value_heads)
+        span = Span(tuple(t[at] for t in state.rope), mask, lengths, index, limit)
         for block, past in zip(self.layers, state.layers, strict=True):
             x, = block([x], [span], past)
         return self.norm(x)
 
     @torch.no_grad()
     def fork(self, dst: State, dst_rows: Tensor | list[int], src: State, src_rows: Tensor | list[int]) -> None:
-        """dst[dst_rows[i]] = src[src_rows[i]]. The states may be the same one and may differ in capacity."""
+        """dst[dst_rows[i]] = src[src_rows[i]]. The two may be one state, and may differ in columns."""
         dst_rows, src_rows = (torch.as_tensor(rows, device=dst.pos.device) for rows in (dst_rows, src_rows))
         dst.pos[dst_rows] = src.pos[src_rows]
         for mine, theirs in zip(dst.layers, src.layers, strict=True):
             for a, b in zip(mine, theirs, strict=True):
-                n = min(a.shape[2], b.shape[2])            # they differ only where dimension 2 counts positions
+                n = min(a.shape[2], b.shape[2])             # dimension 2 differs only where it counts columns
                 a[dst_rows, :, :n] = b[src_rows, :, :n]
 
 
@@ -539,33 +539,11 @@ class Source:
     """Where a module came from, which decides how it is saved."""
     folder: Path | None                         # None: built, not loaded
     raw: dict                                   # its config.json
-    prefix: str = "model.language_model."       # what the text model's tensors are called there
+    prefix: str = "model.language_model."       # of the text model's tensors
 
 
-def build(config: dict | Config, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu",
-          seed: int = 0) -> Model:
-    """A randomly initialised Qwen3.5 from the keys of `Config`; rope_theta and tied embeddings have defaults here."""
-    if isinstance(config, dict):
-        known = {f.name for f in fields(Config)} | {"architectures", "model_type", "dtype", "rope_parameters"}
-        if unknown := set(config) - known:
-            raise ValueError(f"a Qwen3.5 config has no {', '.join(sorted(unknown))}; known are {', '.join(sorted(known))}")
-        config = Config.from_json({"tie_word_embeddings": True, "rope_theta": 1e7} | config)
-    module = Model(config)
-    random = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, p in module.named_parameters():
-            if name.endswith("A_log"):
-                p.uniform_(1, 16, generator=random).log_()
-            elif name.endswith("dt_bias"):     # softplus(dt_bias) log-uniform in [0.001, 0.1]: memories of 1 to 1000 tokens
-                dt = p.uniform_(-6.9, -2.3, generator=random).exp()
-                p.copy_(dt.expm1().log())
-            elif name.endswith("conv1d.weight"):
-                p.uniform_(-config.linear_conv_kernel_dim**-0.5, config.linear_conv_kernel_dim**-0.5, generator=random)
-            elif p.ndim == 2:
-                p.normal_(0, config.initializer_range, generator=random)
-    module = cast(module, dtype).to(device)
-    module.source, module.eos_ids = Source(None, config.to_json()), as_ids(config.eos_token_id)
-    return module
+def as_ids(value: int | list[int] | None) -> set[int]:
+    return set() if value is None else {value} if isinstance(value, int) else set(value)
 
 
 def cast(module: Model, dtype: torch.dtype) -> Model:
@@ -575,24 +553,43 @@ def cast(module: Model, dtype: torch.dtype) -> Model:
     return module
 
 
-def as_ids(value: int | list[int] | None) -> set[int]:
-    return set() if value is None else {value} if isinstance(value, int) else set(value)
+def build(config: dict | Config, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu",
+          seed: int = 0) -> Model:
+    """A randomly initialised Qwen3.5. A dict has the keys of `Config`, with defaults but for the six sizes."""
+    if isinstance(config, dict):
+        known = {f.name for f in fields(Config)} | {"architectures", "model_type", "rope_parameters"}
+        if unknown := sorted(set(config) - known):
+            raise ValueError(f"config: no key of a Qwen3.5 model is called {unknown[0]}; there are {sorted(known)}")
+        config = Config.from_json({"tie_word_embeddings": True, "rope_theta": 1e7} | config)
+    module, random = Model(config), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in module.named_parameters():
+            if name.endswith("A_log"):
+                p.uniform_(1, 16, generator=random).log_()
+            elif name.endswith("dt_bias"):      # softplus(dt_bias) log-uniform in 0.001 to 0.1: heads that remember
+                p.copy_(p.uniform_(-6.9, -2.3, generator=random).exp().expm1().log())   # from 1 to 1000 tokens
+            elif name.endswith("conv1d.weight"):
+                p.uniform_(-0.5, 0.5, generator=random)
+            elif p.ndim == 2:
+                p.normal_(0, config.initializer_range, generator=random)
+    module = cast(module, dtype).to(device)
+    module.source, module.eos_ids = Source(None, config.to_json()), as_ids(config.eos_token_id)
+    return module
 
 
 def load(path_or_id: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu",
          revision: str | None = None) -> nn.Module:
     """A checkpoint folder or hub id (at `revision`): Qwen3.5 as a `Model`, anything else as an `Adapter`.
 
-    The weights go tensor by tensor from the file to where they belong, so that a model never exists twice in host
-    memory. With device="meta" they are not read: shard, `to_empty`, then `fill`."""
+    The model is laid out on the device in `dtype` and the weights go to their places one by one, so that it never
+    exists twice, and on the host not even once if the device is another."""
     folder = find(path_or_id, revision)
     raw = read_json(folder / "config.json")
     if raw.get("model_type") in ("qwen3_5", "qwen3_5_text"):
         with torch.device("meta"):
             module = cast(Model(Config.from_json(raw)), dtype)
         module.source = Source(folder, raw)
-        if torch.device(device).type != "meta":
-            fill(module.to_empty(device=device))
+        fill(module.to_empty(device=device))
     else:
         module = Adapter.load(folder, raw, dtype, device)
     generation = folder / "generation_config.json"
@@ -602,7 +599,7 @@ def load(path_or_id: str | Path, dtype: torch.dtype = torch.float32, device: tor
 
 
 def find(path_or_id: str | Path, revision: str | None = None) -> Path:
-    """The folder of a checkpoint; a hub id is downloaded (or found in the cache) without what is not read here."""
+    """The folder of a checkpoint. A hub id is downloaded, or found in the cache, without what is not used here."""
     folder = Path(path_or_id)
     if folder.is_dir():
         if not (folder / "config.json").exists():
@@ -610,213 +607,193 @@ def find(path_or_id: str | Path, revision: str | None = None) -> Path:
         return folder
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path_or_id)):
         raise FileNotFoundError(f"{path_or_id}: no such folder, and not a hub id (owner/name) either")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub import snapshot_download       # not needed for folders
     try:
         return Path(snapshot_download(str(path_or_id), revision=revision, ignore_patterns=["*/*"],
                                       allow_patterns=["*.json", "*.safetensors", *CARRIED]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as e:
-        raise FileNotFoundError(f"{path_or_id} is no folder here, and the hub gave none "
-                                f"({type(e).__name__}: {str(e).strip().splitlines()[0]})") from e
+    except (OSError, ValueError) as e:                  # what the hub raises are kinds of these
+        raise FileNotFoundError(f"{path_or_id} is no folder here, and the hub did not give it: "
+                                f"{type(e).__name__}: {str(e).strip().splitlines()[0]}") from e
 
 
 def read_json(path: Path) -> dict:
     try:
         return json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
-        raise ValueError(f"{path} is not readable as JSON: {e}") from e
+    except ValueError as e:
+        raise ValueError(f"{path} is not JSON: {e}") from e
 
 
 def tensor_files(folder: Path) -> dict[str, Path]:
-    """{tensor name: safetensors file} of a checkpoint folder, single or sharded."""
+    """{tensor name: its safetensors file} of a checkpoint, single or sharded."""
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
     if index.exists():
-        names = {name: folder / file for name, file in read_json(index)["weight_map"].items()}
-        if lacking := sorted({str(f) for f in names.values() if not f.exists()}):
-            raise FileNotFoundError(f"{index} names {lacking[0]}, which is not there: the checkpoint is incomplete")
-        return names
+        files = {name: folder / file for name, file in read_json(index)["weight_map"].items()}
+        if lacking := sorted({str(file) for file in files.values() if not file.exists()}):
+            raise FileNotFoundError(f"{lacking[0]} is not there, though {index.name} names it")
+        return files
     if not single.exists():
-        raise FileNotFoundError(f"{folder} holds neither model.safetensors nor an index of shards; weights in other "
-                                f"formats must be converted (transformers: save_pretrained)")
-    with safe_open(single, "pt") as tensors:
-        return dict.fromkeys(tensors.keys(), single)
+        raise FileNotFoundError(f"{folder} holds neither {single.name} nor {index.name}; weights in another format "
+                                f"must be converted first (save_pretrained of transformers does it)")
+    try:
+        with safe_open(single, "pt") as tensors:
+            return dict.fromkeys(tensors.keys(), single)
+    except SafetensorError as e:
+        raise ValueError(f"{single} is broken: {e}") from e
+
+
+def read_tensor(file: Path, name: str) -> Tensor:
+    try:
+        with safe_open(file, "pt") as tensors:
+            return tensors.get_tensor(name)
+    except SafetensorError as e:
+        raise ValueError(f"{file} does not give {name}: {e}") from e
 
 
 def is_ignored(name: str) -> bool:
-    return any(fnmatch.fnmatch(name, pattern) for pattern in IGNORED)
+    return any(fnmatch(name, pattern) for pattern in IGNORED)
 
 
-def checkpoint_names(module: Model, prefix: str) -> dict[str, nn.Parameter]:
-    """The module's parameters by their names in a checkpoint."""
-    return {("" if name.startswith("lm_head") else prefix) + name.replace(".decay.", "."): p
+def named_for_checkpoint(module: Model) -> dict[str, nn.Parameter]:
+    """The parameters by their names in a checkpoint, where `Decay` is no module of its own."""
+    return {name if name.startswith("lm_head") else module.source.prefix + name.replace(".decay.", "."): p
             for name, p in module.named_parameters()}
 
 
 @torch.no_grad()
-def fill(module: Model) -> Model:
-    """Read the module's checkpoint into its parameters, whole or sharded (DTensor). Strict: every tensor is used or IGNORED,
-    every parameter is filled."""
-    folder, files = module.source.folder, tensor_files(module.source.folder)
-    stems = [name for name in files if name.endswith("embed_tokens.weight") and not is_ignored(name)]
-    if len(stems) != 1:
-        raise ValueError(f"{folder}: expected one tensor named ...embed_tokens.weight, found {stems}")
-    module.source.prefix = stems[0].removesuffix("embed_tokens.weight")
-    wanted = checkpoint_names(module, module.source.prefix)
-    if module.config.tie_word_embeddings and "lm_head.weight" in files:      # stored though it is tied: must be equal
-        wanted["lm_head.weight"] = None
-    for problem, names in (("lacks", wanted.keys() - files.keys()),
-                           ("has an unknown tensor,", {n for n in files if not is_ignored(n)} - wanted.keys())):
+def fill(module: Model) -> None:
+    """Read the module's checkpoint into its parameters: every tensor is used or IGNORED, every parameter filled."""
+    folder = module.source.folder
+    files = {name: file for name, file in tensor_files(folder).items() if not is_ignored(name)}
+    embeddings = [name for name in files if name.endswith("embed_tokens.weight")]
+    if len(embeddings) != 1:
+        raise ValueError(f"{folder}: one tensor must be called ...embed_tokens.weight, and {len(embeddings)} are")
+    module.source.prefix = embeddings[0].removesuffix("embed_tokens.weight")
+    wanted = named_for_checkpoint(module)
+    tied = read_tensor(files.pop("lm_head.weight"), "lm_head.weight") \
+        if module.config.tie_word_embeddings and "lm_head.weight" in files else None     # stored all the same
+    for problem, names in (("lacks the tensor", wanted.keys() - files.keys()),
+                           ("has an unknown tensor", files.keys() - wanted.keys())):
         if names:
-            raise ValueError(f"{folder}: the checkpoint {problem} {min(names)}"
-                             + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")
-                             + "; its config.json and weights do not belong together")
-    embedding = module.embed_tokens.weight
-    for file in sorted(set(files.values())):
-        with safe_open(file, "pt") as tensors:
-            for name in sorted(wanted.keys() & {n for n in tensors.keys() if files.get(n) == file}):
-                value, p = tensors.get_tensor(name), wanted.pop(name)
-                p = embedding if p is None else p
-                if value.shape != p.shape:
-                    raise ValueError(f"{folder}: {name} has shape {tuple(value.shape)}, and config.json wants {tuple(p.shape)}")
-                if value.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-                    raise ValueError(f"{folder}: {name} is {value.dtype}; quantised checkpoints are not supported, load the "
-                                     f"original one")
-                if name == "lm_head.weight" and p is embedding:
-                    tied = safe_open(files[stems[0]], "pt").get_tensor(stems[0])
-                    if not torch.equal(value, tied):
-                        raise ValueError(f"{folder}: config.json ties lm_head.weight to the embedding, and they differ")
-                elif isinstance(p, DTensor):       # every rank reads the file and keeps its part: nothing is sent
-                    value = value.to(p.device, p.dtype)
-                    p.copy_(distribute_tensor(value, p.device_mesh, p.placements, src_data_rank=None))
-                else:
-                    p.copy_(value)
-    if wanted:
-        raise ValueError(f"{folder}: the index names {min(wanted)}, and its file does not hold it")
-    return module
+            raise ValueError(f"{folder}: the checkpoint {problem} {min(names)} (one of {len(names)} such): weights "
+                             f"and config.json do not belong together")
+    for name, p in wanted.items():
+        value = read_tensor(files[name], name)
+        if value.shape != p.shape:
+            raise ValueError(f"{folder}: {name} has the shape {tuple(value.shape)}, and config.json says "
+                             f"{tuple(p.shape)}")
+        if value.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+            raise ValueError(f"{folder}: {name} is {value.dtype}; take the checkpoint that is not quantised")
+        p.copy_(value)
+    if tied is not None and not torch.equal(tied.to(module.head_weight), module.head_weight):
+        raise ValueError(f"{folder}: config.json ties lm_head.weight to the embedding, and the two differ")
 
 
 def whole(p: Tensor) -> Tensor:
-    """A parameter on the host, gathered if it is sharded (then every rank must call)."""
+    """On the host, and in one piece: if it is sharded, every rank must call."""
     return (p.detach().full_tensor() if isinstance(p, DTensor) else p.detach()).cpu().contiguous()
 
 
 def save(module: nn.Module, folder: str | Path, tokenizer=None) -> None:
     """Write a Hugging Face folder in the layout that the module was loaded from, weights in the dtype they have.
 
-    Tensors that were ignored at loading are copied through, and so are the generation config and the tokenizer's files
-    unless `tokenizer` is given. With a sharded module every rank calls; the first writes."""
+    Tensors that loading ignored are copied through, and the generation config and tokenizer files are carried along
+    (the tokenizer is written anew if given). Of a sharded module every rank calls; the first writes."""
     folder, source = Path(folder), module.source
     if source.folder is not None and folder.resolve() == source.folder.resolve():
         raise ValueError(f"{folder} is where the model was loaded from; save it to another folder")
     if tokenizer is not None and len(tokenizer) > module.config.vocab_size:
-        raise ValueError(f"the tokenizer has {len(tokenizer)} words and the model {module.config.vocab_size}: they do not "
-                         f"belong together")
+        raise ValueError(f"the tokenizer has {len(tokenizer)} words and the model {module.config.vocab_size}: "
+                         f"they do not belong together")
     writes = not dist.is_initialized() or dist.get_rank() == 0
     if writes:
         folder.mkdir(parents=True, exist_ok=True)
-    if isinstance(module, Adapter):
-        module.write(folder, writes)
-    else:
-        write(module, folder, writes)
+    module.write(folder, writes) if isinstance(module, Adapter) else write(module, folder, writes)
     if not writes:
         return
-    if source.folder is not None:
-        for file in sorted(source.folder.iterdir()):
-            if file.is_file() and any(fnmatch.fnmatch(file.name, pattern) for pattern in CARRIED):
-                shutil.copyfile(file, folder / file.name)
+    for file in sorted(source.folder.iterdir()) if source.folder is not None else []:
+        if file.is_file() and any(fnmatch(file.name, pattern) for pattern in CARRIED):
+            shutil.copyfile(file, folder / file.name)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
 
 
 def write(module: Model, folder: Path, writes: bool) -> None:
-    source = module.source
+    """config.json and weights, gathered and written one file at a time."""
+    source, own = module.source, named_for_checkpoint(module)
     through = {} if source.folder is None else {n: f for n, f in tensor_files(source.folder).items() if is_ignored(n)}
-    own = checkpoint_names(module, source.prefix)
     shards, size = [[]], 0
     for name in [*own, *through]:
-        nbytes = own[name].numel() * own[name].element_size() if name in own else 0
+        nbytes = own[name].nbytes if name in own else read_tensor(through[name], name).nbytes
         if size + nbytes > SHARD_BYTES and shards[-1]:
             shards, size = [*shards, []], 0
         shards[-1].append(name)
         size += nbytes
     weight_map, total = {}, 0
-    for i, names in enumerate(shards):
-        tensors = {}
-        for name in names:
-            if name in own:
-                tensors[name] = whole(own[name])
-            elif writes:
-                with safe_open(through[name], "pt") as file:
-                    tensors[name] = file.get_tensor(name)
+    for i, names in enumerate(shards, 1):
+        file = "model.safetensors" if len(shards) == 1 else f"model-{i:05}-of-{len(shards):05}.safetensors"
+        tensors = {name: whole(own[name]) if name in own else read_tensor(through[name], name) for name in names}
+        weight_map |= dict.fromkeys(names, file)
+        total += sum(t.nbytes for t in tensors.values())
         if writes:
-            file = "model.safetensors" if len(shards) == 1 else f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
             save_file(tensors, folder / file, metadata={"format": "pt"})
-            weight_map |= dict.fromkeys(tensors, file)
-            total += sum(t.nbytes for t in tensors.values())
     if not writes:
         return
     if len(shards) > 1:
-        (folder / "model.safetensors.index.json").write_text(
-            json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2) + "\n")
-    raw, dtype = dict(source.raw), str(module.head_weight.dtype).removeprefix("torch.")
-    for key in ("dtype", "torch_dtype"):        # the older name is a second truth
-        raw.pop(key, None)
-    raw["dtype"] = dtype
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    dtype = {"dtype": str(module.head_weight.dtype).removeprefix("torch.")}
+    raw = {k: v for k, v in source.raw.items() if k != "torch_dtype"} | dtype      # the older name of dtype
     if "text_config" in raw:
-        raw["text_config"] = {k: v for k, v in raw["text_config"].items() if k != "torch_dtype"} | {"dtype": dtype}
+        raw["text_config"] = {k: v for k, v in raw["text_config"].items() if k != "torch_dtype"} | dtype
     (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
 
 
-# ------------------------------------------------------------------------------------------------ other architectures
+# ------------------------------------------------------------------------------------------------ other models
 
 class Adapter(nn.Module):
-    """Any other causal language model of transformers (Gemma 4 E2B and E4B, Llama, ...) behind the calls of `Model`.
+    """Any other causal language model of transformers (Gemma 4 E2B and E4B, Llama, ...) behind the same calls.
 
-    Decoding hands transformers a cache of ours, the same buffers indexed by position that `Model` uses, and masks to match, so
-    that rows fork here too. Whether a model plays along is tried, once, on a few tokens. One that does not (a recurrent state, an
-    attention of its own) has `can_fork` False and decodes in waves: a state takes one segment of whole prompts, then steps.
-    The loss gives every continuation its own copy of the prompt."""
+    Decoding hands transformers a cache of ours, with the position-indexed buffers of `State`, and masks to match;
+    so its rows fork as well. Whether a model plays along is tried on a few tokens. One that does not (a recurrent
+    state, an attention of its own kind) says so once, has `can_fork` False, and decodes in waves: a state takes one
+    segment, of whole prompts, and then steps. The loss gives every continuation its own copy of the prompt."""
     fp32_units = ()
 
     def __init__(self, hf: nn.Module):
         super().__init__()
-        self.hf, self.checkpointing, self.eos_ids, self.source = hf, False, set(), None
+        self.hf, self.source, self.eos_ids, self.checkpointing = hf, None, set(), False
         self.config = hf.config.get_text_config()
         self.softcap = getattr(self.config, "final_logit_softcapping", None)
-        self.cells: list[tuple] = []              # (layer, heads, key width, value width) of each layer that caches
-        for m in hf.modules():                    # train mode switches checkpointing on below, and must do nothing else
+        self.cells: list[tuple[int, ...]] = []      # (layer, heads, key width, value width), if it has a cache
+        for m in hf.modules():                      # training mode is used below for checkpointing alone
             for name in ("p", "dropout", "attention_dropout"):
                 if isinstance(getattr(m, name, None), float):
                     setattr(m, name, 0.0)
-        # towers for pictures and sound are saved again and otherwise unused
-        for p in hf.parameters():
-            p.requires_grad_(False)
-        for part in (self.decoder, hf.get_output_embeddings()):
-            part.requires_grad_(True)
+        hf.requires_grad_(False)                    # towers for pictures and sound: saved again, else unused
+        self.decoder.requires_grad_(True)
+        self.head_weight.requires_grad_(True)
 
     @classmethod
     def load(cls, folder: Path, raw: dict, dtype: torch.dtype, device: torch.device | str) -> "Adapter":
         import transformers
-        kind, where = raw.get("model_type"), f"{folder} (model_type {raw.get('model_type')})"
-        if kind not in transformers.CONFIG_MAPPING:
-            raise ValueError(f"{where}: transformers {transformers.__version__} does not know this type; a newer one may")
-        if transformers.CONFIG_MAPPING[kind] not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
-            raise ValueError(f"{where}: transformers has no causal language model of this type")
-        if torch.device(device).type == "meta":
-            raise ValueError(f"{where}: only Qwen3.5 checkpoints can be loaded on the meta device")
+        kind = raw.get("model_type")
+        if kind not in transformers.CONFIG_MAPPING or \
+                transformers.CONFIG_MAPPING[kind] not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+            raise ValueError(f"{folder}: transformers {transformers.__version__} has no causal language model of "
+                             f"the type {kind!r}")
         hf, report = transformers.AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True)
-        for problem, key in (("lacks", "missing_keys"), ("has an unknown tensor,", "unexpected_keys"),
-                             ("has a tensor of another shape,", "mismatched_keys")):
+        for problem, key in (("lacks the tensor", "missing_keys"), ("has an unknown tensor", "unexpected_keys"),
+                             ("has the wrong shape for", "mismatched_keys")):
             if report[key]:
-                raise ValueError(f"{where}: the checkpoint {problem} {sorted(report[key])[0]}")
+                raise ValueError(f"{folder}: the checkpoint {problem} {sorted(report[key])[0]}")
         module = cls(hf.to(device).eval())
         module.source = Source(folder, raw)
         ids = torch.arange(4, device=device).unsqueeze(0)
         with torch.no_grad():
             if not close(module(ids), hf(ids).logits):
-                raise ValueError(f"{where}: its logits are not a product of hidden states and head, soft-capped at most; this "
-                                 f"model cannot be trained here")
+                raise ValueError(f"{folder}: the logits of {type(hf).__name__} are not hidden states times a head, "
+                                 f"soft-capped at most, so that it cannot be trained here")
         return module
 
     def write(self, folder: Path, writes: bool) -> None:
@@ -835,7 +812,8 @@ class Adapter(nn.Module):
 
     @property
     def per_layer_tables(self) -> tuple[nn.Module, ...]:
-        """Gemma's per-layer embeddings: half of E2B's parameters, a few rows of gradient, all of the optimizer state."""
+        """Gemma's per-layer embeddings: half of E2B. A step has gradients for few rows of them, but AdamW would
+        keep moments for all, 38 GiB with the masters; so a trainer freezes them unless told otherwise."""
         table = getattr(self.decoder, "embed_tokens_per_layer", None)
         return () if table is None else (table,)
 
@@ -844,13 +822,15 @@ class Adapter(nn.Module):
         return self.hf.get_output_embeddings().weight
 
     def forward(self, ids: Tensor, suffixes: Tensor | None = None, head: Callable | None = None):
-        P, remember = ids.shape[1], self.checkpointing and torch.is_grad_enabled()
-        if self.hf.training != remember:         # transformers checkpoints its blocks in train mode alone
-            self.hf.train(remember)
-            if remember:
-                self.hf.gradient_checkpointing_enable({"use_reentrant": False})
+        P, recompute = ids.shape[1], self.checkpointing and torch.is_grad_enabled()
         rows = ids if suffixes is None else torch.cat([ids.expand(len(suffixes), -1), suffixes], 1)
+        if recompute:               # which transformers does in training mode only
+            enable = getattr(self.hf, "activation_checkpointing_enable", self.hf.gradient_checkpointing_enable)
+            enable({"use_reentrant": False})
+            self.hf.train()
         x = self.decoder(input_ids=rows, use_cache=False).last_hidden_state
+        if recompute:
+            self.hf.eval()
         x = x if suffixes is None else x[:, P - 1:-1]
         return self._logits(x) if head is None else head(x, self.head_weight, self.softcap)
 
@@ -862,28 +842,23 @@ class Adapter(nn.Module):
 
     @cached_property
     def can_fork(self) -> bool:
-        ids = (torch.arange(12, device=self.head_weight.device) % self.config.vocab_size).unsqueeze(0)
+        ids = torch.arange(12, device=self.head_weight.device).unsqueeze(0)
         try:
             with torch.no_grad():
-                self.cells = self._find_cells(ids)
+                layers = self.decoder(input_ids=ids, use_cache=True).past_key_values.layers
+                self.cells = [(i, layer.keys.shape[1], layer.keys.shape[-1], layer.values.shape[-1])
+                              for i, layer in enumerate(layers) if getattr(layer, "keys", None) is not None]
                 one, two = self._room(1, BUCKET), self._room(2, BUCKET)
                 Model.segment(self, ids[:, :7], torch.tensor([6], device=ids.device), one)
                 self.fork(two, [0, 1], one, [0, 0])
                 Model.segment(self, ids[:, 6:11].expand(2, -1), torch.tensor([2, 5], device=ids.device), two)
-                works = close(Model.step(self, ids[0, [8, 11]], two, BUCKET)[1:], self(ids)[:, -1])
-        except Exception as e:      # a cache that is not ours to fill may fail in any way: that is the answer
-            works, why = False, f": {type(e).__name__}"
-        else:
-            why = ""
+                works, why = close(Model.step(self, ids[0, [8, 11]], two, BUCKET)[1], self(ids)[0, -1]), "other logits"
+        except Exception as e:      # noqa: BLE001  a cache that is not ours may fail in any way: that is the answer
+            works, why = False, type(e).__name__
         if not works:
-            warnings.warn(f"{type(self.hf).__name__}: its cache cannot be forked{why}; rows decode in waves and every row "
-                          f"prefills its whole prompt", stacklevel=2)
+            warnings.warn(f"{type(self.hf).__name__}: its cache cannot be forked ({why}), so every row prefills its "
+                          f"whole prompt, and rows start together and wait for the last", stacklevel=2)
         return works
-
-    def _find_cells(self, ids: Tensor) -> list[tuple]:
-        layers = self.decoder(input_ids=ids, use_cache=True).past_key_values.layers
-        return [(i, layer.keys.shape[1], layer.keys.shape[-1], layer.values.shape[-1])
-                for i, layer in enumerate(layers) if getattr(layer, "keys", None) is not None]
 
     def _room(self, rows: int, columns: int) -> State:
         like = self.head_weight.detach()
@@ -892,8 +867,9 @@ class Adapter(nn.Module):
         return State(layers, torch.zeros(rows, dtype=torch.long, device=like.device), columns)
 
     def new_state(self, rows: int, capacity: int) -> State:
-        columns = -(-capacity // BUCKET) * BUCKET
-        return self._room(rows, columns) if self.can_fork else State([], self._room(rows, 0).pos, columns)
+        state = self._room(rows if self.can_fork else 0, -(-capacity // BUCKET) * BUCKET)
+        state.pos = state.pos.new_zeros(rows)
+        return state
 
     fork = Model.fork
 
@@ -901,23 +877,24 @@ class Adapter(nn.Module):
     def segment(self, ids: Tensor, lengths: Tensor, state: State) -> Tensor:
         if self.can_fork:
             return Model.segment(self, ids, lengths, state)
-        if state.wave:
+        if state.wave is not None:
             raise ValueError(f"{type(self.hf).__name__} decodes in waves: a state takes one segment, of whole prompts")
-        at = torch.arange(int(lengths.max()), device=ids.device) - (lengths.max() - lengths).unsqueeze(1)
-        return self._wave(ids.gather(1, at.clamp(min=0)), at >= 0, at, None, state, lengths)
+        longest = int(lengths.max())
+        at = torch.arange(longest, device=ids.device) - (longest - lengths).unsqueeze(1)
+        return self._wave(ids.gather(1, at.clamp(min=0)), at >= 0, at, None, lengths, state)
 
     @torch.no_grad()
     def step(self, ids: Tensor, state: State, limit: int) -> Tensor:
         if self.can_fork:
             return Model.step(self, ids, state, limit)
         cache, mask = state.wave
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-        return self._wave(ids.unsqueeze(1), mask, state.pos.unsqueeze(1), cache, state, 1)
+        mask = F.pad(mask, (0, 1), value=True)
+        return self._wave(ids.unsqueeze(1), mask, state.pos.unsqueeze(1), cache, 1, state)
 
-    def _wave(self, ids: Tensor, mask: Tensor, at: Tensor, cache, state: State, lengths) -> Tensor:
-        """Left-padded rows in the model's own cache: what transformers' `generate` does."""
-        out = self.decoder(input_ids=ids, attention_mask=mask.long(), position_ids=at.clamp(min=0), past_key_values=cache,
-                           use_cache=True)
+    def _wave(self, ids: Tensor, mask: Tensor, at: Tensor, cache, lengths, state: State) -> Tensor:
+        """Left-padded rows and the model's own cache, as transformers' `generate` does it."""
+        out = self.decoder(input_ids=ids, attention_mask=mask.long(), position_ids=at.clamp(min=0),
+                           past_key_values=cache, use_cache=True)
         state.wave = out.past_key_values, mask
         state.pos += lengths
         return self._logits(out.last_hidden_state[:, -1])
@@ -925,20 +902,19 @@ class Adapter(nn.Module):
     def _advance(self, ids: Tensor, at: Tensor, limit: int, lengths: Tensor | None, state: State) -> Tensor:
         n, seen = torch.arange(limit, device=ids.device), at.clamp(max=limit - 1).unsqueeze(-1)
         window = getattr(self.config, "sliding_window", None)
-        kinds = set(getattr(self.config, "layer_types", None) or
-                    ["full_attention" if window is None else "sliding_attention"])
-        masks = {"full_attention": (n <= seen).unsqueeze(1)}
+        masks = {"full_attention": (n <= seen).unsqueeze(1)}                                       # (B, 1, T, n)
         if window is not None:
             masks["sliding_attention"] = masks["full_attention"] & (n > seen - window).unsqueeze(1)
+        kinds = getattr(self.config, "layer_types", None) or [list(masks)[-1]]
         masks = {kind: masks[kind] for kind in kinds}
-        cache = slots(state.layers, [layer for layer, *_ in self.cells], at, limit)
-        return self.decoder(input_ids=ids, attention_mask=masks if len(masks) > 1 else masks.popitem()[1],
+        cache = slot_cache(state.layers, [layer for layer, *_ in self.cells], at, limit)
+        return self.decoder(input_ids=ids, attention_mask=masks if len(masks) > 1 else masks[kinds[0]],
                             position_ids=at.clamp(max=state.columns - 1), past_key_values=cache,
                             use_cache=True).last_hidden_state
 
 
-def slots(buffers: list[tuple], layers: list[int], at: Tensor, limit: int):
-    """A transformers cache that writes to positions `at` of our buffers and shows the first `limit`."""
+def slot_cache(buffers: list[tuple], layers: list[int], at: Tensor, limit: int):
+    """A transformers cache that writes to positions `at` of our buffers and shows their first `limit` columns."""
     from transformers import Cache
 
     class Slots(Cache):
@@ -952,5 +928,5 @@ def slots(buffers: list[tuple], layers: list[int], at: Tensor, limit: int):
 
 
 def close(a: Tensor, b: Tensor) -> bool:
-    """Equal but for rounding, in whatever dtype: a wrong mask or cache is off by as much as the logits vary."""
+    """Equal but for rounding, in any dtype. A wrong mask or cache is off by about as much as the logits vary."""
     return bool((a - b).abs().mean() < 0.1 * b.std())
