@@ -13,11 +13,12 @@ Where this departs from the paper, or fills in what it leaves open:
  1. Ratios are per token (Eq. 18 writes one per rollout), and a row's loss is the mean over its tokens.
  2. Eq. 13 sums over the M*K solver rows and the M planner rows of a problem. `Row.weight` holds
     1 / (M * problems of the whole batch): one denominator for both regions, every rank, every micro-batch.
- 3. The std of Eq. 11, 12 and 17 is the unbiased one; a group of equal rewards gets exactly 0; with M=1, A = R.
+ 3. The std of Eq. 11, 12 and 17 is the unbiased one; a group of equal rewards gets exactly 0; with M=1, A =
+    R.
  4. KL is the k3 estimate, its log difference clamped. Its gradient at ratio 1 is that of KL(ref || policy).
- 5. One update per rollout: the ratio is then exactly 1. With more, old log-probs are recomputed by the trainer
-    in the same micro-batches; the sampler's own are only compared with (`gap_mean`, `gap_max`): bf16 decoding
-    and a bf16 forward differ by more than the clip range on 1.6 % of tokens.
+ 5. One update per rollout: the ratio is then exactly 1. With more, old log-probs are recomputed by the
+    trainer in the same micro-batches; the sampler's own are only compared with (`gap_mean`, `gap_max`): bf16
+    decoding and a bf16 forward differ by more than the clip range on 1.6 % of tokens.
 
 Shapes: K branches a tuple, M tuples a problem, B rows, P prefix tokens, S suffix tokens, N loss tokens,
 H hidden, V vocabulary.
@@ -44,8 +45,8 @@ SMALLEST_TILE = 1024        # words; below it the matrix products get thin
 
 
 def _standardise(r: Tensor) -> Tensor:
-    """(r - mean) / (std + eps) over the last axis, Eq. 17. Equal values give exactly 0: the mean of seven 0.1s is
-    not 0.1, and its rounding error over eps would be an advantage."""
+    """(r - mean) / (std + eps) over the last axis, Eq. 17. Equal values give exactly 0: the mean of seven
+    0.1s is not 0.1, and its rounding error over eps would be an advantage."""
     r = r if r.is_floating_point() else r.float()
     equal = r.amax(-1, keepdim=True) == r.amin(-1, keepdim=True)
     centred = r - r.mean(-1, keepdim=True)
@@ -59,8 +60,8 @@ def within_tuple_advantages(r: Tensor) -> Tensor:
 
 
 def across_tuple_advantages(R: Tensor) -> Tensor:
-    """Eq. 12: planner rewards R (..., M) -> (..., M), each tuple against the others of its problem. A single one
-    has nobody to be compared with: A = R, plain REINFORCE (the paper's M=1 ablation)."""
+    """Eq. 12: planner rewards R (..., M) -> (..., M), each tuple against the others of its problem. A single
+    one has nobody to be compared with: A = R, plain REINFORCE (the paper's M=1 ablation)."""
     if R.shape[-1] == 1:
         return R if R.is_floating_point() else R.float()
     return _standardise(R)
@@ -69,7 +70,7 @@ def across_tuple_advantages(R: Tensor) -> Tensor:
 def _logits(hidden: Tensor, weight: Tensor, temperature: float, softcap: float | None) -> Tensor:
     """(N, H), (tile, H) -> (N, tile) logits over the temperature, fp32 or better, in memory of their own."""
     if hidden.is_cuda and hidden.dtype in (torch.bfloat16, torch.float16):
-        z = torch.mm(hidden, weight.T, out_dtype=torch.float32)     # the accumulator itself, not rounded to bf16
+        z = torch.mm(hidden, weight.T, out_dtype=torch.float32)     # the accumulator, not rounded to bf16
     else:
         z = (hidden @ weight.T).to(torch.promote_types(hidden.dtype, torch.float32))
     if softcap:
@@ -78,15 +79,17 @@ def _logits(hidden: Tensor, weight: Tensor, temperature: float, softcap: float |
 
 
 class _TiledLogProbs(torch.autograd.Function):
-    """log softmax at the targets, one tile of the vocabulary at a time, logits recomputed in the backward pass.
+    """log softmax at the targets, one tile of the vocabulary at a time, logits recomputed in the backward
+    pass.
 
-    fp32 logits of 2,048 tokens x 248,320 words with their gradient take 5.7 GiB; this takes the weight's gradient
-    and a few tiles. Tiles of the vocabulary, not chunks of rows: each slice of the weight's gradient is written
-    once, where every chunk of rows would add to all of it (bench/logprob.py)."""
+    fp32 logits of 2,048 tokens x 248,320 words with their gradient take 5.7 GiB; this takes the weight's
+    gradient and a few tiles. Tiles of the vocabulary, not chunks of rows: each slice of the weight's gradient
+    is written once, where every chunk of rows would add to all of it (bench/logprob.py)."""
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, temperature, vocab, softcap, tile, want_entropy):
-        lse = hidden.new_full((len(hidden),), -torch.inf, dtype=torch.promote_types(hidden.dtype, torch.float32))
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        lse = hidden.new_full((len(hidden),), -torch.inf, dtype=dtype)
         target_logit = lse.clone()                  # stays -inf for a target outside the softmax
         mean_logit = torch.zeros_like(lse)          # E_p[z]; the entropy is lse - E_p[z]
         for start in range(0, vocab, tile):
@@ -132,12 +135,14 @@ class _TiledLogProbs(torch.autograd.Function):
 def token_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0,
                    vocab: int | None = None, softcap: float | None = None, tile: int | None = None,
                    entropy: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-    """Log-probs (N,) of targets (N,) under softmax(hidden (N, H) @ weight (V, H).T / temperature), fp32 or better.
+    """Log-probs (N,) of targets (N,) under softmax(hidden (N, H) @ weight (V, H).T / temperature), fp32 or
+    better.
 
-    Only ids below `vocab` are in the softmax (checkpoints pad their vocabulary); a target beyond it has log-prob
-    -inf. `softcap` c bounds logits to c * tanh(z / c), before the temperature. `tile` is in words of the
-    vocabulary (None: what LOGITS_AT_ONCE allows). With `entropy` a pair comes back, the second (N,) in nats and
-    without a gradient. Under FSDP call it inside the root's forward: only there is the weight whole."""
+    Only ids below `vocab` are in the softmax (checkpoints pad their vocabulary); a target beyond it has
+    log-prob -inf. `softcap` c bounds logits to c * tanh(z / c), before the temperature. `tile` is in words of
+    the vocabulary (None: what LOGITS_AT_ONCE allows). With `entropy` a pair comes back, the second (N,) in
+    nats and without a gradient. Under FSDP call it inside the root's forward: only there is the weight
+    whole."""
     tile = tile or max(SMALLEST_TILE, LOGITS_AT_ONCE // max(1, len(hidden)))
     vocab = vocab or len(weight)
     logp, nats = _TiledLogProbs.apply(hidden, weight, targets, temperature, vocab, softcap, tile, entropy)
@@ -146,12 +151,13 @@ def token_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, temperature:
 
 def clipped_loss(logp: Tensor, old: Tensor | None, ref: Tensor | None, advantage: Tensor, clip: float = CLIP,
                  beta: float = BETA) -> tuple[Tensor, dict[str, Tensor]]:
-    """Eq. 18, negated, per token: -min(rho A, clip(rho, 1 -+ clip) A) + beta * KL. All (N,), and so is the result;
-    with it "kl", "ratio" and "clipped" of each token.
+    """Eq. 18, negated, per token: -min(rho A, clip(rho, 1 -+ clip) A) + beta * KL. All (N,), and so is the
+    result; with it "kl", "ratio" and "clipped" of each token.
 
-    `old=None` stands for the first update after a rollout: rho is exactly 1, its gradient A. `ref=None` leaves
-    the KL out. KL is k3, exp(d) - d - 1 with d = ref - logp: never negative, of small variance. Its clamp ends
-    the gradient where the policy has all but given up a token; without it such a token makes inf, then 0 * inf."""
+    `old=None` stands for the first update after a rollout: rho is exactly 1, its gradient A. `ref=None`
+    leaves the KL out. KL is k3, exp(d) - d - 1 with d = ref - logp: never negative, of small variance. Its
+    clamp ends the gradient where the policy has all but given up a token; without it such a token makes inf,
+    then 0 * inf."""
     old = logp.detach() if old is None else old
     ratio = (logp - old).clamp(-RATIO_CLAMP, RATIO_CLAMP).exp()
     surrogate = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
@@ -184,19 +190,19 @@ def local(p: Tensor) -> Tensor:
 
 
 def shard(module: nn.Module, compute_dtype: torch.dtype, device: torch.device | str = "cpu") -> nn.Module:
-    """FSDP2 in place: the fp32 units, each block, then the root. Parameters keep their dtype (fp32 in a policy: the
-    master weights), gathers and arithmetic are in `compute_dtype`, gradients are reduced in fp32.
+    """FSDP2 in place: the fp32 units, each block, then the root. Parameters keep their dtype (fp32 in a
+    policy: the master weights), gathers and arithmetic are in `compute_dtype`, gradients are reduced in fp32.
 
-    A_log and dt_bias set how fast the recurrent state forgets and bf16 rounds them by up to 0.4 %, hence units of
-    their own that stay fp32. Inputs are not cast: blocks hand an fp32 recurrent state around. One process that
-    computes in the dtype of its weights needs none of this and keeps a plain module."""
+    A_log and dt_bias set how fast the recurrent state forgets and bf16 rounds them by up to 0.4 %, hence
+    units of their own that stay fp32. Inputs are not cast: blocks hand an fp32 recurrent state around. One
+    process that computes in the dtype of its weights needs none of this and keeps a plain module."""
     module.to(device)
     trains = any(p.requires_grad for p in module.parameters())
     if world_size() == 1 and (not trains or all(p.dtype == compute_dtype for p in module.parameters())):
         return module
     if not dist.is_initialized():
-        raise ValueError(f"computing in {compute_dtype} over other master weights needs a process group, if only "
-                         f"of one: call common.setup first, or compute in the dtype of the weights")
+        raise ValueError(f"computing in {compute_dtype} over other master weights needs a process group, if "
+                         f"only of one: call common.setup first, or compute in the dtype of the weights")
     wide = torch.promote_types(compute_dtype, torch.float32)
     low = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=wide, cast_forward_inputs=False)
     full = MixedPrecisionPolicy(param_dtype=wide, reduce_dtype=wide, cast_forward_inputs=False)
@@ -204,15 +210,17 @@ def shard(module: nn.Module, compute_dtype: torch.dtype, device: torch.device | 
         fully_shard(unit, mp_policy=full)
     for block in module.blocks:
         fully_shard(block, mp_policy=low)
-    # By default the root stays whole until its backward: after a forward without one, parameters() would hand out
-    # whole tensors whose memory is freed later (seen: a segmentation fault). Costs a gather of the embedding.
+    # By default the root stays whole until its backward: after a forward without one, parameters() would hand
+    # out whole tensors whose memory is freed later (seen: a segmentation fault). Costs a gather of the
+    # embedding.
     return fully_shard(module, mp_policy=low, reshard_after_forward=True)
 
 
 @torch.no_grad()
 def refresh(sampler: nn.Module, policy: nn.Module) -> None:
-    """Copy the policy into the sampler, parameter by parameter, into the same storage: CUDA graphs captured over it
-    stay valid. The shard is cast before it is gathered: half the traffic, never a whole fp32 model. Collective."""
+    """Copy the policy into the sampler, parameter by parameter, into the same storage: CUDA graphs captured
+    over it stay valid. The shard is cast before it is gathered: half the traffic, never a whole fp32 model.
+    Collective."""
     if sampler is policy:
         return
     source = dict(policy.named_parameters())
@@ -232,11 +240,11 @@ def make_optimizer(module: nn.Module, lr: float, weight_decay: float = 0.0,
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, eps=eps, fused=True)
 
 
-def apply_gradients(module: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, max_grad_norm: float = 1.0,
-                    lr: float | None = None) -> tuple[float, bool]:
-    """Clip and step, or drop the gradients if the loss (already summed over ranks) or their norm is not finite;
-    every rank sees the same two numbers, so all decide the same. Returns (norm before clipping, stepped).
-    max_grad_norm 0: no clipping."""
+def apply_gradients(module: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor,
+                    max_grad_norm: float = 1.0, lr: float | None = None) -> tuple[float, bool]:
+    """Clip and step, or drop the gradients if the loss (already summed over ranks) or their norm is not
+    finite; every rank sees the same two numbers, so all decide the same. Returns (norm before clipping,
+    stepped). max_grad_norm 0: no clipping."""
     norm = nn.utils.clip_grad_norm_(module.parameters(), max_grad_norm or float("inf"))
     norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
     finite = bool(torch.isfinite(norm) & torch.isfinite(loss))
@@ -256,20 +264,21 @@ REGIONS = ("plan", "solve")
 
 @dataclass
 class Row:
-    """One sampled sequence, whoever collected it. Tokens suffix[start:] were sampled and carry the loss; prefix and
-    suffix[:start] are its prompt, the prefix being what it shares with its siblings."""
+    """One sampled sequence, whoever collected it. Tokens suffix[start:] were sampled and carry the loss;
+    prefix and suffix[:start] are its prompt, the prefix being what it shares with its siblings."""
     prefix: list[int]
     suffix: list[int]
     start: int
     advantage: float
     weight: float                           # 1 / (M * problems of the whole batch): the one denominator
     region: str                             # "plan" | "solve"
-    logprobs: list[float] | None = None     # the sampler's, of suffix[start:]; compared with, never trained on
+    logprobs: list[float] | None = None     # the sampler's, of suffix[start:]; never trained on
 
 
 @dataclass
 class MicroBatch:
-    """Rows on the device, right padded (under causal attention padding needs no mask), and their loss tokens."""
+    """Rows on the device, right padded (under causal attention padding needs no mask), and their loss
+    tokens."""
     ids: Tensor                 # (1, P) the prefix they share; plain: (B, T) prefix and suffix of each row
     suffixes: Tensor | None     # (B, S); plain: None
     at: Tensor                  # (N,) the states that predict the loss tokens, in (B, S) or (B, T) flattened
@@ -282,9 +291,9 @@ class MicroBatch:
 
 
 def micro_batches(rows: list[Row], token_budget: int, shared: bool = True) -> list[list[Row]]:
-    """Rows of one prefix together, longest suffix first, as long as prefix + B * longest suffix is within the budget
-    (plain: B * longest row). A row beyond the budget goes alone. The costliest batch comes first: ranks wait for
-    each other at every block, so batches that meet should be of a size."""
+    """Rows of one prefix together, longest suffix first, as long as prefix + B * longest suffix is within the
+    budget (plain: B * longest row). A row beyond the budget goes alone. The costliest batch comes first:
+    ranks wait for each other at every block, so batches that meet should be of a size."""
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
         groups.setdefault(tuple(row.prefix) if shared else (), []).append(row)
@@ -312,8 +321,8 @@ def collate(rows: list[Row], device: torch.device, shared: bool = True) -> Micro
         tokens = row.suffix[row.start:]
         logprobs = [float("nan")] * len(tokens) if row.logprobs is None else row.logprobs
         if not tokens or len(logprobs) != len(tokens):
-            raise ValueError(f"a row has {len(tokens)} sampled tokens and {len(logprobs)} log-probs of the sampler: "
-                             f"it needs at least one token, and one log-prob a token or None")
+            raise ValueError(f"a row has {len(tokens)} sampled tokens and {len(logprobs)} log-probs of the "
+                             f"sampler: it needs at least one token, and one log-prob a token or None")
         # the state that predicts suffix token t: place t beside a shared prefix, P - 1 + t in a plain row
         first = i * width + row.start + (0 if shared else len(row.prefix) - 1)
         at += range(first, first + len(tokens))
@@ -329,8 +338,8 @@ def collate(rows: list[Row], device: torch.device, shared: bool = True) -> Micro
 
 def row_logprobs(module: nn.Module, batch: MicroBatch, temperature: float = 1.0, vocab: int | None = None,
                  entropy: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-    """Log-probs (N,) of a micro-batch's loss tokens, with their entropies on request. It all happens inside the
-    root's forward, and states that predict a prompt token are dropped before the head."""
+    """Log-probs (N,) of a micro-batch's loss tokens, with their entropies on request. It all happens inside
+    the root's forward, and states that predict a prompt token are dropped before the head."""
     def head(hidden: Tensor, weight: Tensor, softcap: float | None):
         states = hidden.flatten(0, 1).index_select(0, batch.at)
         return token_logprobs(states, weight, batch.targets, temperature, vocab, softcap, entropy=entropy)
@@ -346,7 +355,8 @@ clock = time.perf_counter       # bench/step.py puts process CPU seconds here
 
 
 class Tally:
-    """What `update` measures: sums and maxima a region, seconds a phase; over micro-batches, then over ranks."""
+    """What `update` measures: sums and maxima a region, seconds a phase; over micro-batches, then over
+    ranks."""
     SUMS = ("tokens", "loss", "kl", "clip_fraction", "entropy", "gap_tokens", "gap_mean")
     MAXIMA = ("ratio_max", "gap_max")
     PHASES = ("reference", "forward", "backward", "optimizer")
@@ -358,7 +368,8 @@ class Tally:
 
     @contextmanager
     def time(self, phase: str):
-        """Seconds, with the device's queue empty at the end: a few waits in phases of a hundred milliseconds."""
+        """Seconds, with the device's queue empty at the end: a few waits in phases of a hundred
+        milliseconds."""
         start = clock()
         yield
         if self.sums.is_cuda:
@@ -366,8 +377,8 @@ class Tally:
         self.seconds[self.PHASES.index(phase)] += clock() - start
 
     @torch.no_grad()
-    def add(self, batch: MicroBatch, loss: Tensor, logp: Tensor, parts: dict[str, Tensor], entropy: Tensor | None,
-            first: bool) -> None:
+    def add(self, batch: MicroBatch, loss: Tensor, logp: Tensor, parts: dict[str, Tensor],
+            entropy: Tensor | None, first: bool) -> None:
         """`first`: the weights are still those that sampled, so a gap to the sampler means something."""
         if batch.dummy:
             return
@@ -381,8 +392,8 @@ class Tally:
         self.maxima.scatter_reduce_(0, batch.region.unsqueeze(1).expand_as(maxima), maxima, "amax")
 
     def reduce(self, turns: int, want_entropy: bool) -> dict[str, float]:
-        """{"plan/kl": ..., "solve/kl": ..., "tokens": ..., "seconds_forward": ...}: means over tokens, seconds of the
-        slowest rank. What was not measured is left out, as is a region without tokens."""
+        """{"plan/kl": ..., "solve/kl": ..., "tokens": ..., "seconds_forward": ...}: means over tokens,
+        seconds of the slowest rank. What was not measured is left out, as is a region without tokens."""
         sums = all_reduce(self.sums).tolist()
         maxima = all_reduce(self.maxima, dist.ReduceOp.MAX).tolist()
         seconds = all_reduce(self.seconds, dist.ReduceOp.MAX).tolist()
@@ -390,7 +401,8 @@ class Tally:
         for region, values, largest in zip(REGIONS, sums, maxima):
             total = dict(zip(self.SUMS, values)) | dict(zip(self.MAXIMA, largest))
             tokens, gap_tokens = total.pop("tokens"), total.pop("gap_tokens")
-            dropped = (set() if want_entropy else {"entropy"}) | (set() if gap_tokens else {"gap_mean", "gap_max"})
+            dropped = {"entropy"} if not want_entropy else set()
+            dropped |= {"gap_mean", "gap_max"} if not gap_tokens else set()
             if tokens:
                 metrics[f"{region}/tokens"] = tokens / turns
             for name, value in total.items():
@@ -400,20 +412,23 @@ class Tally:
         return metrics | {f"seconds_{name}": value for name, value in zip(self.PHASES, seconds)}
 
 
-def update(policy: nn.Module, reference: nn.Module | None, optimizer: torch.optim.Optimizer, rows: list[Row], *,
-           temperature: float = 1.0, clip: float = CLIP, beta: float = BETA, vocab: int | None = None,
+def update(policy: nn.Module, reference: nn.Module | None, optimizer: torch.optim.Optimizer, rows: list[Row],
+           *, temperature: float = 1.0, clip: float = CLIP, beta: float = BETA, vocab: int | None = None,
            token_budget: int = 16384, updates: int = 1, max_grad_norm: float = 1.0, lr: float | None = None,
-           shared: bool = True, want_entropy: bool = False, want_bf16_share: bool = False) -> dict[str, float]:
-    """Eq. 13 over the rows of all ranks (these are one's own): `updates` optimizer steps, metrics of all rows.
+           shared: bool = True, want_entropy: bool = False, want_bf16_share: bool = False
+           ) -> dict[str, float]:
+    """Eq. 13 over the rows of all ranks (these are one's own): `updates` optimizer steps, metrics of all
+    rows.
 
-    loss = sum over rows of weight * mean over the row's sampled tokens of Eq. 18. `token_budget` bounds the padded
-    tokens of a micro-batch; the result does not depend on it. Every rank runs as many micro-batches as the busiest,
-    since FSDP's collectives must match. A non-finite loss or gradient skips the step on all ranks and ends the
-    update ("skipped": 1). `shared=False` gives each row its own copy of the prompt, for models that need it."""
+    loss = sum over rows of weight * mean over the row's sampled tokens of Eq. 18. `token_budget` bounds the
+    padded tokens of a micro-batch; the result does not depend on it. Every rank runs as many micro-batches as
+    the busiest, since FSDP's collectives must match. A non-finite loss or gradient skips the step on all
+    ranks and ends the update ("skipped": 1). `shared=False` gives each row its own copy of the prompt, for
+    models that need it."""
     for row in rows:
         if vocab and max(row.suffix[row.start:], default=0) >= vocab:
-            raise ValueError(f"a sampled id {max(row.suffix[row.start:])} is outside the vocabulary of {vocab}: "
-                             f"sample with the same limit")
+            raise ValueError(f"a sampled id {max(row.suffix[row.start:])} is outside the vocabulary of "
+                             f"{vocab}: sample with the same limit")
     params = [p for p in policy.parameters() if p.requires_grad]
     device = params[0].device
     reference = reference if beta else None
@@ -436,10 +451,11 @@ def update(policy: nn.Module, reference: nn.Module | None, optimizer: torch.opti
                 with tally.time("forward"):
                     out = row_logprobs(policy, batch, temperature, vocab, want_entropy)
                     logp, entropy = out if want_entropy else (out, None)
-                    tokens, parts = clipped_loss(logp, old[i], ref[i], batch.advantage.to(logp.dtype), clip, beta)
-                    part = (tokens * batch.scale.to(logp.dtype)).sum()
+                    advantage, scale = batch.advantage.to(logp.dtype), batch.scale.to(logp.dtype)
+                    tokens, parts = clipped_loss(logp, old[i], ref[i], advantage, clip, beta)
+                    part = (tokens * scale).sum()
                 with tally.time("backward"):
-                    (part * world_size()).backward()    # FSDP averages; the denominator is already in the weights
+                    (part * world_size()).backward()        # FSDP averages; the denominator is in the weights
                 loss += part.detach()
                 tally.add(batch, tokens.detach(), logp.detach(), parts, entropy, first=turn == 0)
             with tally.time("optimizer"):
@@ -451,8 +467,8 @@ def update(policy: nn.Module, reference: nn.Module | None, optimizer: torch.opti
             if not stepped:
                 break
     except torch.OutOfMemoryError as error:
-        raise torch.OutOfMemoryError(f"out of GPU memory with micro-batches of up to {token_budget} tokens: lower "
-                                     f"--token-budget ({str(error).split('.')[0]})") from error
+        raise torch.OutOfMemoryError(f"out of GPU memory with micro-batches of up to {token_budget} tokens: "
+                                     f"lower --token-budget ({str(error).split('.')[0]})") from error
 
     moved = torch.zeros(3, dtype=torch.float64, device=device)     # squared step, changed bf16 values, values
     for p, was in zip(params, before):
@@ -462,6 +478,7 @@ def update(policy: nn.Module, reference: nn.Module | None, optimizer: torch.opti
             moved[1] += (now.bfloat16() != was.bfloat16()).sum()
             moved[2] += now.numel()
     squared, changed, values = (all_reduce(moved) if isinstance(params[0], DTensor) else moved).tolist()
-    share = {"bf16_changed": changed / values} if want_bf16_share else {}
-    return {"loss": sum(losses) / len(losses), "grad_norm": sum(norms) / len(norms), "step_norm": squared ** 0.5,
-            "skipped": int(not stepped), "micro_batches": count, **tally.reduce(len(losses), want_entropy), **share}
+    metrics = {"loss": sum(losses) / len(losses), "grad_norm": sum(norms) / len(norms),
+               "step_norm": squared ** 0.5, "skipped": int(not stepped), "micro_batches": count,
+               **tally.reduce(len(losses), want_entropy)}
+    return metrics | {"bf16_changed": changed / values} if want_bf16_share else metrics
