@@ -156,10 +156,7 @@ class Judge:
     def __call__(self, problem, program: str | None):
         key = (problem.id, program)
         if key not in self.seen:
-            item = data.verifier_item(problem, program or "")
-            if not self.official_limits:
-                item.pop("time_limit", None)
-            self.seen[key] = self.verifier.submit(item)
+            self.seen[key] = self.verifier.submit(data.verifier_item(problem, program, official_limits=self.official_limits))
         return self.seen[key]
 
     def settle(self, branches: list) -> float:
@@ -443,35 +440,39 @@ def main(args: argparse.Namespace) -> int:
         check(args)
         if args.prompts:
             prompts.load(args.prompts)
-        cores = len(os.sched_getaffinity(0))
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        args.workers = args.workers or max(1, cores // here)
+        judge_plan = plug_in(args.judge) if args.judge else None
+        world = int(os.environ.get("WORLD_SIZE", 1))
+        args.workers = args.workers or max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+        args.steps = args.steps or 100
         k, tuples_mode = args.num_strategies, args.policy == "tuple"
         attempts = args.num_attempts or ATTEMPTS.get(args.policy, 0)
+        a_problem = args.num_tuples * k if tuples_mode else attempts                # solver attempts
         args.problems_per_step = args.problems_per_step or (8 if tuples_mode else max(1, 8 * args.num_tuples * k // attempts))
-        args.steps = args.steps or 100
-        run = common.run_folder(args.model, args.run, args.seed)
-        folder = run / stage_name(args)
-        if not args.problems:
-            raise ValueError("no --problems FILE given: `python data.py build --out corpora` makes the pools of every stage")
-        problems = data.load_problems(args.problems)
-        if len(problems) < args.problems_per_step:
-            raise ValueError(f"{args.problems} holds {len(problems)} problems, fewer than --problems-per-step {args.problems_per_step}")
-        judge_plan = plug_in(args.judge) if args.judge else None
-        # independent policies start from the base model: stage 1 trains nothing that they use
-        earlier = () if not tuples_mode else ("sft",) if args.stage == "warmup" else ("warmup", "sft")
-        start, said = common.stage_model(run, earlier, args.model) if earlier else (args.model, f"starting from {args.model}")
-        per_rank = -(-args.problems_per_step // int(os.environ.get("WORLD_SIZE", 1)))
-        timeout = common.collective_timeout(per_rank * (args.num_tuples * k if tuples_mode else attempts),
-                                            verifier.PROGRAM_SECONDS, args.workers)
+        timeout = common.collective_timeout(-(-args.problems_per_step // world) * a_problem, verifier.PROGRAM_SECONDS, args.workers)
         ranks = common.setup(args.seed, args.device, args.threads, timeout)
         say = print if ranks.main else (lambda *_, **__: None)
+
+        # ---- problems
+        if not args.problems:
+            pool = "warmup" if args.stage == "warmup" else "joint"
+            args.problems = str(data.default_pool(pool)) if ranks.main else ""     # built on first use, by one rank
+            ranks.barrier()
+            args.problems = args.problems or str(data.default_pool(pool))
+        problems = data.load_problems(args.problems)
+        doubt = data.audit_pool(args.problems)             # raises if the pool holds an evaluation problem
+        if len(problems) < args.problems_per_step:
+            raise ValueError(f"{args.problems} holds {len(problems)} problems, fewer than --problems-per-step {args.problems_per_step}")
+        if doubt:
+            say(f"WARNING: {doubt}", file=sys.stderr)
+
+        # ---- where the stage starts; independent policies start from the base model, for stage 1 trains nothing they use
+        run = common.run_folder(args.model, args.run, args.seed)
+        folder = run / stage_name(args)
         if (folder / "final" / "config.json").exists() and not args.fresh:
-            say(f"{folder / 'final'} is there already; --fresh does the stage again")
+            say(f"{folder / 'final'} is there already (--fresh does the stage again)")
             return 0
-        if args.fresh and ranks.main and folder.exists():
-            common.remove(folder)
-        ranks.barrier()
+        earlier = ("sft",) if args.stage == "warmup" else ("warmup", "sft") if tuples_mode else ()
+        start, said = common.stage_model(run, earlier, args.model) if earlier else (args.model, f"starting from {args.model}")
         say(said)
 
     # ---- models
@@ -502,6 +503,9 @@ def main(args: argparse.Namespace) -> int:
                 gate.tau = args.tau
 
     # ---- where a killed run left off
+    if args.fresh and ranks.main and folder.exists():      # only now: a mistake in the flags has cost nothing
+        common.remove(folder)
+    ranks.barrier()
     newest = common.newest_checkpoint(folder)
     state = {"step": 0, "logs": {}, "accepted": [], "skipped": 0, "gate": gate_path}
     if newest:
@@ -515,7 +519,8 @@ def main(args: argparse.Namespace) -> int:
     with common.explain():
         checker = verifier.Verifier(args.workers, mode=args.verifier_mode)
     if ranks.main:
-        common.write_config(folder, args, {"stage": args.stage, "gate": gate_path, "verifier": checker.report()},
+        common.write_config(folder, args, {"stage": args.stage, "gate": gate_path, "verifier": checker.report(),
+                                           "pool": doubt},
                             {"start": start, **({"gate": gate_path} if gate_path not in (None, "rule") else {})})
     stop = common.stop_flag()
     engine = rollout.Engine(sampler, tokenizer, args.slots, args.temperature, stop_flag=stop)

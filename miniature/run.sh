@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# The whole method on a laptop: world, base model, stages 1 to 5, evaluation on held-out problems, one table.
+#
+#   bash miniature/run.sh [--seed N] [--fresh] [--stages-only]
+#
+# A stage that is finished is not done again; a killed one goes on from its newest checkpoint. --fresh starts the run over
+# (the world and the base model are kept: they depend on no seed). PROCESSES (default: 2, or 1 on one core) share the work
+# of sampling and training; results are the same for any number, up to the order of summation.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+seed=0 fresh=()
+while (($#)); do
+  case $1 in
+    --seed) seed=${2:?--seed needs a number}; shift 2 ;;
+    --fresh) fresh=(--fresh); shift ;;
+    *) echo "error: unknown flag $1; usage: bash miniature/run.sh [--seed N] [--fresh]" >&2; exit 2 ;;
+  esac
+done
+[[ $seed =~ ^[0-9]+$ ]] || { echo "error: --seed must be a whole number, not $seed" >&2; exit 2; }
+
+export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+processes=${PROCESSES:-$(($(nproc) > 1 ? 2 : 1))}
+world=runs/miniature-world base=runs/miniature-base gate_base=runs/miniature-gate-base
+run=miniature-seed$seed
+prompts=miniature/prompts.json
+SECONDS=0
+stage() { printf '\n== %s  (%d:%02d)\n' "$1" $((SECONDS / 60)) $((SECONDS % 60)); }
+parallel() { torchrun --standalone --nproc_per_node="$processes" "$@"; }
+
+stage "the world and its base models"
+[[ -f $world/heldout.jsonl ]] || python miniature/world.py build --out "$world"
+[[ -f $gate_base/config.json ]] || python miniature/base.py --gate --out "$gate_base" &
+[[ -f $base/config.json ]] || python miniature/base.py --out "$base"
+wait $!
+
+stage "stage 1: planner SFT; stage 2: the validity gate"
+python train_rm.py --model $gate_base --run "$run" --seed "$seed" --prompts $prompts "${fresh[@]}" \
+  --labels $world/labels_train.jsonl --val $world/labels_val.jsonl --tau auto --epochs 4 --batch-size 32 --lr 1e-3 &
+python train_sft.py --model $base --run "$run" --seed "$seed" --prompts $prompts "${fresh[@]}" \
+  --gold $world/gold.jsonl --epochs 3 --batch-size 32 --lr 4e-4
+wait $!
+
+common=(--model $base --run "$run" --seed "$seed" --prompts $prompts --problems $world/train.jsonl --judge miniature.world:judge
+        --temperature 0.8 --max-plan-tokens 64 --max-solve-tokens 48 "${fresh[@]}")
+stage "stage 3: RM-guided warm-up"
+parallel train_cppo.py "${common[@]}" --stage warmup --steps 40 --plateau 8 --lr 1e-4
+
+stage "stages 4 and 5: the audit, then CPPO"
+parallel train_cppo.py "${common[@]}" --steps 120 --lr 3e-4
+
+stage "evaluation on held-out problems"
