@@ -531,7 +531,7 @@ def rows(corpus: str, split: str, local: str | os.PathLike | None = None, revisi
                                 f"{known.repo}, or one such file")
     found = [path] if path.is_file() else sorted(
         (p for p in path.rglob("*") if p.name.startswith(split) and p.suffix in (".parquet", ".jsonl")),
-        key=lambda p: [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", str(p))])
+        key=lambda p: (str(p.parent), [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", p.stem)]))
     if not found:
         raise FileNotFoundError(f"{path} holds no {split}*.parquet and no {split}*.jsonl: copy {', '.join(known.files[split])} of "
                                 f"{known.repo} into it")

@@ -555,8 +555,9 @@ def planner_labels(planner: Model, judge: Model | Judge, problems: Sequence[Prob
 
 def cut(labels: list[gate.Label], size: int) -> list[gate.Label]:
     """At most `size` of balanced labels, as many Pass as Fail, from as few problems as that takes."""
-    ordered = sorted(labels, key=lambda x: hashlib.sha256(x.problem_id.encode()).digest())
-    return [x for side in (1, 0) for x in [y for y in ordered if y.label == side][:size // 2]]
+    by_problem = sorted(range(len(labels)), key=lambda i: hashlib.sha256(labels[i].problem_id.encode()).digest())
+    chosen = [i for side in (1, 0) for i in [j for j in by_problem if labels[j].label == side][:size // 2]]
+    return [labels[i] for i in sorted(chosen)]
 
 
 # ------------------------------------------------------------------------------------------------ commands
