@@ -906,7 +906,9 @@ class Adapter(nn.Module):
         if window is not None:
             masks["sliding_attention"] = masks["full_attention"] & (n > seen - window).unsqueeze(1)
         kinds = getattr(self.config, "layer_types", None) or [list(masks)[-1]]
-        masks = {kind: masks[kind] for kind in kinds}
+        # to be added to the scores: all attention functions of transformers take that, only some a boolean mask
+        least = torch.finfo(self.head_weight.dtype).min
+        masks = {kind: torch.where(masks[kind], 0.0, least).to(self.head_weight.dtype) for kind in set(kinds)}
         cache = slot_cache(state.layers, [layer for layer, *_ in self.cells], at, limit)
         return self.decoder(input_ids=ids, attention_mask=masks if len(masks) > 1 else masks[kinds[0]],
                             position_ids=at.clamp(max=state.columns - 1), past_key_values=cache,

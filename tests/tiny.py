@@ -36,7 +36,8 @@ TEMPLATE = """{%- for m in messages %}<|im_start|>{{ m.role }}
 {% endif %}{% endif %}"""
 QWEN = dict(vocab_size=VOCAB, hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4,
             num_key_value_heads=2, head_dim=16, linear_key_head_dim=16, linear_value_head_dim=16,
-            linear_num_key_heads=2, linear_num_value_heads=4, max_position_embeddings=4096, tie_word_embeddings=True)
+            linear_num_key_heads=2, linear_num_value_heads=4, max_position_embeddings=4096,
+            rope_theta=1e7, tie_word_embeddings=True)
 
 
 def tokenizer() -> transformers.PreTrainedTokenizerFast:
