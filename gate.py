@@ -405,20 +405,21 @@ def my_share(batches: list[list[int]]) -> list[tuple[list[int], float]]:
 
 def fit(module, tokenizer, labels: list[Label], optimizer: torch.optim.Optimizer, *, k: int = 4, epochs: int = 3,
         batch_size: int = 32, lr: float = 1e-5, max_grad_norm: float = 1.0, seed: int = 0, token_budget: int = 16384,
-        words: tuple[str, str] = VERDICT_WORDS, first_step: int = 0) -> Iterator[dict]:
+        words: tuple[str, str] = VERDICT_WORDS, first_step: int = 0,
+        last_step: int | None = None) -> Iterator[dict]:
     """Train `module` on labels by binary cross-entropy on p(Pass | x, S) (Algorithm 2, line 11): one optimiser step an item.
 
-    Yields the figures of each step, of the whole batch over all ranks: {"step", "steps", "loss", "correct" (share decided
+    Yields the figures of each step, of the whole batch over all ranks: {"step" (from 1), "loss", "correct" (share decided
     rightly at p = 0.5, before the step), "grad_norm", "lr", "skipped" (1 if loss or gradient were not finite)}. A run that
-    was cut off goes on with first_step, given the weights and the optimiser of that moment. `batch_size` counts labels over
-    all ranks; `token_budget` bounds the padded tokens of a micro-batch and does not change the result. Under several ranks
-    `module` must be sharded by grpo.shard.
+    was cut off goes on with first_step, given the weights and the optimiser of that moment; last_step ends it early.
+    `batch_size` counts labels over all ranks; `token_budget` bounds the padded tokens of a micro-batch and does not change
+    the result. Under several ranks `module` must be sharded by grpo.shard.
     """
     import grpo
 
     two = verdict_ids(tokenizer, words)
     rows = [encode(tokenizer, x, x.plan, k) for x in labels]
-    steps = schedule(len(labels), epochs, batch_size, seed)
+    steps = schedule(len(labels), epochs, batch_size, seed)[:last_step]
     device = next(module.parameters()).device
     for step in range(first_step, len(steps)):
         batch = steps[step]
@@ -433,5 +434,5 @@ def fit(module, tokenizer, labels: list[Label], optimizer: torch.optim.Optimizer
         loss, correct = grpo.all_reduce(sums)
         rate = learning_rate(step, len(steps), lr)
         norm, stepped = grpo.apply_gradients(module, optimizer, loss, max_grad_norm, rate)
-        yield {"step": step, "steps": len(steps), "loss": loss.item(), "correct": correct.item(), "grad_norm": norm,
+        yield {"step": step + 1, "loss": loss.item(), "correct": correct.item(), "grad_norm": norm,
                "lr": rate, "skipped": int(not stepped)}
