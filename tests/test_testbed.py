@@ -1,0 +1,136 @@
+"""The tabular trial: its enumerations agree with autograd, brute force and sampling, and its two findings hold."""
+
+import itertools
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import grpo
+import reward
+from miniature import testbed
+
+
+def test_the_gradient_of_pass_at_k_equals_autograd_for_the_direct_policy():
+    p, z = testbed.posterior("ratio 2.4"), testbed.start_direct().requires_grad_()
+    (p * (1 - (1 - z.softmax(0)) ** testbed.K)).sum().backward()
+    torch.testing.assert_close(testbed.pass_gradient_direct(z.detach().softmax(0), p), z.grad)
+
+
+def test_probabilities_of_all_tuples_sum_to_one_and_their_scores_equal_autograd():
+    places, named = testbed.start_planner()
+    places, named = (places + torch.randn_like(places)).requires_grad_(), (named + torch.randn_like(named)).requires_grad_()
+    tuples = testbed.all_tuples()
+    logp = testbed.planner_logprobs(places[None], named[None], tuples[None])[0].sum(-1)
+    assert float(logp.detach().exp().sum()) == pytest.approx(1)
+    some = torch.tensor([0, 77, 1234, 4095])
+    scores = testbed.planner_scores(places.detach(), named.detach(), tuples[some])
+    for i, row in zip(some, scores):
+        by_autograd = torch.autograd.grad(logp[i], (places, named), retain_graph=True)
+        torch.testing.assert_close(row, torch.cat([g.flatten() for g in by_autograd]))
+
+
+def test_solver_gradients_equal_brute_force_over_everything_that_can_be_written(monkeypatch):
+    monkeypatch.setattr(testbed, "R", 3)
+    monkeypatch.setattr(testbed, "K", 3)
+    p = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
+    logits = torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    tuples = testbed.all_tuples()
+    q = torch.rand(len(tuples), dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    q /= q.sum()
+    passed, estimate = 0.0, 0.0
+    for told, q_told in zip(tuples, q):
+        for wrote in itertools.product(range(3), repeat=3):
+            logp = logits.log_softmax(-1)[told, torch.tensor(wrote)]
+            for y in range(3):
+                r = torch.tensor([float(w == y) for w in wrote], dtype=torch.float64)
+                chance = q_told * p[y] * logp.sum().exp()
+                passed = passed + chance * r.max()
+                estimate = estimate + chance.detach() * (grpo.within_tuple_advantages(r) * logp).sum()
+    truth, eq11 = testbed.solver_gradients(q, logits.detach().softmax(-1), tuples, p)
+    torch.testing.assert_close(truth, torch.autograd.grad(passed, logits, retain_graph=True)[0])
+    torch.testing.assert_close(eq11, torch.autograd.grad(estimate, logits)[0], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["grpo", "passk", "pkpo"])
+def test_enumerated_mean_and_variance_agree_with_the_sampled_estimator(name):
+    torch.manual_seed(0)
+    p, q, draws = testbed.posterior("Zipf, ratio 8"), testbed.start_direct().softmax(0), 40000
+    scores = torch.eye(testbed.R, dtype=q.dtype) - q
+    mean, variance = testbed.enumerate_estimator(name, testbed.N, q, torch.eye(testbed.R).double(), scores, p)
+    truth = torch.multinomial(p, draws, replacement=True)
+    wrote = torch.multinomial(q, draws * testbed.N, replacement=True).view(draws, testbed.N)
+    a = reward.set_advantages(name, (wrote == truth[:, None]).double(), testbed.K)
+    estimates = (a[..., None] * scores[wrote]).sum(1) / (1 if name == "pkpo" else testbed.N)
+    standard_error = estimates.std(0) / draws ** 0.5
+    assert ((estimates.mean(0) - mean).abs() < 4.5 * standard_error).all()
+    assert float(estimates.var(0).sum()) == pytest.approx(variance, rel=0.03)
+
+
+def test_enumerated_planner_estimate_agrees_with_sampled_tuples():
+    torch.manual_seed(0)
+    p, tuples, (places, named), solver = (testbed.posterior("ratio 2.4"), testbed.all_tuples(), testbed.start_planner(),
+                                          testbed.start_solver().softmax(-1))
+    q = testbed.planner_logprobs(places[None], named[None], tuples[None])[0].sum(-1).exp()
+    scores, gate, draws = testbed.planner_scores(places, named, tuples), testbed.valid(tuples), 20000
+    mean, variance = testbed.enumerate_estimator("cppo", testbed.M, q, testbed.coverage(solver, tuples) * gate, scores, p)
+    truth = torch.multinomial(p, draws, replacement=True)[:, None, None]
+    drawn = torch.multinomial(q, draws * testbed.M, replacement=True)
+    wrote = torch.multinomial(solver[tuples[drawn].flatten()], 1).view(draws, testbed.M, testbed.K)
+    R_plan = reward.planner_reward(gate[drawn].view(draws, -1), reward.outcome_reward((wrote == truth).double()))
+    A = grpo.across_tuple_advantages(R_plan)
+    estimates = torch.einsum("dm,dmk->dk", A, scores[drawn].view(draws, testbed.M, -1)) / testbed.M
+    assert ((estimates.mean(0) - mean).abs() < 4.5 * estimates.std(0) / draws ** 0.5 + 1e-12).all()
+    assert float(estimates.var(0).sum()) == pytest.approx(variance, rel=0.03)
+
+
+def test_pkpo_is_unbiased_and_grpo_is_not():
+    for name in testbed.POSTERIORS:
+        rows = {row[0]: row for row in testbed.estimator_table(name)}
+        assert rows["PKPO"][1:3] == [pytest.approx(1), pytest.approx(1)]
+        assert rows["GRPO"][1] < 0.95
+
+
+def test_eq_11_teaches_the_solver_not_to_listen_where_pass_at_k_would_have_it_listen():
+    true, eq11 = testbed.listening("ratio 2.4")
+    assert true > 0 > eq11
+    true, eq11 = testbed.listening("uniform")
+    assert true > 0 and eq11 > 0
+
+
+def test_pass_at_4_of_the_tables_is_that_of_simulated_tuples():
+    torch.manual_seed(0)
+    monkey = [t[None] for t in testbed.start_planner()]
+    p, solver = testbed.posterior("ratio 1.5"), testbed.start_solver().softmax(-1)
+    tuples, n = testbed.all_tuples(), 40000
+    q = testbed.planner_logprobs(*monkey, tuples[None])[0].sum(-1).exp()
+    exact = float((q * (p @ testbed.coverage(solver, tuples))).sum())
+    told = testbed.sample_tuples(*monkey, n)[0]
+    wrote = torch.multinomial(solver[told.flatten()], 1).view(n, testbed.K)
+    solved = (wrote == torch.multinomial(p, n, replacement=True)[:, None]).any(1).double().mean()
+    assert abs(float(solved) - exact) < 4 * (0.25 / n) ** 0.5
+
+
+def test_the_two_findings(monkeypatch):
+    """A solver that stops listening (steep posterior, not frozen), and GRPO's collapse from a ratio of about 2.4 on."""
+    monkeypatch.setattr(testbed, "SEEDS", 1)
+    curve = testbed.learn_tuples(seed=1)
+    first, best, last = curve[0], torch.stack([v["pass"] for v in curve.values()]).amax(0), curve[testbed.STEPS]
+    row, column = list(testbed.TUPLES).index, list(testbed.POSTERIORS).index
+    cppo, frozen, steep, flat = row("CPPO"), row("CPPO, frozen solver"), column("Zipf, ratio 8"), column("uniform")
+    assert best[cppo, steep, 0] > first["pass"][cppo, steep, 0] + 0.1 > last["pass"][cppo, steep, 0] + 0.1
+    assert last["obeyed"][cppo, steep, 0] < 0.4 < 0.7 < last["obeyed"][cppo, flat, 0]
+    assert last["pass"][frozen, steep, 0] > 0.6 and last["pass"][cppo, flat, 0] > 0.55
+    grpo_curve = torch.stack(list(testbed.learn_direct("grpo", seed=1).values()))[..., 0]
+    for name in ("uniform", "ratio 1.5"):
+        assert grpo_curve[-1, column(name)] > 0.47
+    for name in ("ratio 2.4", "Zipf, ratio 8"):
+        assert grpo_curve.amax(0)[column(name)] > grpo_curve[-1, column(name)] + 0.1
+
+
+def test_the_command_prints_both_tables_and_draws_or_says_why_not(tmp_path):
+    ran = subprocess.run([sys.executable, testbed.__file__, "--out", str(tmp_path / "x.png")], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("best independent") == len(testbed.POSTERIORS)
+    assert (tmp_path / "x.png").exists() or "matplotlib is not installed" in ran.stdout
