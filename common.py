@@ -1,6 +1,8 @@
-"""What only scripts need: the process group, the run folder, logs, progress, checkpoints, and errors people can read.
+"""What only scripts need: the process group, the run folder, logs, progress, checkpoints, and errors people
+can read.
 
-    with common.explain():                                       # a user's mistake is one line and exit status 2
+    with common.explain():                                       # a user's mistake is one line and exit
+    status 2
         ranks = common.setup(args.seed, args.device, args.threads, timeout)
         run = common.run_folder(args.model, args.run, args.seed)
         start, said = common.stage_model(run, ("warmup", "sft"), args.model)
@@ -11,8 +13,8 @@
         ...
         common.save_checkpoint(run / "cppo", step, policy, optimizer, {"logs": log.offsets()}, args.keep)
 
-The same script runs under plain python (a process group of one, no port) and under torchrun, several nodes included; the
-run folder must then be on a file system that all of them see.
+The same script runs under plain python (a process group of one, no port) and under torchrun, several nodes
+included; the run folder must then be on a file system that all of them see.
 """
 
 import argparse
@@ -21,7 +23,6 @@ import json
 import math
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -44,15 +45,16 @@ from tqdm import tqdm
 RUNS = Path("runs")
 PARTIAL = ".partial"            # suffix of what is still being written or already being deleted
 PROGRESS_SECONDS = 15.0         # between lines of progress where there is no terminal
-DECODING_ALLOWANCE = timedelta(minutes=30)      # how much later than the first the slowest rank may finish decoding
+DECODING_ALLOWANCE = timedelta(minutes=30)      # by which the slowest rank may finish decoding after the first
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Processes
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among its peers. `gather` and `any` are collective: every rank calls them, in the same order."""
+    """This process among its peers. `gather` and `any` are collective: every rank calls them, in the same
+    order."""
     rank: int
     world: int
     device: torch.device
@@ -77,7 +79,8 @@ class Ranks:
         self.any(False)
 
 
-def setup(seed: int = 0, device: str = "auto", threads: int = 1, timeout: timedelta = timedelta(hours=1)) -> Ranks:
+def setup(seed: int = 0, device: str = "auto", threads: int = 1,
+          timeout: timedelta = timedelta(hours=1)) -> Ranks:
     """Process group, device, seeds, threads. `timeout` is how long a collective may wait for the slowest rank
     (see `collective_timeout`). With threads > 1 results may differ in the last bit between thread counts."""
     rank, world, slot = (int(os.environ.get(name, default)) for name, default in
@@ -86,8 +89,8 @@ def setup(seed: int = 0, device: str = "auto", threads: int = 1, timeout: timede
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda":
         if slot >= torch.cuda.device_count():
-            raise ValueError(f"process {slot} of this machine has no GPU ({torch.cuda.device_count()} found): start "
-                             f"one process a GPU, or pass --device cpu")
+            raise ValueError(f"process {slot} of this machine has no GPU ({torch.cuda.device_count()} found): "
+                             f"start one process a GPU, or pass --device cpu")
         torch.cuda.set_device(slot)
     if threads:
         torch.set_num_threads(threads)
@@ -102,13 +105,15 @@ def setup(seed: int = 0, device: str = "auto", threads: int = 1, timeout: timede
 
 
 def collective_timeout(programs: int, seconds_a_program: float, workers: int) -> timedelta:
-    """How long the first rank may have to wait for the last. Verification of `programs` (one rank's, one step) takes
-    at worst their time limit each; torch's own default of ten minutes would end a run for one slow batch."""
+    """How long the first rank may have to wait for the last. Verification of `programs` (one rank's, one
+    step) takes at worst their time limit each; torch's own default of ten minutes would end a run for one
+    slow batch."""
     return DECODING_ALLOWANCE + timedelta(seconds=2 * math.ceil(programs / workers) * seconds_a_program)
 
 
 def stop_flag() -> Callable[[], bool]:
-    """From here on SIGTERM (a preempted job, torchrun going down) sets a flag instead of ending the process."""
+    """From here on SIGTERM (a preempted job, torchrun going down) sets a flag instead of ending the
+    process."""
     asked = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: asked.set())
     return asked.is_set
@@ -116,8 +121,9 @@ def stop_flag() -> Callable[[], bool]:
 
 @contextmanager
 def explain():
-    """A user's mistake (ValueError, a missing file) ends in one line on stderr and status 2, running out of GPU memory
-    in one line and status 1. Anything else is our bug and keeps its traceback; CPPO_TRACEBACK=1 shows it for all."""
+    """A user's mistake (ValueError, a missing file) ends in one line on stderr and status 2, running out of
+    GPU memory in one line and status 1. Anything else is our bug and keeps its traceback; CPPO_TRACEBACK=1
+    shows it for all."""
     try:
         yield
     except (ValueError, OSError, torch.OutOfMemoryError) as error:
@@ -125,30 +131,33 @@ def explain():
             raise
         rank = os.environ.get("RANK", "0")
         said = " ".join(str(error).split()) or type(error).__name__
-        print(f"error: {said}" if rank == "0" else f"error on rank {rank}: {said}", file=sys.stderr, flush=True)
+        where = "" if rank == "0" else f" on rank {rank}"
+        print(f"error{where}: {said}", file=sys.stderr, flush=True)
         raise SystemExit(1 if isinstance(error, torch.OutOfMemoryError) else 2) from None
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Flags, the run folder
 
 def add_common_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("run")
-    group.add_argument("--model", required=True, help="checkpoint folder, or id on the hub, that the run starts from")
-    group.add_argument("--revision", help="branch, tag or commit of a model on the hub (default: the newest)")
-    group.add_argument("--run", metavar="NAME", help="folder under runs/ (default: the model's name, -seedN for N > 0)")
-    group.add_argument("--seed", type=int, default=0, help="of everything random (default %(default)s)")
-    group.add_argument("--steps", type=int, help="optimizer steps (default: the stage's own)")
-    group.add_argument("--problems", metavar="FILE", help="problems, JSON lines (default: the stage's pool in corpora/)")
-    group.add_argument("--fresh", action="store_true", help="start the stage over, deleting what it has written")
-    group.add_argument("--keep", type=int, default=2, help="checkpoints kept, 0 for all (default %(default)s)")
-    group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default %(default)s)")
-    group.add_argument("--threads", type=int, default=1, help="CPU threads a process, 0 for torch's own choice; exact "
-                       "resume holds at a fixed number (default %(default)s)")
+    add = group.add_argument
+    add("--model", required=True, help="checkpoint folder, or id on the hub, that the run starts from")
+    add("--revision", help="branch, tag or commit of a model on the hub (default: the newest)")
+    add("--run", metavar="NAME", help="folder under runs/ (default: the model's name, -seedN for N > 0)")
+    add("--seed", type=int, default=0, help="of everything random (default %(default)s)")
+    add("--steps", type=int, help="optimizer steps (default: the stage's own)")
+    add("--problems", metavar="FILE", help="problems, JSON lines (default: the stage's pool in corpora/)")
+    add("--fresh", action="store_true", help="start the stage over, deleting what it has written")
+    add("--keep", type=int, default=2, help="checkpoints kept, 0 for all (default %(default)s)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default %(default)s)")
+    add("--threads", type=int, default=1, help="CPU threads a process, 0 for torch's own choice; a resumed run is "
+        "exactly the undisturbed one at an equal number (default %(default)s)")
 
 
 def run_folder(model: str, run: str | None = None, seed: int = 0, variant: str = "") -> Path:
-    """runs/NAME. NAME is `run`, else the model's own name (of runs/X/sft/final it is X), -seedN for N > 0, -variant."""
+    """runs/NAME. NAME is `run`, else the model's own name (of runs/X/sft/final it is X), -seedN for N > 0,
+    -variant."""
     if run:
         return RUNS / run
     parts = Path(model).parts
@@ -168,7 +177,8 @@ def stage_model(run: Path, stages: Iterable[str], fallback: str) -> tuple[str, s
 
 
 def tree_hash(folder: str | Path) -> str:
-    """sha256 over names and bytes of a checkpoint's files; for a file, of the file; "" for what is not on this disk."""
+    """sha256 over names and bytes of a checkpoint's files; for a file, of the file; "" for what is not on
+    this disk."""
     path, digest = Path(folder), hashlib.sha256()
     if path.is_file():
         with path.open("rb") as file:
@@ -180,18 +190,20 @@ def tree_hash(folder: str | Path) -> str:
 
 def write_config(folder: Path, args: argparse.Namespace, extra: dict | None = None,
                  checkpoints: dict[str, str] | None = None) -> dict:
-    """config.json: flags, command, versions, commit, `extra` (what was missing or degraded), path and hash of every
-    checkpoint used. A resumed run adds what changed in the flags. Call it on the main rank."""
+    """config.json: flags, command, versions, commit, `extra` (what was missing or degraded), path and hash of
+    every checkpoint used. A resumed run adds what changed in the flags. Call it on the main rank."""
     import transformers
     here = Path(__file__).resolve().parent
-    git = lambda *words: subprocess.run(["git", "-C", here, *words], capture_output=True, text=True).stdout.strip()
+    git = lambda *words: subprocess.run(["git", "-C", here, *words], capture_output=True,
+                                        text=True).stdout.strip()
     config = {
-        "flags": {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()},
+        "flags": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
         "command": sys.argv, "commit": git("rev-parse", "HEAD") or "unknown",
         "uncommitted_changes": bool(git("status", "--porcelain", "--untracked-files=no")),
         "versions": {"python": sys.version.split()[0], "torch": torch.__version__, "numpy": np.__version__,
                      "transformers": transformers.__version__},
-        "processes": dist.get_world_size() if dist.is_initialized() else 1, "threads": torch.get_num_threads(),
+        "processes": dist.get_world_size() if dist.is_initialized() else 1,
+        "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "checkpoints": {name: {"path": str(path), "sha256": tree_hash(path)}
                         for name, path in (checkpoints or {}).items()},
@@ -213,12 +225,13 @@ def warmup(lr: float, step: int, steps: int) -> float:
     return lr * min(1.0, (step + 1) / steps) if steps else lr
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Logs
 
 class Log:
-    """JSON lines under a stage's folder, written by the main rank alone. On resume every file is cut to the length it
-    had at the checkpoint, so that a step done twice is logged once; a first start cuts them to nothing."""
+    """JSON lines under a stage's folder, written by the main rank alone. On resume every file is cut to the
+    length it had at the checkpoint, so that a step done twice is logged once; a first start cuts them to
+    nothing."""
 
     def __init__(self, folder: Path, offsets: dict[str, int], ranks: Ranks, wandb: str | None = None):
         self.folder, self.files, self.wandb = folder, {}, None
@@ -228,11 +241,12 @@ class Log:
         folder.mkdir(parents=True, exist_ok=True)
         for path in folder.glob("*.jsonl"):
             if path.stat().st_size < offsets.get(path.name, 0):
-                raise ValueError(f"{path} is shorter than at the last checkpoint: put it back, or start over with --fresh")
+                raise ValueError(f"{path} is shorter than at the last checkpoint: put it back, or start over "
+                                 f"with --fresh")
             os.truncate(path, offsets.get(path.name, 0))
         if wandb:
             import wandb as service
-            self.wandb = service.init(project=wandb, name=f"{folder.parent.name}/{folder.name}", dir=str(folder))
+            self.wandb = service.init(project=wandb, name="/".join(folder.parts[-2:]), dir=str(folder))
 
     def write(self, name: str, record: dict) -> None:
         """Append a line to NAME.jsonl. Numbers that JSON cannot say (inf, nan) become null."""
@@ -253,8 +267,8 @@ class Log:
 
 
 def progress(items: Iterable | int, desc: str, total: int | None = None) -> Iterator:
-    """The items again (or range(items)) with a bar on a terminal, a line every quarter of a minute elsewhere. Main rank
-    only; the others just get the items."""
+    """The items again (or range(items)) with a bar on a terminal, a line every quarter of a minute elsewhere.
+    Main rank only; the others just get the items."""
     items = range(items) if isinstance(items, int) else items
     total = len(items) if total is None and hasattr(items, "__len__") else total
     if os.environ.get("RANK", "0") != "0":
@@ -269,10 +283,11 @@ def progress(items: Iterable | int, desc: str, total: int | None = None) -> Iter
         now = time.monotonic()
         if now - said >= PROGRESS_SECONDS:
             said = now
-            print(f"{desc}: {done}{f' of {total}' if total else ''} after {now - start:.0f} s", file=sys.stderr, flush=True)
+            of = f" of {total}" if total else ""
+            print(f"{desc}: {done}{of} after {now - start:.0f} s", file=sys.stderr, flush=True)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Files that are whole or not there
 
 def flush(path: Path) -> None:
@@ -322,13 +337,14 @@ def published(folder: Path) -> Iterator[Path]:
     publish(aside, folder)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Checkpoints
 
-def save_checkpoint(folder: Path, step: int, module: torch.nn.Module, optimizer: torch.optim.Optimizer, extra: dict,
-                    keep: int = 2) -> Path:
-    """folder/step_NNNNNN with weights, optimizer state and `extra` (JSON; the main rank's counts). Collective: every rank
-    writes its shards. What was left by a process that died is cleared first, what is older than the newest `keep` last."""
+def save_checkpoint(folder: Path, step: int, module: torch.nn.Module, optimizer: torch.optim.Optimizer,
+                    extra: dict, keep: int = 2) -> Path:
+    """folder/step_NNNNNN with weights, optimizer state and `extra` (JSON; the main rank's counts).
+    Collective: every rank writes its shards. What was left by a process that died is cleared first, what is
+    older than the newest `keep` last."""
     main, path = dist.get_rank() == 0, folder / f"step_{step:06d}"
     aside = path.with_name(path.name + PARTIAL)
     if main:
@@ -350,7 +366,8 @@ def save_checkpoint(folder: Path, step: int, module: torch.nn.Module, optimizer:
 
 def checkpoints(folder: Path) -> list[Path]:
     """Complete ones, oldest first."""
-    return sorted(p.parent for p in folder.glob("step_*/state.json") if re.fullmatch(r"step_\d+", p.parent.name))
+    return sorted((p.parent for p in folder.glob("step_*/state.json") if p.parent.name[5:].isdigit()),
+                  key=lambda path: int(path.name[5:]))
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -358,8 +375,8 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def load_checkpoint(path: Path, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict:
-    """Weights and optimizer state in place, whatever the number of ranks that wrote them; returns `extra` with the step.
-    Collective."""
+    """Weights and optimizer state in place, whatever the number of ranks that wrote them; returns `extra`
+    with the step. Collective."""
     weights, moments = get_state_dict(module, optimizer)
     state = {"module": weights, "optimizer": moments}
     dcp.load(state, checkpoint_id=path)
