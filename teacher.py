@@ -16,7 +16,7 @@ each a negative is made that looks as well formed (a method repeated in other wo
 advice, another problem's methods). `--candidates planner` labels samples of the current planner instead, `both` does both.
 
 Every answer of a model is kept in CACHE under the hash of its request. A run that was cut off continues there, one that is
-finished gives the same files again without a model, and a request is never paid for twice.
+finished gives the same files again without a model; what is paid for twice is at most what was under way when it was cut off.
 
 Departures from the paper, and what it leaves open:
  1. Appendix D labels teacher plans and made negatives, Appendix O samples of the planner: hence --candidates.
@@ -83,11 +83,20 @@ class Endpoint:
         self.trouble = "no request yet"     # the last one, for the message when nobody answers
         self.stopped = threading.Event()    # set when the caller leaves: threads that wait for a retry end at once
 
-    def answers(self, texts: Sequence[str], attempt: int) -> Iterator[tuple[int, str | None]]:
-        """(place, reply) as they come; None for a request that failed after all retries. ValueError if the server refuses."""
+    def answers(self, texts: Sequence[str], attempt: int, save: Callable[[str, str], None]) -> Iterator[tuple[int, str | None]]:
+        """(place, reply) as they come; None for a request that failed after all retries. ValueError if the server refuses.
+
+        A thread saves an answer before it asks for the next: whatever ends the process, it costs the requests under way.
+        """
+        def one(text: str) -> str | None:
+            reply = self.answer(text, attempt)
+            if reply is not None:
+                save(text, reply)
+            return reply
+
         pool = ThreadPoolExecutor(self.concurrency)
         try:
-            places = {pool.submit(self.answer, text, attempt): i for i, text in enumerate(texts)}
+            places = {pool.submit(one, text): i for i, text in enumerate(texts)}
             for future in as_completed(places):
                 yield places[future], future.result()
         except BaseException:
@@ -147,7 +156,7 @@ class LocalModel:
         self.identity = {"model": str(path), "sha256": common.tree_hash(path), "max_new_tokens": max_new_tokens,
                          "temperature": temperature}
 
-    def answers(self, texts: Sequence[str], attempt: int) -> Iterator[tuple[int, str | None]]:
+    def answers(self, texts: Sequence[str], attempt: int, save: Callable[[str, str], None]) -> Iterator[tuple[int, str | None]]:
         import rollout
 
         temperature = REPEAT_TEMPERATURE if attempt and not self.temperature else self.temperature
@@ -155,6 +164,7 @@ class LocalModel:
         jobs = [rollout.Job(prompts.encode(self.tokenizer, text), (attempt, hashlib.sha256(text.encode()).hexdigest()),
                             self.max_new_tokens, tag=i) for i, text in enumerate(texts)]
         for job, sample in engine.run(jobs):
+            save(texts[job.tag], sample.text)
             yield job.tag, sample.text
 
 
@@ -168,15 +178,16 @@ class Cache:
         key = hashlib.sha256(json.dumps([identity, text, attempt], sort_keys=True).encode()).hexdigest()
         return self.folder / key[:2] / f"{key}.json"
 
-    def get(self, path: Path) -> str | None:
+    def get(self, identity: dict, text: str, attempt: int) -> str | None:
         try:
-            return json.loads(path.read_text(encoding="utf-8"))["reply"]
+            return json.loads(self.path(identity, text, attempt).read_text(encoding="utf-8"))["reply"]
         except FileNotFoundError:
             return None
         except (ValueError, LookupError):       # a disk that was full: ask again
             return None
 
-    def put(self, path: Path, identity: dict, text: str, attempt: int, reply: str) -> None:
+    def put(self, identity: dict, attempt: int, text: str, reply: str) -> None:
+        path = self.path(identity, text, attempt)
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.part")
         aside.write_text(json.dumps({"source": identity, "attempt": attempt, "text": text, "reply": reply}), encoding="utf-8")
@@ -193,20 +204,19 @@ class Model:
 
     def ask(self, texts: Sequence[str], attempt: int = 0, desc: str = "asking") -> list[str | None]:
         """A reply for each text, None where there was none after all retries. Equal texts are asked once."""
-        paths = {text: self.cache.path(self.source.identity, text, attempt) for text in texts}
-        replies = {text: self.cache.get(path) for text, path in paths.items()}
+        source = self.source
+        replies = {text: self.cache.get(source.identity, text, attempt) for text in texts}
         missing = [text for text, reply in replies.items() if reply is None]
-        came = self.source.answers(missing, attempt) if missing else ()
+        came = source.answers(missing, attempt, lambda *both: self.cache.put(source.identity, attempt, *both)) if missing else ()
         for i, reply in self.progress(came, desc, len(missing)):
             if reply is None:
                 self.unanswered += 1
                 if self.unanswered >= GIVE_UP and not self.answered:
-                    raise OSError(f"{self.source.url} does not answer ({self.source.trouble}): start it or mend the address, then "
-                                  f"run the same command again")
-                continue
-            self.answered += 1
-            self.cache.put(paths[missing[i]], self.source.identity, missing[i], attempt, reply)
-            replies[missing[i]] = reply
+                    raise OSError(f"{source.url} does not answer ({source.trouble}): start it or mend the address, then run the "
+                                  f"same command again")
+            else:
+                self.answered += 1
+                replies[missing[i]] = reply
         return [replies[text] for text in texts]
 
     def ask_parsed(self, texts: Sequence[str], parse: Callable[[str, int], T | None], counts: Counter, desc: str) -> list[T | None]:
@@ -467,11 +477,10 @@ def teacher_labels(teacher: Model | Teacher, judge: Model | Judge, problems: Seq
                    wanted: tuple[int, int], k: int, n: int, seed: int, counts: Counter) -> list[gate.Label]:
     """Positives from the funnel, up to `per_problem` a problem, and a made negative for each; it stops when there are enough
     for `wanted` training and held-out labels."""
-    share = wanted[1] / sum(wanted)
     plans: list[tuple[Problem, list[str]]] = []
     positives: list[gate.Label] = []
     for batch in batches(problems):
-        if all(2 * len(side) >= size for side, size in zip(gate.split(positives, share, seed), wanted, strict=True)):
+        if len(plans) >= sum(wanted) // 2 + per_problem:        # a problem may stand on the border of the two sides
             break
         counts["problems offered"] += len(batch)
         kept = keep(judge, batch, propose(teacher, batch, n, counts), k, counts)
@@ -553,11 +562,23 @@ def planner_labels(planner: Model, judge: Model | Judge, problems: Sequence[Prob
     return labels
 
 
-def cut(labels: list[gate.Label], size: int) -> list[gate.Label]:
-    """At most `size` of balanced labels, as many Pass as Fail, from as few problems as that takes."""
-    by_problem = sorted(range(len(labels)), key=lambda i: hashlib.sha256(labels[i].problem_id.encode()).digest())
-    chosen = [i for side in (1, 0) for i in [j for j in by_problem if labels[j].label == side][:size // 2]]
-    return [labels[i] for i in sorted(chosen)]
+def divide(labels: list[gate.Label], sizes: tuple[int, int], seed: int) -> tuple[list[gate.Label], list[gate.Label]]:
+    """Training and held-out labels, at most `sizes` of them: as many Pass as Fail, no problem on both sides (Appendix D)."""
+    balanced = gate.balance(labels, seed)
+    order = sorted({x.problem_id for x in balanced}, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
+    sides: list[list[gate.Label]] = [[], []]
+    for name in order:              # the held-out side is filled first
+        full = all(sum(x.label == label for x in sides[1]) >= sizes[1] // 2 for label in (0, 1))
+        sides[not full] += [x for x in balanced if x.problem_id == name]
+    return cut(sides[0], sizes[0], seed), cut(sides[1], sizes[1], seed)
+
+
+def cut(labels: list[gate.Label], size: int, seed: int) -> list[gate.Label]:
+    """At most `size` labels, as many Pass as Fail, of the first problems; in random order."""
+    half = min(size // 2, *(sum(x.label == label for x in labels) for label in (0, 1)))
+    chosen = [x for label in (0, 1) for x in [y for y in labels if y.label == label][:half]]
+    random.Random(f"{seed}:cut").shuffle(chosen)
+    return chosen
 
 
 # ------------------------------------------------------------------------------------------------ commands
@@ -662,9 +683,8 @@ def run(args: argparse.Namespace) -> None:
             labels += planner_labels(models["planner"], models["judge"], problems, args.per_problem, k, counts)
         out.mkdir(parents=True, exist_ok=True)
         written, short = [], False
-        for name, size, side in zip(("train", "val"), (args.train, args.val),
-                                    gate.split(labels, args.val / (args.train + args.val), args.seed), strict=True):
-            chosen = cut(gate.balance(side, args.seed), size)
+        sizes = args.train, args.val
+        for name, size, chosen in zip(("train", "val"), sizes, divide(labels, sizes, args.seed), strict=True):
             counts[f"labels written: {name}"] = len(chosen)
             gate.save_labels(str(out / f"labels_{name}.jsonl"), chosen)
             written.append(out / f"labels_{name}.jsonl")
