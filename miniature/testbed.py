@@ -1,26 +1,28 @@
-"""The exact tabular trial: what each estimator aims at, how noisily, and where it settles. No network, seconds.
+"""The exact tabular trial: what each estimator aims at, how noisily, where it settles. Seconds, no network.
 
-    python miniature/testbed.py                  # prints the tables; draws testbed.png if matplotlib is installed
+    python miniature/testbed.py           # prints the tables; draws testbed.png if matplotlib is installed
 
-One statement, R rules, a fresh truth from a fixed posterior at every visit. An attempt writes one rule. Policies are
-softmax tables, so that the gradient of pass@K and the expectation and variance of every estimator can be enumerated:
+One statement, R rules, a fresh truth from a fixed posterior at every visit. An attempt writes one rule.
+Policies are softmax tables, so that the gradient of pass@K and the expectation and variance of every estimator
+can be enumerated:
 
-    direct    q(rule)                                N independent attempts; plain GRPO, pass@K training, PKPO
-    CPPO      q(S) = prod_i q(s_i | s_<i), a tuple of K strategies, one a rule; and p(rule written | strategy told)
+    direct    q(rule): N independent attempts; plain GRPO, pass@K training, PKPO
+    CPPO      q(S) = prod_i q(s_i | s_<i), K strategies, each a rule; p(rule written | strategy told)
 
-Estimators of the first kind and CPPO's planner are one thing here: n samples with 0/1 rewards, c of them rewarded, the
-advantages functions of c. Part 1 sums over c and over all R^K tuples; part 2 lets the sampled estimators learn.
+The first three and CPPO's planner are one thing here: n samples with 0/1 rewards, c of them rewarded, and
+advantages that depend on c. Part 1 sums over c and over all R^K tuples; in part 2 the sampled estimators learn.
 
 What it shows:
- 1. PKPO aims at pass@K itself. GRPO aims elsewhere, and the further the better it knows the answer: it reaches the
-    best independent policy for a flat posterior, and from a ratio of about 2.4 on it peaks, then collapses.
- 2. Eq. 11 pays a branch for beating its siblings. Where strategies differ in how often they are right, it pushes the
-    solver away from doing what a rare strategy says, where the gradient of pass@K pushes towards it: the solver stops
-    listening, and pass@K rises, then falls. Nothing of it with a flat posterior or a frozen solver.
+ 1. PKPO aims at pass@K itself. Plain GRPO aims elsewhere: with a flat posterior it still reaches the best
+    independent policy, from a ratio of about 2.4 on it peaks, then collapses.
+ 2. Eq. 11 pays a branch for beating its siblings. Where strategies differ in how often they are right, it
+    pushes the solver away from what a rare strategy says although the gradient of pass@K pushes towards it.
+    The solver stops listening, and pass@K rises, then falls. Nothing of it with a flat posterior or a frozen
+    solver.
 
-Every advantage and the loss are the ones that train the real model (grpo.py, reward.py).
+Every advantage and the loss are those that train the real model (grpo.py, reward.py).
 
-Shapes: R rules, K strategies, Y = R truths, I items (rules or tuples), D parameters, C settings simulated side by side.
+Shapes: R rules, K strategies, Y = R truths, I items (rules or tuples), D parameters, C settings side by side.
 """
 
 import argparse
@@ -30,6 +32,7 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))     # when run as a script
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import grpo
@@ -37,10 +40,10 @@ import metrics
 import reward
 
 R, K, M, N = 8, 4, 8, 16
-PROBLEMS, LR, STEPS, EVERY = 8, 0.05, 300, 50       # problems a step (twice that for direct: equal attempts), of Adam
-SEEDS = 3
-PEAK, HABIT = 0.7, 2        # the direct policy starts with this share on this rule, which is not the likeliest
-FAITHFUL, REPULSION = 0.85, 2.0     # the solver starts by obeying this often; planners by mostly avoiding repeats
+PROBLEMS = 8                # a step, for tuples; direct policies get twice as many, for equal attempts
+LR, STEPS, EVERY, SEEDS = 0.05, 300, 50, 3      # Adam; the learning curve is measured every so many steps
+PEAK, HABIT = 0.7, 2        # the direct policy starts with this share on this rule, not the likeliest one
+FAITHFUL, REPULSION = 0.85, 2.0     # the solver starts by obeying this often, the planner by avoiding repeats
 POSTERIORS = {              # six rules that matter and two that hardly do, but for the last
     "uniform": [1.0] * 6 + [1e-3] * 2,
     "ratio 1.5": [1.5 ** (-i / 5) for i in range(6)] + [1e-3] * 2,
@@ -56,7 +59,7 @@ def posterior(name: str) -> Tensor:
     return weights / weights.sum()
 
 
-# ------------------------------------------------------------------------------------------------ policies
+# --------------------------------------------------------------------------------------------------- policies
 
 def start_direct() -> Tensor:
     """Logits (R,)."""
@@ -83,12 +86,12 @@ def all_tuples() -> Tensor:
 
 def named_before(tuples: Tensor) -> Tensor:
     """(..., K) -> (..., K, R): which rules the strategies before each place have named."""
-    one_hot = torch.nn.functional.one_hot(tuples, R)
+    one_hot = F.one_hot(tuples, R)
     return ((one_hot.cumsum(-2) - one_hot) > 0).double()
 
 
 def planner_logprobs(places: Tensor, named: Tensor, tuples: Tensor) -> Tensor:
-    """Log-prob of each strategy of each tuple: places (C, K, R), named (C, R, R), tuples (C or 1, n, K) -> (C, n, K)"""
+    """Log-prob of each strategy: places (C, K, R), named (C, R, R), tuples (C or 1, n, K) -> (C, n, K)"""
     logits = places.unsqueeze(1) + named_before(tuples) @ named.unsqueeze(1)
     return logits.log_softmax(-1).gather(-1, tuples.expand(len(places), -1, -1).unsqueeze(-1)).squeeze(-1)
 
@@ -104,13 +107,14 @@ def coverage(solver: Tensor, tuples: Tensor) -> Tensor:
     return 1 - (1 - solver[tuples]).prod(-2).T
 
 
-# ------------------------------------------------------------------------------------------------ part 1: enumeration
+# ---------------------------------------------------------------------------------------- part 1: enumeration
 
 def advantage_tables(name: str, n: int) -> tuple[Tensor, Tensor]:
-    """Advantage of a rewarded and of an unrewarded sample when c of n are rewarded, c = 0..n, times what its row counts."""
+    """What a rewarded and an unrewarded sample count when c = 0..n of n are rewarded: advantage / row divisor.
+    Entry 0 of the first and entry n of the second stand for no sample."""
     r = (torch.arange(n) < torch.arange(n + 1).unsqueeze(1)).double()          # row c: c ones, then zeros
     a = grpo.across_tuple_advantages(r) if name == "cppo" else reward.set_advantages(name, r, K)
-    return a[:, 0] / row_divisor(name, n), a[:, -1] / row_divisor(name, n)     # [0, 0], [n, -1] are never used
+    return a[:, 0] / row_divisor(name, n), a[:, -1] / row_divisor(name, n)
 
 
 def row_divisor(name: str, n: int) -> int:
@@ -118,11 +122,12 @@ def row_divisor(name: str, n: int) -> int:
     return 1 if name == "pkpo" else n
 
 
-def enumerate_estimator(name: str, n: int, q: Tensor, w: Tensor, scores: Tensor, p: Tensor) -> tuple[Tensor, float]:
+def enumerate_estimator(name: str, n: int, q: Tensor, w: Tensor, scores: Tensor,
+                        p: Tensor) -> tuple[Tensor, float]:
     """Expectation (D,) and total variance of the estimator on one problem.
 
-    q (I,) is what is sampled, w (Y, I) the chance that an item is rewarded under each truth, scores (I, D) the gradients
-    of log q, p (Y,) the posterior. Given c, rewarded and unrewarded scores are independent draws of two populations.
+    q (I,) is sampled, w (Y, I) is the chance that an item is rewarded under each truth, scores (I, D) are the
+    gradients of log q, p (Y,) is the posterior. Given c, the scores are independent draws of two populations.
     """
     up, down = advantage_tables(name, n)
     mean, square = torch.zeros(scores.shape[1], dtype=scores.dtype), 0.0
@@ -149,29 +154,30 @@ def pass_gradient_direct(q: Tensor, p: Tensor) -> Tensor:
 def planner_scores(places: Tensor, named: Tensor, tuples: Tensor) -> Tensor:
     """Gradients of log q(S) with respect to both tables: (I, K R + R R)"""
     before = named_before(tuples)
-    error = torch.nn.functional.one_hot(tuples, R) - (places + before @ named).softmax(-1)     # (I, K, R)
+    error = F.one_hot(tuples, R) - (places + before @ named).softmax(-1)     # (I, K, R)
     return torch.cat([error.flatten(1), torch.einsum("ika,ikb->iab", before, error).flatten(1)], 1)
 
 
 def solver_gradients(q: Tensor, solver: Tensor, tuples: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradient of pass@K and expectation of Eq. 11's estimator, summed over the K branches, for the solver's logits.
+    """Gradient of pass@K and expectation of Eq. 11's estimator, each (R, R), for the solver's logits.
 
-    Both have the form sum over tuples, truths and branches of a credit times the gradient of the branch's own success
-    v. The credit is the chance that no sibling succeeds, or the expected advantage of success over failure.
+    Both sum, over tuples, truths and branches, a credit times the gradient of the branch's own success v: the
+    chance that no sibling succeeds, or the expected advantage of success over failure.
     """
-    up, down = (grpo.within_tuple_advantages(torch.tensor([[float(j < c) for j in range(K)] for c in range(K + 1)]))
-                .double()[:, i] for i in (0, -1))
+    r = (torch.arange(K) < torch.arange(K + 1).unsqueeze(1)).double()          # row c: c ones, then zeros
+    a = grpo.within_tuple_advantages(r)
+    alone = torch.tensor([1.0] + [0.0] * (K - 1), dtype=q.dtype)
     v = solver[tuples]                                                         # (I, K, Y)
     out = []
-    for gain in (torch.tensor([1.0] + [0.0] * (K - 1), dtype=q.dtype), up[1:] - down[:-1]):      # by siblings right
+    for gain in (alone, a[1:, 0] - a[:-1, -1]):                                # by how many siblings succeed
         table = torch.zeros_like(solver)
         for i in range(K):
-            right = torch.ones_like(v[:, 0]).unsqueeze(-1)                     # (I, Y, siblings right so far)
+            right = torch.ones_like(v[:, 0]).unsqueeze(-1)                     # (I, Y, siblings right)
             for j in range(K):
                 if j != i:
                     s = v[:, j].unsqueeze(-1)
-                    right = (torch.nn.functional.pad(right * (1 - s), (0, 1)) + torch.nn.functional.pad(right * s, (1, 0)))
-            credit = q.unsqueeze(1) * p * (right @ gain) * v[:, i]             # (I, Y), with dv/dlogits = v (e_y - v)
+                    right = F.pad(right * (1 - s), (0, 1)) + F.pad(right * s, (1, 0))
+            credit = q.unsqueeze(1) * p * (right @ gain) * v[:, i]             # dv/dlogits = v (e_y - row)
             per = torch.zeros_like(table).index_add_(0, tuples[:, i], credit)
             table += per - per.sum(1, keepdim=True) * solver
         out.append(table)
@@ -183,7 +189,7 @@ def cosine(a: Tensor, b: Tensor) -> float:
 
 
 def estimator_table(name: str) -> list[list]:
-    """Rows of (estimator, cosine to the gradient of pass@K, length beside it, noise to signal at one step)."""
+    """Rows of (estimator, cosine to the gradient of pass@K, length beside it, noise to signal of a step)."""
     p, rows = posterior(name), []
     q = start_direct().softmax(0)
     eye = torch.eye(R, dtype=q.dtype)
@@ -206,14 +212,15 @@ def estimator_table(name: str) -> list[list]:
 
 
 def listening(name: str) -> tuple[float, float]:
-    """How pass@K's gradient and Eq. 11 push the logit of obeying the rarest strategy that matters, at the start."""
-    p, tuples, (places, named), solver = posterior(name), all_tuples(), start_planner(), start_solver().softmax(-1)
+    """How pass@K's gradient and Eq. 11 push the logit of obeying the rarest strategy, at the start."""
+    p, tuples = posterior(name), all_tuples()
+    (places, named), solver = start_planner(), start_solver().softmax(-1)
     q = planner_logprobs(places[None], named[None], tuples[None])[0].sum(-1).exp()
     rarest = 7 if p[7] > 0.01 else 5
     return tuple(float(g[rarest, rarest]) for g in solver_gradients(q, solver, tuples, p))
 
 
-# ------------------------------------------------------------------------------------------------ part 2: learning
+# ------------------------------------------------------------------------------------------- part 2: learning
 
 def learn_direct(estimator: str, seed: int) -> dict[int, Tensor]:
     """pass@K by step, (posteriors, SEEDS): the sampled estimator, Adam, KL to the start."""
@@ -240,10 +247,10 @@ def learn_direct(estimator: str, seed: int) -> dict[int, Tensor]:
 
 
 def learn_tuples(seed: int) -> dict[int, dict[str, Tensor]]:
-    """CPPO and its variants side by side: by step pass@K, the share of tuples with a repeat and how often the solver
-    does what it is told, each (variants, posteriors, SEEDS)."""
+    """CPPO and its variants side by side: by step what `measure` says, each (variants, posteriors, SEEDS)."""
     torch.manual_seed(seed)
-    settings = [(posterior(name), flags) for flags in TUPLES.values() for name in POSTERIORS for _ in range(SEEDS)]
+    settings = [(posterior(name), flags) for flags in TUPLES.values() for name in POSTERIORS
+                for _ in range(SEEDS)]
     p = torch.stack([p for p, _ in settings])
     ungated = torch.tensor([not flags.get("gate", True) for _, flags in settings]).view(-1, 1, 1)
     learning = torch.tensor([not flags.get("frozen", False) for _, flags in settings]).double().view(-1, 1, 1)
@@ -291,16 +298,17 @@ def sample_tuples(places: Tensor, named: Tensor, n: int) -> Tensor:
 
 
 def measure(p: Tensor, places: Tensor, named: Tensor, solver: Tensor, every: Tensor) -> dict[str, Tensor]:
-    """Exact, over all R^K tuples."""
+    """pass@K, share of tuples with a repeat, how often the solver obeys: exact, over all R^K tuples."""
     q = planner_logprobs(places, named, every[None]).sum(-1).exp()             # (C, I)
     solved = torch.stack([(q_c * (p_c @ coverage(s, every))).sum() for q_c, p_c, s in zip(q, p, solver)])
-    use = torch.einsum("ci,ikr->cr", q, torch.nn.functional.one_hot(every, R).double()) / K
+    use = torch.einsum("ci,ikr->cr", q, F.one_hot(every, R).double()) / K
     obeyed = (use * solver.diagonal(dim1=1, dim2=2)).sum(-1)
     shape = (len(TUPLES), len(POSTERIORS), SEEDS)
-    return {"pass": solved.view(shape), "repeat": (1 - q @ valid(every)).view(shape), "obeyed": obeyed.view(shape)}
+    return {"pass": solved.view(shape), "repeat": (1 - q @ valid(every)).view(shape),
+            "obeyed": obeyed.view(shape)}
 
 
-# ------------------------------------------------------------------------------------------------ print and draw
+# --------------------------------------------------------------------------------------------- print and draw
 
 def print_row(cells: list, widths: tuple = (22,), width: int = 10) -> None:
     text = ["-" if c is None else f"{c:.3f}" if isinstance(c, float) else str(c) for c in cells]
@@ -326,7 +334,7 @@ def draw(path: str, curves: dict[str, dict[int, Tensor]], tuples: dict[int, dict
         axis.set(title=name, xlabel="step")
     axes[0].set_ylabel(f"pass@{K}")
     axes[0].legend(fontsize=7)
-    figure.suptitle("Sampled estimators in tables; lines: best independent (grey) and best coordinated (black) policy")
+    figure.suptitle("Sampled estimators in tables. Grey: best independent policy; black: best coordinated")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     print(f"\ndrawn: {path}")
@@ -334,15 +342,15 @@ def draw(path: str, curves: dict[str, dict[int, Tensor]], tuples: dict[int, dict
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="The exact tabular trial of pass@K estimators.")
-    parser.add_argument("--out", default="testbed.png", help="picture of the learning curves (default: %(default)s)")
+    parser.add_argument("--out", default="testbed.png", help="picture of the curves (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of part 2 (default: %(default)s)")
     args = parser.parse_args()
     torch.set_num_threads(1)        # tables this small are faster without a pool
 
     print(f"Part 1, enumerated at the start: {R} rules, K={K}, {N} attempts or {M} tuples a problem.\n"
-          f"cosine, length: of the expected estimate to the gradient of pass@{K}; noise: standard deviation of a step's "
-          f"estimate\n({2 * PROBLEMS} problems direct, {PROBLEMS} with tuples: equal attempts) over the length of its "
-          f"expectation")
+          f"cosine, length: the expected estimate beside the gradient of pass@{K}; noise: standard deviation of "
+          f"a step's\nestimate ({2 * PROBLEMS} problems direct, {PROBLEMS} with tuples: equal attempts) over the "
+          f"length of its expectation")
     for name in POSTERIORS:
         print(f"\n{name}: {' '.join(f'{x:.2f}' for x in posterior(name))}")
         print_row(["", "cosine", "length", "noise"])
@@ -354,7 +362,7 @@ def main() -> None:
     curves = {label: learn_direct(name, args.seed) for label, name in DIRECT.items()}
     tuples = learn_tuples(args.seed)
     marks = [0, 50, 100, 200, STEPS]
-    print(f"\nPart 2, sampled and learned: pass@{K} by step, mean of {SEEDS} seeds (Adam {LR}, KL {grpo.BETA})")
+    print(f"\nPart 2, sampled and learned: pass@{K} by step, mean of {SEEDS} seeds")
     for i, name in enumerate(POSTERIORS):
         p = posterior(name).tolist()
         print(f"\n{name}: best independent {metrics.independent_ceiling(p, K):.3f}, "
@@ -366,8 +374,8 @@ def main() -> None:
             last = tuples[STEPS]
             print_row([label, *(float(tuples[m]["pass"][j, i].mean()) for m in marks),
                        float(last["repeat"][j, i].mean()), float(last["obeyed"][j, i].mean())])
-    print("\nrepeats: share of tuples that name a rule twice; obeys: how often the solver writes what it was told "
-          f"(both at step {STEPS})")
+    print(f"\nat step {STEPS}, repeats: share of tuples that name a rule twice; obeys: how often the solver "
+          f"writes what it is told")
     draw(args.out, curves, tuples)
 
 

@@ -1,21 +1,22 @@
-"""The miniature world: problems that are under-specified, as real ones are, with every best pass@4 known exactly.
+"""The miniature world: under-specified problems, as real ones are, whose best pass@4 is known exactly.
 
-"Print the size of the small numbers for 5." Those below 5, or up to 5? How many they are, or their sum? Each vague
-word has two or three precise readings with known odds; one reading of each word is a *combination*; hidden tests
-decide which combination was meant.
+"Print the size of the small numbers for 5." Those below 5, or up to 5? How many they are, or their sum? Each
+vague word has two or three precise readings with known odds; one reading of each word is a *combination*;
+hidden tests decide which combination was meant.
 
-    statement   a family (numbers, words), a vague word for what to choose, one for what to report, a constant k
-    posterior   product of the odds of the two readings (3:2 or 3:2:2), 2.25 from the likeliest to the rarest
-    truth       drawn from the posterior once the statement is drawn; all are judged on the same hidden inputs
+    statement   a family (numbers, words), vague words for what to choose and what to report, a constant k
+    posterior   product of the odds of the two readings (3:2 or 3:2:2): 2.25 from the likeliest to the rarest
+    truth       drawn from the posterior once the statement is drawn; all judged on the same hidden inputs
     class       what a program prints on those inputs: never the same for two combinations of a statement
     strategy    one combination in words, "Keep numbers below 5, count them."; each reading has three wordings
     program     one combination in Python
 
-So a deterministic program hits at most one class, and the best pass@4 of each kind of policy is exact (`ceilings`).
-Held-out statements pair vague words that never met in training: a planner has to compose, not to recall.
+So a deterministic program hits at most one class, and the best pass@4 of each kind of policy is exact
+(`ceilings`). Held-out statements pair vague words that never met in training: a planner has to compose, not
+to recall.
 
-The world is its own teacher (`gold`), its own source of gate labels (`labels`) and its own judge (`judge`, `read`,
-`duplicates`), where the paper asks large language models. The teacher knows neither truth nor posterior.
+The world is its own teacher (`gold`), its own source of gate labels (`labels`) and its own judge (`judge`,
+`read`, `duplicates`), where the paper asks large models. The teacher knows neither truth nor posterior.
 
     python miniature/world.py build --out DIR    # train, dev, heldout, gold, labels_train, labels_val .jsonl
     python miniature/world.py show               # a problem of each family with its classes; the ceilings
@@ -45,9 +46,9 @@ HIDDEN_TESTS, PUBLIC_TESTS = 10, 2
 SIZES = {"train": 1200, "dev": 100, "heldout": 300, "gold": 600, "labels_train": 1600, "labels_val": 400}
 TEACHER_CONSISTENT = 0.65   # share of the teacher's strategies that the statement allows
 KINDS = ("duplicate", "duplicate", "leak", "vague", "off_topic")    # of spoiled plans, in turn
-LITERAL_DUPLICATES = 0.15   # share of the duplicates that repeat word for word; the others do it in other words
+LITERAL_DUPLICATES = 0.15   # share of the duplicates that repeat word for word, not in other words
 
-# ------------------------------------------------------------------------------------------------ readings
+# --------------------------------------------------------------------------------------------------- readings
 # name: (group, Python, three wordings). The teacher's wrong guesses come from the group of the right reading.
 
 CHOOSE = {
@@ -217,14 +218,16 @@ VAGUE_REPORT = {
     },
 }
 ODDS = {2: (3, 2), 3: (3, 2, 2)}
-FORMS = ("Print the {report} of the {choose} {family} for {k}.", "For {k}, give the {report} of {choose} {family}.")
+FORMS = ("Print the {report} of the {choose} {family} for {k}.",
+         "For {k}, give the {report} of {choose} {family}.")
 
-# ------------------------------------------------------------------------------------------------ combinations
+# ----------------------------------------------------------------------------------------------- combinations
 # (family, choose, report, k); k is None where the readings do not use it
 
-VOCABULARY = """an is of to at we use sea ant odd egg ice arm ear one area idea loop moon tree book apple ocean queue
-mango tiger river house orange banana letter window animal uncle object kitchen octopus umbrella village captain
-elephant question notebook envelope aquarium adventure chocolate education umbrellas crocodile""".split()
+VOCABULARY = """an is of to at we use sea ant odd egg ice arm ear one area idea loop moon tree book apple
+ocean queue mango tiger river house orange banana letter window animal uncle object kitchen octopus umbrella
+village captain elephant question notebook envelope aquarium adventure chocolate education umbrellas
+crocodile""".split()
 
 
 def wordings(slot: dict, family: str, name: str) -> list[str]:
@@ -247,7 +250,7 @@ def program(combo: tuple) -> str:
 
 @functools.cache
 def hidden_inputs(family: str) -> tuple[str, ...]:
-    """One line of 11 to 14 items a test, the same for all problems of a family, so that they tell nothing apart.
+    """One line of 11 to 14 items a test, the same for all problems of a family: they tell none apart.
 
     Drawn again until every reading at every k chooses something: no program needs a case for the empty list.
     """
@@ -278,7 +281,7 @@ def outcome(combo: tuple) -> tuple[str, ...]:
     return outputs(combo)[:HIDDEN_TESTS]
 
 
-# ------------------------------------------------------------------------------------------------ statements
+# ------------------------------------------------------------------------------------------------- statements
 
 @dataclass(frozen=True)
 class Statement:
@@ -301,7 +304,8 @@ class Statement:
         """combination -> probability that it was meant"""
         chosen, reported = self.readings
         odds = {combination(self.family, c, r, self.k): c_odds * r_odds
-                for c, c_odds in zip(chosen, ODDS[len(chosen)]) for r, r_odds in zip(reported, ODDS[len(reported)])}
+                for c, c_odds in zip(chosen, ODDS[len(chosen)], strict=True)
+                for r, r_odds in zip(reported, ODDS[len(reported)], strict=True)}
         return {combo: w / sum(odds.values()) for combo, w in odds.items()}
 
     @property
@@ -320,8 +324,9 @@ def understand(text: str) -> Statement:
     """The statement behind its text."""
     for form, template in enumerate(FORMS):
         m = re.fullmatch(re.sub(r"\\{(\w+)\\}", r"(?P<\1>\\w+)", re.escape(template)), text.strip())
-        if m and m["choose"] in VAGUE_CHOOSE.get(m["family"], {}) and m["report"] in VAGUE_REPORT[m["family"]]:
-            return Statement(m["family"], m["choose"], m["report"], int(m["k"]), form)
+        family = m["family"] if m else None
+        if family in CHOOSE and m["choose"] in VAGUE_CHOOSE[family] and m["report"] in VAGUE_REPORT[family]:
+            return Statement(family, m["choose"], m["report"], int(m["k"]), form)
     raise ValueError(f"not a statement of the miniature world: {text!r}")
 
 
@@ -334,8 +339,8 @@ def split_of(family: str, choose: str, report: str) -> str:
 @functools.cache
 def statements(split: str) -> tuple[Statement, ...]:
     """All sound statements of a split, in every form."""
-    pairs = [(f, c, r) for f in CHOOSE for c in VAGUE_CHOOSE[f] for r in VAGUE_REPORT[f] if split_of(f, c, r) == split]
-    every = (Statement(*pair, k, form) for pair in pairs for k in CONSTANTS for form in range(len(FORMS)))
+    every = (Statement(f, c, r, k, form) for f in CHOOSE for c in VAGUE_CHOOSE[f] for r in VAGUE_REPORT[f]
+             if split_of(f, c, r) == split for k in CONSTANTS for form in range(len(FORMS)))
     return tuple(s for s in every if s.sound)
 
 
@@ -352,25 +357,26 @@ def make_problem(id: str, statement: Statement, truth: tuple) -> Problem:
 
 
 def problems(split: str) -> list[Problem]:
-    """The problems of a split. Dev and held-out statements differ in more than their form; training's need not."""
+    """The problems of a split. No two dev or held-out statements differ in their form alone."""
     rng = random.Random(f"{SEED} {split}")
     pool = list(statements(split))
     rng.shuffle(pool)
     if split != "train":
         pool = list({(s.family, s.choose, s.report, s.k): s for s in pool}.values())
     assert len(pool) >= SIZES[split]
-    return [make_problem(f"mini/{split}/{i}", s, draw_truth(s, rng)) for i, s in enumerate(pool[:SIZES[split]])]
+    pool = pool[:SIZES[split]]
+    return [make_problem(f"mini/{split}/{i}", s, draw_truth(s, rng)) for i, s in enumerate(pool)]
 
 
-# ------------------------------------------------------------------------------------------------ ceilings
+# --------------------------------------------------------------------------------------------------- ceilings
 
 def ceilings(split: str, k: int = K) -> dict[str, float]:
-    """The best pass@k of four kinds of policy, averaged over a split's problems and the posterior of each; all exact.
+    """The best pass@k of four kinds of policy, averaged over a split's problems and their posteriors; exact.
 
     pass@1       the likeliest class
-    constant     one k-tuple that never reads the statement (a program can tell the families apart by its input, so
-                 each family has a tuple). Classes are disjoint, so a tuple covers the sum of its members' shares:
-                 the k classes of largest total share are the optimum over all programs, and nothing is searched
+    constant     one k-tuple that never reads the statement (a program can tell families by its input, so
+                 each family has a tuple). Classes are disjoint, so a tuple covers the sum of its members'
+                 shares: the k classes of largest total share are the optimum, and nothing has to be searched
     independent  k draws from one distribution over programs, the best for each statement (water filling)
     coordinated  the k likeliest classes
     """
@@ -386,12 +392,13 @@ def ceilings(split: str, k: int = K) -> dict[str, float]:
             "coordinated": sum(coordinated_ceiling(p, k) for p in posteriors) / len(asked)}
 
 
-# ------------------------------------------------------------------------------------------------ the oracle judge
+# ------------------------------------------------------------------------------------------- the oracle judge
 
 VAGUE = ("Think about small cases.", "Use a clever trick.", "Do what is asked.", "Take care of every case.")
 FOREIGN = ("Build a graph and search it.", "Sort the intervals by their ends.", "Fill a table over subsets.",
            "Walk the tree from its root.")
-LEAK = re.compile(r"[][=<>%`(){}]|\banswer\b|\bset b\b", re.IGNORECASE)     # no precise strategy holds any of these
+# No precise strategy holds any of these.
+LEAK = re.compile(r"[][=<>%`(){}]|\banswer\b|\bset b\b", re.IGNORECASE)
 
 CHOOSE_BY_WORDS = {w: (f, c) for f in CHOOSE for c in CHOOSE[f] for w in wordings(CHOOSE, f, c)}
 REPORT_BY_WORDS = {(f, w): r for f in REPORT for r in REPORT[f] for w in wordings(REPORT, f, r)}
@@ -417,14 +424,14 @@ def read(strategy: str) -> tuple | None:
 
 
 def duplicates(statement: str, strategies: list[str]) -> int:
-    """How many strategies repeat an earlier one: the same combination in any words, or the same unreadable text."""
+    """How many strategies repeat an earlier one: the same combination in any words, or the same text."""
     return len(strategies) - len({read(s) or prompts.normalise(s) for s in strategies})
 
 
 def judge(statement: str, plan_text: str) -> list[str]:
-    """The faults of a plan (prompts.FAULTS), [] for none: the gate's contract, not whether the plan will succeed.
+    """The faults of a plan (prompts.FAULTS), [] for none. The gate's contract: not whether it will succeed.
 
-    A precise reading that the statement does not allow is no fault; another family's, or another k, is off topic.
+    A precise reading that the statement does not allow is no fault; one for another family or k is off topic.
     """
     asked = understand(statement)
     try:
@@ -444,7 +451,7 @@ def judge(statement: str, plan_text: str) -> list[str]:
 
 
 def _foreign(strategy: str, asked: Statement) -> bool:
-    """Whether an unreadable strategy speaks of something else: a stock sentence, or items of the other family."""
+    """Whether an unreadable strategy speaks of something else: a stock sentence, the other family's items."""
     other = "word" if asked.family == "numbers" else "number"
     return strategy in FOREIGN or re.search(rf"\b{other}s?\b", strategy, re.IGNORECASE) is not None
 
@@ -452,7 +459,7 @@ def _foreign(strategy: str, asked: Statement) -> bool:
 # ------------------------------------------------------------------------------------------------ the teacher
 
 def teacher_strategy(asked: Statement, rng: random.Random) -> tuple:
-    """A plausible precise combination: one that the statement allows, or with one slot read in a related wrong way."""
+    """A plausible precise combination: allowed by the statement, or one slot read in a related wrong way."""
     chosen, reported = asked.readings
     choose, report = rng.choice(chosen), rng.choice(reported)
     if rng.random() > TEACHER_CONSISTENT:
@@ -477,7 +484,7 @@ def teacher_tuple(asked: Statement, rng: random.Random) -> list[tuple]:
 
 
 def leak(combo: tuple, rng: random.Random) -> str:
-    """A combination given away: in code, in code read aloud (which bears no mark of code), or as an answer."""
+    """A combination given away: in code, in code read aloud (without a mark of code), or as an answer."""
     family, choose, report, k = combo
     chosen, reported = code(CHOOSE, family, choose, k), code(REPORT, family, report)
     kind = rng.random()
@@ -488,9 +495,10 @@ def leak(combo: tuple, rng: random.Random) -> str:
     return f"The answer is {rng.choice(outputs(combo))}."
 
 
-ALOUD = (("''.join", "join"), ("'aeiou'", "vowels"), ("==", " is "), ("!=", " is not "), ("<=", " to "), (">=", " from "),
-         ("<", " under "), (">", " over "), ("//", " by "), ("%", " mod "), ("*", " times "), ("::", "step "),
-         ("(", " of "), ("[", " "), (",", " "), (":", " cut "), (")", ""), ("]", ""), ("=", " "))
+ALOUD = (("''.join", "join"), ("'aeiou'", "vowels"), ("==", " is "), ("!=", " is not "), ("<=", " to "),
+         (">=", " from "), ("<", " under "), (">", " over "), ("//", " by "), ("%", " mod "),
+         ("*", " times "), ("::", "step "), ("(", " of "), ("[", " "), (",", " "), (":", " cut "), (")", ""),
+         ("]", ""), ("=", " "))
 
 
 def _aloud(text: str) -> str:
@@ -500,7 +508,7 @@ def _aloud(text: str) -> str:
 
 
 def vague(asked: Statement, rng: random.Random) -> str:
-    """A strategy that does not say what to do: the statement's vague words again, in one slot or both, or advice."""
+    """A strategy that does not say what to do: the statement's vague words in a slot or both, or advice."""
     chosen, _, reported = say(teacher_strategy(asked, rng), rng).rstrip(".").partition(", ")
     return rng.choice((f"Keep the {asked.choose} ones, print their {asked.report}.",
                        f"Keep the {asked.choose} ones, {reported}.",
@@ -509,7 +517,7 @@ def vague(asked: Statement, rng: random.Random) -> str:
 
 
 def off_topic(asked: Statement, rng: random.Random) -> str:
-    """A strategy for another problem: of the other family, for another k, or on another subject altogether."""
+    """A strategy for another problem: of the other family, for another k, or on another subject."""
     kind = rng.random()
     if kind < 0.4:
         other = rng.choice([s for s in statements("train") if s.family != asked.family])
@@ -556,7 +564,7 @@ def _listed(slot: dict, combos: list[tuple], place: int) -> str:
 
 
 def labels(split: str) -> list[dict]:
-    """Stage 2: for each problem a plan that passes and a spoiled one. Split by problem: no statement in both."""
+    """Stage 2: for each problem a plan that passes and a spoiled one. No statement is in both splits."""
     pool = list(statements("train"))
     random.Random(f"{SEED} labels").shuffle(pool)
     cut = len(pool) * 4 // 5
@@ -567,24 +575,28 @@ def labels(split: str) -> list[dict]:
         asked, kind = rng.choice(pool), KINDS[i % len(KINDS)]
         plans = {"positive": [say(combo, rng) for combo in teacher_tuple(asked, rng)],
                  kind: spoil(kind, asked, teacher_tuple(asked, rng), rng)}
-        rows += [{"problem_id": f"mini/labels/{split}/{i}", "statement": str(asked), "plan": prompts.format_plan(plan),
-                  "label": int(kind == "positive"), "kind": kind} for kind, plan in plans.items()]
+        rows += [{"problem_id": f"mini/labels/{split}/{i}", "statement": str(asked),
+                  "plan": prompts.format_plan(plan), "label": int(kind == "positive"), "kind": kind}
+                 for kind, plan in plans.items()]
     return rows
 
 
-# ------------------------------------------------------------------------------------------------ commands
+# --------------------------------------------------------------------------------------------------- commands
 
 def files() -> dict[str, list]:
     """What `build` writes, by file name."""
-    return {"train": problems("train"), "dev": problems("dev"), "heldout": problems("heldout"), "gold": gold(),
-            "labels_train": labels("train"), "labels_val": labels("val")}
+    return {"train": problems("train"), "dev": problems("dev"), "heldout": problems("heldout"),
+            "gold": gold(), "labels_train": labels("train"), "labels_val": labels("val")}
 
 
 def fingerprint() -> str:
-    """A hash of all that `build` writes, but for what data.py may change: names of fields, hashes of outcomes."""
-    rows = {name: [[r.id, r.statement, r.tests, list(r.classes.values())] if isinstance(r, Problem) else r for r in rows]
-            for name, rows in files().items()}
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+    """A hash of all that `build` writes, but for field names and outcome hashes, which data.py may change."""
+    def plain(row):
+        if isinstance(row, Problem):
+            return [row.id, row.statement, row.tests, list(row.classes.values())]
+        return row
+    written = {name: [plain(row) for row in rows] for name, rows in files().items()}
+    return hashlib.sha256(json.dumps(written).encode()).hexdigest()[:16]
 
 
 def build(folder: str) -> None:
@@ -608,7 +620,8 @@ def show() -> None:
         print("\n" + program(asked.favourite))
         for kind in ("none", *dict.fromkeys(KINDS)):
             combos = teacher_tuple(asked, rng)
-            plan = [say(combo, rng) for combo in combos] if kind == "none" else spoil(kind, asked, combos, rng)
+            clean = [say(combo, rng) for combo in combos]
+            plan = clean if kind == "none" else spoil(kind, asked, combos, rng)
             print(f"{prompts.format_plan(plan)}\n  faults: {kind}\n")
     for split in ("train", "heldout"):
         best = ", ".join(f"{name} {value:.3f}" for name, value in ceilings(split).items())
@@ -616,9 +629,9 @@ def show() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The miniature world: its problems, its teacher's data, its ceilings.")
+    parser = argparse.ArgumentParser(description="The miniature world: problems, teacher's data, ceilings.")
     parser.add_argument("command", choices=["build", "show"])
-    parser.add_argument("--out", default="runs/world", help="folder that build writes to (default: %(default)s)")
+    parser.add_argument("--out", default="runs/world", help="folder for build (default: %(default)s)")
     args = parser.parse_args()
     if args.command == "show":
         show()

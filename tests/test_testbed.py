@@ -1,4 +1,4 @@
-"""The tabular trial: its enumerations agree with autograd, brute force and sampling, and its two findings hold."""
+"""The tabular trial: enumerations agree with autograd, brute force and sampling; its two findings hold."""
 
 import itertools
 import subprocess
@@ -20,7 +20,7 @@ def test_the_gradient_of_pass_at_k_equals_autograd_for_the_direct_policy():
 
 def test_probabilities_of_all_tuples_sum_to_one_and_their_scores_equal_autograd():
     places, named = testbed.start_planner()
-    places, named = (places + torch.randn_like(places)).requires_grad_(), (named + torch.randn_like(named)).requires_grad_()
+    places, named = ((t + torch.randn_like(t)).requires_grad_() for t in (places, named))
     tuples = testbed.all_tuples()
     logp = testbed.planner_logprobs(places[None], named[None], tuples[None])[0].sum(-1)
     assert float(logp.detach().exp().sum()) == pytest.approx(1)
@@ -35,9 +35,9 @@ def test_solver_gradients_equal_brute_force_over_everything_that_can_be_written(
     monkeypatch.setattr(testbed, "R", 3)
     monkeypatch.setattr(testbed, "K", 3)
     p = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
-    logits = torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
-    tuples = testbed.all_tuples()
-    q = torch.rand(len(tuples), dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    torch.manual_seed(1)
+    logits, tuples = torch.randn(3, 3, dtype=torch.float64, requires_grad=True), testbed.all_tuples()
+    q = torch.rand(len(tuples), dtype=torch.float64)
     q /= q.sum()
     passed, estimate = 0.0, 0.0
     for told, q_told in zip(tuples, q):
@@ -58,7 +58,8 @@ def test_enumerated_mean_and_variance_agree_with_the_sampled_estimator(name):
     torch.manual_seed(0)
     p, q, draws = testbed.posterior("Zipf, ratio 8"), testbed.start_direct().softmax(0), 40000
     scores = torch.eye(testbed.R, dtype=q.dtype) - q
-    mean, variance = testbed.enumerate_estimator(name, testbed.N, q, torch.eye(testbed.R).double(), scores, p)
+    right = torch.eye(testbed.R, dtype=q.dtype)
+    mean, variance = testbed.enumerate_estimator(name, testbed.N, q, right, scores, p)
     truth = torch.multinomial(p, draws, replacement=True)
     wrote = torch.multinomial(q, draws * testbed.N, replacement=True).view(draws, testbed.N)
     a = reward.set_advantages(name, (wrote == truth[:, None]).double(), testbed.K)
@@ -70,16 +71,17 @@ def test_enumerated_mean_and_variance_agree_with_the_sampled_estimator(name):
 
 def test_enumerated_planner_estimate_agrees_with_sampled_tuples():
     torch.manual_seed(0)
-    p, tuples, (places, named), solver = (testbed.posterior("ratio 2.4"), testbed.all_tuples(), testbed.start_planner(),
-                                          testbed.start_solver().softmax(-1))
+    p, tuples = testbed.posterior("ratio 2.4"), testbed.all_tuples()
+    (places, named), solver = testbed.start_planner(), testbed.start_solver().softmax(-1)
     q = testbed.planner_logprobs(places[None], named[None], tuples[None])[0].sum(-1).exp()
     scores, gate, draws = testbed.planner_scores(places, named, tuples), testbed.valid(tuples), 20000
-    mean, variance = testbed.enumerate_estimator("cppo", testbed.M, q, testbed.coverage(solver, tuples) * gate, scores, p)
+    paid = testbed.coverage(solver, tuples) * gate
+    mean, variance = testbed.enumerate_estimator("cppo", testbed.M, q, paid, scores, p)
     truth = torch.multinomial(p, draws, replacement=True)[:, None, None]
     drawn = torch.multinomial(q, draws * testbed.M, replacement=True)
     wrote = torch.multinomial(solver[tuples[drawn].flatten()], 1).view(draws, testbed.M, testbed.K)
-    R_plan = reward.planner_reward(gate[drawn].view(draws, -1), reward.outcome_reward((wrote == truth).double()))
-    A = grpo.across_tuple_advantages(R_plan)
+    solved = reward.outcome_reward((wrote == truth).double())
+    A = grpo.across_tuple_advantages(reward.planner_reward(gate[drawn].view(draws, -1), solved))
     estimates = torch.einsum("dm,dmk->dk", A, scores[drawn].view(draws, testbed.M, -1)) / testbed.M
     assert ((estimates.mean(0) - mean).abs() < 4.5 * estimates.std(0) / draws ** 0.5 + 1e-12).all()
     assert float(estimates.var(0).sum()) == pytest.approx(variance, rel=0.03)
@@ -101,24 +103,26 @@ def test_eq_11_teaches_the_solver_not_to_listen_where_pass_at_k_would_have_it_li
 
 def test_pass_at_4_of_the_tables_is_that_of_simulated_tuples():
     torch.manual_seed(0)
-    monkey = [t[None] for t in testbed.start_planner()]
+    tables = [t[None] for t in testbed.start_planner()]
     p, solver = testbed.posterior("ratio 1.5"), testbed.start_solver().softmax(-1)
     tuples, n = testbed.all_tuples(), 40000
-    q = testbed.planner_logprobs(*monkey, tuples[None])[0].sum(-1).exp()
+    q = testbed.planner_logprobs(*tables, tuples[None])[0].sum(-1).exp()
     exact = float((q * (p @ testbed.coverage(solver, tuples))).sum())
-    told = testbed.sample_tuples(*monkey, n)[0]
+    told = testbed.sample_tuples(*tables, n)[0]
     wrote = torch.multinomial(solver[told.flatten()], 1).view(n, testbed.K)
     solved = (wrote == torch.multinomial(p, n, replacement=True)[:, None]).any(1).double().mean()
     assert abs(float(solved) - exact) < 4 * (0.25 / n) ** 0.5
 
 
 def test_the_two_findings(monkeypatch):
-    """A solver that stops listening (steep posterior, not frozen), and GRPO's collapse from a ratio of about 2.4 on."""
+    """A solver that stops listening (steep posterior, not frozen); GRPO's collapse from a ratio of 2.4 on."""
     monkeypatch.setattr(testbed, "SEEDS", 1)
     curve = testbed.learn_tuples(seed=1)
-    first, best, last = curve[0], torch.stack([v["pass"] for v in curve.values()]).amax(0), curve[testbed.STEPS]
+    first, last = curve[0], curve[testbed.STEPS]
+    best = torch.stack([v["pass"] for v in curve.values()]).amax(0)
     row, column = list(testbed.TUPLES).index, list(testbed.POSTERIORS).index
-    cppo, frozen, steep, flat = row("CPPO"), row("CPPO, frozen solver"), column("Zipf, ratio 8"), column("uniform")
+    cppo, frozen = row("CPPO"), row("CPPO, frozen solver")
+    steep, flat = column("Zipf, ratio 8"), column("uniform")
     assert best[cppo, steep, 0] > first["pass"][cppo, steep, 0] + 0.1 > last["pass"][cppo, steep, 0] + 0.1
     assert last["obeyed"][cppo, steep, 0] < 0.4 < 0.7 < last["obeyed"][cppo, flat, 0]
     assert last["pass"][frozen, steep, 0] > 0.6 and last["pass"][cppo, flat, 0] > 0.55
@@ -130,7 +134,8 @@ def test_the_two_findings(monkeypatch):
 
 
 def test_the_command_prints_both_tables_and_draws_or_says_why_not(tmp_path):
-    ran = subprocess.run([sys.executable, testbed.__file__, "--out", str(tmp_path / "x.png")], capture_output=True, text=True)
+    command = [sys.executable, testbed.__file__, "--out", str(tmp_path / "x.png")]
+    ran = subprocess.run(command, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.count("best independent") == len(testbed.POSTERIORS)
     assert (tmp_path / "x.png").exists() or "matplotlib is not installed" in ran.stdout

@@ -1,4 +1,4 @@
-"""The miniature world: frozen, sound, hard for a policy that never reads the statement, and judged by its own oracle."""
+"""The miniature world: frozen, sound, hard for whoever does not read the statement, judged by its oracle."""
 
 import collections
 import itertools
@@ -34,7 +34,8 @@ def test_programs_print_in_a_real_interpreter_what_the_table_of_outcomes_says():
     rng = random.Random(0)
     for combo in [world.draw_truth(s, rng) for s in rng.sample(world.statements("heldout"), 12)]:
         for line, printed in zip(world.hidden_inputs(combo[0])[:2], world.outputs(combo)[:2]):
-            ran = subprocess.run([sys.executable, "-c", world.program(combo)], input=line, capture_output=True, text=True)
+            command = [sys.executable, "-c", world.program(combo)]
+            ran = subprocess.run(command, input=line, capture_output=True, text=True)
             assert ran.stdout.strip() == printed, (combo, ran.stderr)
 
 
@@ -48,10 +49,11 @@ def test_a_program_hits_at_most_one_class_of_a_statement_and_the_truth_is_one():
 
 
 def test_truths_are_drawn_from_the_posterior():
-    """The likeliest class is the truth as often as it says: within three standard errors over 1200 problems."""
+    """The likeliest class is the truth as often as it says: three standard errors over 1200 problems."""
     train = world.problems("train")
     ranks = [sorted(p.classes.values(), reverse=True) for p in train]
-    hit = [p.classes[data.outcome_hash([t["output"] for t in p.tests])] == r[0] for p, r in zip(train, ranks)]
+    truths = [p.classes[data.outcome_hash([t["output"] for t in p.tests])] for p in train]
+    hit = [t == r[0] for t, r in zip(truths, ranks)]
     expected = sum(r.count(r[0]) * r[0] for r in ranks) / len(ranks)
     assert abs(sum(hit) / len(hit) - expected) < 3 * (expected * (1 - expected) / len(hit)) ** 0.5
 
@@ -76,15 +78,18 @@ def test_hidden_inputs_are_diverse_and_leave_no_reading_empty():
         assert len(set(inputs)) == world.HIDDEN_TESTS + world.PUBLIC_TESTS
         assert all(len(set(line.split())) >= 8 for line in inputs)
         for choose, k in itertools.product(world.CHOOSE[family], world.CONSTANTS):
-            printed = [world.outputs(world.combination(family, choose, report, k)) for report in world.REPORT[family]]
-            assert len(set(printed)) >= 8
-    every = [world.outcome(world.combination(f, c, r, 5)) for f in world.CHOOSE for c in world.CHOOSE[f] for r in world.REPORT[f]]
+            combos = [world.combination(family, choose, report, k) for report in world.REPORT[family]]
+            assert len({world.outputs(combo) for combo in combos}) >= 8
+    every = [world.outcome(world.combination(family, choose, report, 5)) for family in world.CHOOSE
+             for choose in world.CHOOSE[family] for report in world.REPORT[family]]
     assert sum(len(set(o)) >= 4 for o in every) / len(every) > 0.7
 
 
 def test_held_out_pairs_of_vague_words_never_met_in_training():
-    pairs = {s: {(x.family, x.choose, x.report) for x in world.statements(s)} for s in ("train", "dev", "heldout")}
-    assert not pairs["train"] & pairs["heldout"] and not pairs["train"] & pairs["dev"] and not pairs["dev"] & pairs["heldout"]
+    pairs = {split: {(s.family, s.choose, s.report) for s in world.statements(split)}
+             for split in ("train", "dev", "heldout")}
+    for one, other in itertools.combinations(pairs.values(), 2):
+        assert not one & other
     for place in (1, 2):
         words = collections.Counter((p[0], p[place]) for p in pairs["train"])
         assert set(words) == {(p[0], p[place]) for ps in pairs.values() for p in ps}
@@ -102,7 +107,7 @@ def test_the_ceilings_leave_room_for_the_claim():
 
 
 def test_the_constant_ceiling_equals_a_search_over_all_tuples_and_swaps_cannot_improve_it():
-    """By other code: coverage of each tuple counted problem by problem, greedy choice, then swaps until none helps."""
+    """By other code: coverage counted problem by problem, a greedy choice, and no swap improves it."""
     asked = [world.understand(p.statement) for p in world.problems("heldout")]
     total = 0.0
     for family in world.CHOOSE:
@@ -111,7 +116,7 @@ def test_the_constant_ceiling_equals_a_search_over_all_tuples_and_swaps_cannot_i
         covered = lambda chosen: sum(sum(share.get(o, 0.0) for o in set(chosen)) for share in shares)
         chosen: list = []
         for _ in range(4):
-            chosen.append(max(candidates[::3] + candidates[1::3] + candidates[2::3], key=lambda o: covered(chosen + [o])))
+            chosen.append(max(candidates, key=lambda o: covered(chosen + [o])))
         for i in range(4):
             rest = chosen[:i] + chosen[i + 1:]
             assert max(covered(rest + [o]) for o in candidates) <= covered(chosen) + 1e-9
@@ -132,7 +137,8 @@ def test_every_strategy_is_read_back_whatever_its_words():
         for choose, report in itertools.product(world.CHOOSE[family], world.REPORT[family]):
             combo = world.combination(family, choose, report, rng.choice(world.CONSTANTS))
             assert {world.read(world.say(combo, rng)) for _ in range(6)} == {combo}
-    assert world.read("Keep numbers below 5") is None and world.read("") is None and world.read(", count them.") is None
+    for text in ("Keep numbers below 5", "", ", count them.", "Keep the first 5 words, add them up."):
+        assert world.read(text) is None
 
 
 def test_gold_tuples_pass_the_judge_and_the_rules_but_are_not_all_allowed_by_their_statement():
@@ -186,17 +192,22 @@ def test_the_judge_counts_what_breaks_the_contract_and_not_what_fails():
     assert faults("Keep something, count something.") == ["vague"]
     assert faults("Keep even words, join their first letters.") == ["off_topic"]
     assert world.judge(str(asked), "A: one\nB: two") == ["parse"]
-    assert "leak" in world.judge(str(asked), prompts.format_plan([*plan, "Keep even numbers, count them."]) + "\nprint(len(b))")
+    clean = prompts.format_plan([*plan, "Keep even numbers, count them."])
+    assert world.judge(str(asked), clean) == []
+    assert world.judge(str(asked), clean + "\nprint(len(b))") == ["leak"]
 
 
 def test_counting_duplicates_takes_other_words_for_the_same_method():
     asked = str(world.statements("train")[0])
-    assert world.duplicates(asked, ["Keep even numbers, count them.", "Drop odd numbers, print how many there are."]) == 1
-    assert world.duplicates(asked, ["Try.", "try", "Keep even numbers, count them.", "Keep odd numbers, count them."]) == 1
+    even, same, odd = ("Keep even numbers, count them.", "Drop odd numbers, print how many there are.",
+                       "Keep odd numbers, count them.")
+    assert world.duplicates(asked, [even, same]) == 1
+    assert world.duplicates(asked, ["Try.", "try", even, odd]) == 1
 
 
 def test_the_build_command_says_what_it_wrote(tmp_path):
-    ran = subprocess.run([sys.executable, world.__file__, "build", "--out", str(tmp_path / "w")], capture_output=True, text=True)
+    command = [sys.executable, world.__file__, "build", "--out", str(tmp_path / "w")]
+    ran = subprocess.run(command, capture_output=True, text=True)
     assert ran.returncode == 0 and FROZEN in ran.stdout
     row = json.loads((tmp_path / "w" / "labels_val.jsonl").read_text().splitlines()[1])
     assert set(row) == {"problem_id", "statement", "plan", "label", "kind"}
