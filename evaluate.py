@@ -48,8 +48,8 @@ SLOWEST_RANK = timedelta(days=2)    # problems are dealt out beforehand, so rank
 # ------------------------------------------------------------------------------------------ from elsewhere
 
 def load_programs(path: str, problems: list[Problem]) -> dict[str, list[dict]]:
-    """JSON lines {"problem_id", "index", "program"} -> rows by problem id, in order of index. A "response", which
-    is a whole reply, in the place of "program" has its program taken out as everybody's is."""
+    """JSON lines {"problem_id", "index", "program"} -> rows by problem id, in order of index. A whole reply,
+    "response" in the place of "program", has its program taken out as everybody's is."""
     kinds = {problem.id: problem.kind for problem in problems}
     rows: dict[str, dict[int, dict]] = {problem.id: {} for problem in problems}
     with open(path, encoding="utf-8") as lines:
@@ -314,8 +314,6 @@ def main(args: argparse.Namespace) -> int:
     # ---- attempts
     if args.fresh or not out.exists():
         with common.explain():
-            cores, here = len(os.sched_getaffinity(0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-            verifier = Verifier(args.workers or max(1, cores // here), mode=args.verifier_mode)
             compute = {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
             gate = None
             if args.gate:
@@ -325,6 +323,8 @@ def main(args: argparse.Namespace) -> int:
                 module = model.load(args.model, compute, ranks.device, args.revision).eval()
                 tokenizer = AutoTokenizer.from_pretrained(args.model, revision=args.revision)
                 engine = Engine(module, tokenizer, args.slots, args.temperature, args.top_k, args.top_p)
+            cores, here = len(os.sched_getaffinity(0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+            verifier = Verifier(args.workers or max(1, cores // here), mode=args.verifier_mode)
         ranks.barrier()         # nobody fails any more: now files are touched
         if ranks.main:
             for path in (out, *parts(out)) if args.fresh else ():
@@ -350,7 +350,7 @@ def main(args: argparse.Namespace) -> int:
         ranks.barrier()
         if ranks.main:
             card |= {"command": sys.argv, "commit": commit(), "processes": ranks.world,
-                     "verifier": verifier.report(), "tau": gate.tau if gate else None,
+                     "verifier": verifier.report, "tau": gate.tau if gate else None,
                      "seconds": time.perf_counter() - started,
                      "seconds_for_problems": len(problems) - len(done)}
             common.write_file(out.with_suffix(".json"), json.dumps(card, indent=1) + "\n")
@@ -366,11 +366,11 @@ def main(args: argparse.Namespace) -> int:
             common.write_file(out.with_suffix(".json"), json.dumps(evaluation.card, indent=1) + "\n")
         print(f"{args.benchmark}, {args.method}: {len(evaluation.problems)} problems, {out}")
         print(tables.render([{"K": k} | tables.figures(evaluation, k, args.select) for k in args.k]))
-        print(tables.render([tables.tuple_figures(evaluation)]))
         with common.explain():
             compared = [tables.compare(evaluation, rival, k, args.select) for rival in rivals for k in args.k]
-        if compared:
-            print(tables.render(compared))
+        for rows in ([tables.tuple_figures(evaluation)], compared):
+            if any(rows):
+                print(tables.render(rows))
     return 0
 
 

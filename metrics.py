@@ -17,8 +17,6 @@ from typing import NamedTuple
 import numpy as np
 
 KAPPA_NEEDED, MACRO_F1_NEEDED = 0.6, 0.7  # F.2: below either, D_alg says nothing
-TAXONOMY = ("dp", "greedy", "graph", "search/backtrack", "number-theory/math", "simulation", "data-structure",
-            "divide-and-conquer", "brute-force", "other")  # F.1
 
 # ----------------------------------------------------------------------------------------------------------
 # Passing
