@@ -57,7 +57,7 @@ def test_posterior_pass_counts_each_class_hit_once_and_others_never():
 @pytest.mark.parametrize("answers, label, right", [
     (["1", "2", "2", "3"], "2", 1),
     (["1", "2", "2", "1"], "1", 1), (["1", "2", "2", "1"], "2", 0),  # a tie: first seen wins
-    (["[1,2]", "[1, 2]", "3", "4"], "[1, 2]", 1), (["'a'", '"a"', "b", "c"], "'a'", 1),  # one value, spelt twice
+    (["[1,2]", "[1, 2]", "3", "4"], "[1, 2]", 1), (["'a'", '"a"', "b", "c"], "'a'", 1),  # one value
     ([None, None, None, "7"], "7", 1), ([None] * 4, "7", 0),  # no answer is no vote
     ([" abc", "abc ", "d", "d"], "abc", 1)])
 def test_the_majority_is_the_most_frequent_answer_and_ties_go_to_the_first_seen(answers, label, right):
