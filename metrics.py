@@ -228,8 +228,8 @@ def d_alg(categories: Sequence[str]) -> float:
 
 
 def is_literal_duplicate(strategies: Sequence[str]) -> bool:
-    """Two strategies of the tuple are the same but for case, white space and the final full stop."""
-    plain = {" ".join(strategy.lower().split()).rstrip(".") for strategy in strategies}
+    """Two strategies of the tuple are the same but for case, white space and final punctuation."""
+    plain = {" ".join(strategy.casefold().split()).rstrip(".!?;, ") for strategy in strategies}
     return len(plain) < len(strategies)
 
 

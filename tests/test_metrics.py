@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import metrics
+import prompts
 
 ZIPF = [1 / i for i in range(1, 9)]
 POSTERIORS = [[0.25] * 4, [0.4, 0.3, 0.2, 0.1], [0.5, 0.2, 0.1, 0.1, 0.05, 0.05], [0.9, 0.05, 0.03],
@@ -226,8 +227,10 @@ def test_algorithmic_diversity_is_the_share_of_distinct_categories():
     assert metrics.d_alg(["dp", "dp", "greedy", "graph"]) == 0.75 and metrics.d_alg(["dp"] * 4) == 0.25
 
 
-def test_literal_duplicates_differ_only_in_case_white_space_and_full_stop():
+def test_literal_duplicates_differ_only_in_case_white_space_and_final_punctuation():
     assert metrics.is_literal_duplicate(["Count them.", "add them", " count  them"])
+    pair = ["Sort ALL;", "sort all"]
+    assert metrics.is_literal_duplicate(pair) and len(set(map(prompts.normalise, pair))) == 1   # one rule for all
     assert not metrics.is_literal_duplicate(["Count them.", "Count them all."])
 
 
