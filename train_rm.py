@@ -179,8 +179,9 @@ def main(args: argparse.Namespace) -> int:
         # ------------------------------------------------------------------------------------------ model
         compute = {"bf16": torch.bfloat16, "fp32": torch.float32,
                    "auto": torch.bfloat16 if ranks.device.type == "cuda" else torch.float32}[args.dtype]
-        tokenizer = AutoTokenizer.from_pretrained(args.model, revision=args.revision)
-        module = model.load(args.model, torch.float32, revision=args.revision)
+        start = model.find(args.model, args.revision)
+        tokenizer = AutoTokenizer.from_pretrained(start)
+        module = model.load(start, torch.float32)
         module.checkpointing = args.checkpointing
         for embeddings in module.per_layer_tables:          # Gemma's: half of the model, left as it is
             embeddings.requires_grad_(False)
@@ -193,7 +194,7 @@ def main(args: argparse.Namespace) -> int:
         log = common.Log(folder, state["logs"], ranks)
         if ranks.main:
             common.write_config(folder, args, {"num_train": len(train), "num_val": len(val), "rare_kinds": rare},
-                                {"model": args.model, "labels": args.labels} | ({"val": args.val} if args.val else {}))
+                                {"model": start, "labels": args.labels} | ({"val": args.val} if args.val else {}))
         say(f"{len(train)} balanced labels of {len(pool)}, {len(val)} held out; {num_steps} steps, starting from "
             f"{newest or args.model}")
 

@@ -81,7 +81,8 @@ def end_of_turn(tokenizer) -> int:
         turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "REPLY"}]
         tail = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("REPLY")[2]
         after = tokenizer(tail, add_special_tokens=False)["input_ids"]
-        if after and after[0] in tokenizer.all_special_ids:
+        added = tokenizer.added_tokens_decoder              # a template may use special tokens that have no role by name
+        if after and (after[0] in tokenizer.all_special_ids or after[0] in added and added[after[0]].special):
             return after[0]
     if tokenizer.eos_token_id is None:
         raise ValueError("this tokenizer has neither a chat template that ends a reply nor an end-of-sequence token: "
@@ -181,7 +182,8 @@ def main(args: argparse.Namespace) -> int:
         problems = {p.id: p for p in data.load_problems(args.problems)} if args.problems else {}
         gold = load_gold(args.gold, args.num_strategies, problems)
         held_out = load_gold(args.val, args.num_strategies, problems) if args.val else []
-        tokenizer = AutoTokenizer.from_pretrained(args.model, revision=args.revision)
+        start = model.find(args.model, args.revision)
+        tokenizer = AutoTokenizer.from_pretrained(start)
         rows = [make_row(tokenizer, *each, args.with_think) for each in gold]
         val = [make_row(tokenizer, *each, args.with_think) for each in held_out]
         breaches = Counter(breach for _, _, strategies in gold for breach in prompts.check_plan(strategies))
@@ -193,7 +195,7 @@ def main(args: argparse.Namespace) -> int:
         # ------------------------------------------------------------------------------------------ model
         compute = {"bf16": torch.bfloat16, "fp32": torch.float32,
                    "auto": torch.bfloat16 if ranks.device.type == "cuda" else torch.float32}[args.dtype]
-        policy = model.load(args.model, torch.float32, revision=args.revision)
+        policy = model.load(start, torch.float32)
         policy.checkpointing = args.checkpointing
         for embeddings in policy.per_layer_tables:          # Gemma's: half of the model, left as it is
             embeddings.requires_grad_(False)
@@ -207,7 +209,7 @@ def main(args: argparse.Namespace) -> int:
         log = common.Log(folder, state["logs"], ranks)
         if ranks.main:
             common.write_config(folder, args, {"num_gold": len(gold), "gold_breaches": dict(breaches)},
-                                {"model": args.model, "gold": args.gold} | ({"val": args.val} if args.val else {}))
+                                {"model": start, "gold": args.gold} | ({"val": args.val} if args.val else {}))
         say(f"{len(rows)} gold tuples, {sum(len(row.suffix) for row in rows)} plan tokens; {len(steps)} steps, starting from "
             f"{newest or args.model}")
 

@@ -3,15 +3,26 @@
 import itertools
 import json
 import math
+import os
 import random
+import signal
 from collections import Counter
+from pathlib import Path
 
 import pytest
+import tiny
 import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import common
 import gate
+import grpo
+import model
 import prompts
-from gate import Label
+import train_rm
+from gate import Gate, Label
 
 
 def scored(n: int, seed: int, values: int) -> tuple[list[float], list[int]]:
@@ -235,3 +246,260 @@ def test_the_learning_rate_warms_up_and_comes_down_and_is_never_zero():
     assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0]) and rates[-1] == pytest.approx(1 / 95)
     assert all(a > b for a, b in itertools.pairwise(rates[5:])) and max(rates) == 1.0
     assert gate.learning_rate(0, 1, 1.0) == 1.0
+
+
+# ------------------------------------------------------------------------------------------------ p(Pass | x, S)
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny.qwen(tmp_path_factory.mktemp("base") / "tiny")
+
+
+def pairs(n: int, seed: int = 0) -> list[tuple[Label, str]]:
+    """Statements and plans of very different lengths."""
+    rng = random.Random(seed)
+    labels = [Label(f"q{i}", "word " * rng.randint(1, 30), "A: " + "step " * rng.randint(1, 30), i % 2) for i in range(n)]
+    return [(x, x.plan) for x in labels]
+
+
+@pytest.mark.parametrize("maker", [tiny.qwen, tiny.gemma4])         # Gemma's logits are soft-capped
+def test_p_pass_is_the_softmax_of_transformers_logits_over_the_two_verdict_tokens(tmp_path, maker):
+    maker(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    theirs, two = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32), gate.verdict_ids(tokenizer)
+    assert [tokenizer.decode([i])[0] for i in two] == ["P", "F"]
+    expected = []
+    for problem, plan in pairs(5):
+        ids = prompts.encode(tokenizer, prompts.gate(problem, plan, 4))
+        with torch.no_grad():
+            expected.append(theirs(torch.tensor([ids])).logits[0, -1, list(two)].softmax(-1)[0].item())
+    assert Gate(model.load(tmp_path), tokenizer).p_pass(pairs(5)) == pytest.approx(expected, rel=2e-5)
+    assert max(expected) > 1.005 * min(expected)
+
+
+def test_p_pass_does_not_depend_on_how_the_pairs_are_batched_and_keeps_their_order(folder):
+    judge = Gate(model.load(folder, dtype=torch.float64), AutoTokenizer.from_pretrained(folder))
+    alone = [judge.p_pass([pair])[0] for pair in pairs(5)]
+    for judge.token_budget in (2000, 10 ** 6):
+        assert judge.p_pass(pairs(5)) == pytest.approx(alone, rel=1e-9)
+    assert judge.p_pass([]) == []
+
+
+def test_the_gate_judges_the_plan_without_its_thought(folder):
+    judge = Gate(model.load(folder), AutoTokenizer.from_pretrained(folder))
+    problem = Label("q", "Sum.", "", 1)
+    bare, thought, open_thought = "A: Sort them.", "<think>\nHm.\n</think>\n\nA: Sort them.", "<think>\nA: Sort them."
+    p = judge.p_pass([(problem, bare), (problem, thought), (problem, open_thought), (problem, "")])
+    assert p[0] == pytest.approx(p[1], rel=1e-5) and p[2] == pytest.approx(p[3], rel=1e-5) and p[0] != pytest.approx(p[2])
+
+
+def test_a_folder_without_gate_json_is_no_gate(folder):
+    with pytest.raises(FileNotFoundError, match="holds no gate.json"):
+        Gate.load(folder)
+
+
+def test_verdict_words_that_begin_with_one_token_are_refused(folder):
+    with pytest.raises(ValueError, match="begin with the same token"):
+        gate.verdict_ids(AutoTokenizer.from_pretrained(folder), ("Pass", "Pity"))
+
+
+# ------------------------------------------------------------------------------------------------ training
+
+def test_fit_s_loss_is_the_cross_entropy_of_p_and_its_gradient_that_of_one_batch(folder, runs):
+    """Whatever the token budget; p(1 - p) and the rest are left to autograd on the plain formula."""
+    prompts.load("prompts.json")
+    tokenizer, labels = AutoTokenizer.from_pretrained(folder), [x for x, _ in pairs(4)]
+    module = model.load(folder, dtype=torch.float64)
+    p = torch.cat([gate.margin(module, [gate.encode(tokenizer, x, x.plan, 4)], gate.verdict_ids(tokenizer)).sigmoid()
+                   for x in labels])
+    z = torch.tensor([x.label for x in labels])
+    plain = -(z * p.log() + (1 - z) * (1 - p).log()).mean()
+    plain.backward()
+    expected = {n: w.grad.clone() for n, w in module.named_parameters()}
+    norm = torch.cat([g.flatten() for g in expected.values()]).norm()
+    for budget in (1, 10 ** 6):
+        module = model.load(folder, dtype=torch.float64)
+        still = torch.optim.SGD(module.parameters(), lr=1.0)       # one step of SGD moves the weights by their gradient
+        before = {n: w.detach().clone() for n, w in module.named_parameters()}
+        [step] = gate.fit(module, tokenizer, labels, still, epochs=1, batch_size=4, lr=1.0, max_grad_norm=0, token_budget=budget)
+        assert step["loss"] == pytest.approx(plain.item(), rel=1e-9)
+        assert step["correct"] == pytest.approx(((p > 0.5) == (z > 0)).double().mean().item())
+        off = torch.cat([(before[n] - w.detach() - expected[n]).flatten() for n, w in module.named_parameters()])
+        assert off.norm() < 1e-9 * norm
+
+
+def easy(n: int, seed: int) -> list[Label]:
+    """Passes if it says `sort`; fails, in one of the four ways, if it says `code`."""
+    rng = random.Random(seed)
+    kinds = ["duplicate", "leak", "vague", "off_topic"]
+    return [Label(f"{seed}/q{i}", f"Problem {i} of {seed}.", f"{rng.randint(10, 99)} {word} {rng.randint(10, 99)}", z, kind)
+            for i in range(n) for z, word, kind in ((1, "sort", ""), (0, "code", kinds[i % 4]))]
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """A working folder of its own with short prompts; afterwards no process group and no signal handler are left."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(prompts, "TEMPLATES", dict(prompts.TEMPLATES))
+    Path("prompts.json").write_text(json.dumps({"gate": "{plan}"}))
+    gate.save_labels("train.jsonl", easy(24, 1))
+    gate.save_labels("val.jsonl", easy(10, 2))
+    handler = signal.getsignal(signal.SIGTERM)
+    yield tmp_path
+    signal.signal(signal.SIGTERM, handler)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def train(folder: Path, *more: str) -> int:
+    return train_rm.main(train_rm.parse_args(
+        ["--model", str(folder), "--run", "r", "--labels", "train.jsonl", "--val", "val.jsonl", "--prompts", "prompts.json",
+         "--device", "cpu", "--batch-size", "8", "--epochs", "5", "--lr", "2e-3", *more]))
+
+
+def metrics(stage: Path) -> list[dict]:
+    """What a resumed run must repeat: all but the clocks."""
+    rows = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+def test_a_gate_that_learned_is_accepted_and_loads_and_says_what_it_is(folder, runs, capsys):
+    assert train(folder, "--tau", "auto") == 0
+    said = capsys.readouterr().out
+    final = runs / "runs/r/gate/final"
+    card = json.loads((final / "gate.json").read_text())
+    assert "gate accepted" in said and "caught: off_topic (2)" in said and "AUC above the rule gate's by" in said
+    assert card["accepted"] and card["metrics"]["auc"] > 0.95 and card["verdict_words"] == ["Pass", "Fail"] and card["k"] == 4
+    assert card["rule_gate"]["auc"] == 0.5                            # no plan of these parses
+    judge, val = Gate.load(final), gate.load_labels(final / "labels_val.jsonl")
+    p = judge.p_pass([(x, x.plan) for x in val])
+    assert judge.tau == card["tau"] == gate.choose_tau(p, [x.label for x in val]) and len(val) == 20
+    assert gate.acceptance(p, [x.label for x in val], judge.tau)["recall"] >= 0.95
+    assert not any(w.requires_grad for w in judge.module.parameters())
+    assert len(gate.load_labels(final / "labels_train.jsonl")) == 48
+    unseen = easy(20, 3)
+    assert gate.auc(judge.p_pass([(x, x.plan) for x in unseen]), [x.label for x in unseen]) > 0.95
+    assert train(folder, "--lr", "7") == 0                            # finished: not done again
+    assert json.loads((final / "gate.json").read_text()) == card
+    prompts.TEMPLATES["gate"] = "Judge {plan}"
+    with pytest.raises(ValueError, match="trained with another gate prompt"):
+        Gate.load(final)
+
+
+def test_a_gate_that_fails_acceptance_ends_with_status_3_and_is_never_loaded(folder, runs, capsys):
+    gate.save_labels("val.jsonl", [Label(x.problem_id, x.statement, x.plan, 1 - x.label, "" if not x.label else "vague")
+                                   for x in easy(10, 2)])             # a judge who says the opposite
+    for _ in range(2):                                                # asked again, it says so again
+        assert train(folder, "--steps", "4") == 3
+        said = capsys.readouterr().err
+        assert "gate NOT accepted: auc 0." in said and "--fresh" in said
+    final = runs / "runs/r/gate/final"
+    assert not json.loads((final / "gate.json").read_text())["accepted"]
+    with pytest.raises(ValueError, match="was not accepted.*auc") as e:
+        Gate.load(final)
+    assert "\n" not in str(e.value)
+
+
+class Crash(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder, tmp_path_factory):
+    """The stage folder of a run that nobody cut off: two epochs of six steps."""
+    tmp = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(tmp)
+        patched.setattr(prompts, "TEMPLATES", dict(prompts.TEMPLATES))
+        Path("prompts.json").write_text(json.dumps({"gate": "{plan}"}))
+        gate.save_labels("train.jsonl", easy(24, 1))
+        gate.save_labels("val.jsonl", easy(10, 2))
+        assert train(folder, "--epochs", "2", "--save-every", "2") in (0, 3)
+    dist.destroy_process_group()
+    return tmp / "runs/r/gate"
+
+
+@pytest.mark.parametrize("how, at", [("crash", 5), ("SIGTERM", 9), ("crash", "acceptance")])
+def test_a_run_cut_off_anywhere_ends_bit_for_bit_like_one_that_was_not(folder, runs, undisturbed, monkeypatch, how, at):
+    write, arguments = common.Log.write, ("--epochs", "2", "--save-every", "2")
+
+    def cut(self, name, record):
+        write(self, name, record)
+        if record.get("step") == at and how == "crash":
+            raise Crash
+        if record.get("step") == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def crash(*_):
+        raise Crash
+
+    with monkeypatch.context() as patched:
+        patched.setattr(common.Log, "write", cut)
+        if at == "acceptance":
+            patched.setattr(train_rm, "table", crash)
+        if how == "crash":
+            with pytest.raises(Crash):
+                train(folder, *arguments)
+        else:
+            assert train(folder, *arguments) == 143
+    assert train(folder, *arguments) in (0, 3)
+    stage = runs / "runs/r/gate"
+    assert metrics(stage) == metrics(undisturbed)
+    assert [row["step"] for row in metrics(stage) if "val_auc" in row] == [6, 12]
+    a, b = (load_file(s / "final" / "model.safetensors") for s in (stage, undisturbed))
+    assert a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+    card, expected = (json.loads((s / "final" / "gate.json").read_text()) for s in (stage, undisturbed))
+    assert card == expected
+
+
+def test_of_the_epochs_the_one_with_the_highest_held_out_auc_is_the_gate(folder, runs, monkeypatch):
+    """Weights of the second epoch's end, though a third follows."""
+    aucs, kept, auc = iter([0.6, 0.9, 0.7]), [], gate.auc
+
+    def told(p, labels):
+        value = next(aucs, None)
+        if value is not None:
+            kept.append({n: w.detach().clone() for n, w in modules[0].named_parameters()})
+        return auc(p, labels) if value is None else value
+
+    modules, fit = [], gate.fit
+
+    def watched(module, *args, **kwargs):
+        modules.append(module)
+        return fit(module, *args, **kwargs)
+
+    monkeypatch.setattr(gate, "auc", told)
+    monkeypatch.setattr(gate, "fit", watched)
+    assert train(folder, "--epochs", "3") in (0, 3)
+    final = dict(model.load(runs / "runs/r/gate/final").named_parameters())
+    assert json.loads((runs / "runs/r/gate/final/gate.json").read_text())["step"] == 12 and len(kept) == 3
+    assert all(torch.equal(final[n], kept[1][n]) for n in final)
+    assert not all(torch.equal(final[n], kept[2][n]) for n in final)
+
+
+def test_kinds_of_fault_that_are_rare_or_missing_are_named(folder, runs, capsys):
+    gate.save_labels("train.jsonl", [x for x in easy(24, 1) if x.kind in (gate.POSITIVE, "leak", "vague")])
+    train(folder, "--steps", "1")
+    assert "duplicate 0%, off_topic 0%" in capsys.readouterr().err
+    config = json.loads((runs / "runs/r/gate/config.json").read_text())
+    assert config["rare_kinds"] == ["duplicate 0%", "off_topic 0%"]
+
+
+def test_one_pool_is_split_by_problem(folder, runs):
+    train(folder, "--steps", "1", "--labels", "train.jsonl", "--val", "")
+    sides = [gate.load_labels(runs / f"runs/r/gate/final/labels_{side}.jsonl") for side in ("train", "val")]
+    assert sum(map(len, sides)) == 48 and not {x.problem_id for x in sides[0]} & {x.problem_id for x in sides[1]}
+
+
+@pytest.mark.parametrize("more, complaint", [
+    (["--labels", "nowhere.jsonl"], "no gate labels at nowhere.jsonl"),
+    (["--val", "train.jsonl"], "24 problems are in both"),
+    (["--epochs", "0"], "--epochs must be at least 1"),
+    (["--tau", "1.5"], "must be auto or a number between 0 and 1"),
+    (["--model", "nowhere"], "nowhere: no such folder"),
+])
+def test_a_user_s_mistake_is_one_line_and_exit_status_2(folder, runs, capsys, more, complaint):
+    with pytest.raises(SystemExit) as e:
+        train(folder, *more)
+    assert e.value.code == 2 and complaint in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not (runs / "runs").exists()
