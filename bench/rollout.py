@@ -1,0 +1,219 @@
+"""Sampling beside `transformers.generate`: the same weights, the same prompts, the same number of tokens for every row.
+
+    python bench/rollout.py ragged      # 192 rows of 6 prompts, replies of 2 to 64 tokens: the engine's whole gain
+    python bench/rollout.py step        # one step of a 0.75 B model in bf16 at batch 8: the model's alone
+    python bench/rollout.py gpu         # the 2 B model at 64, 128 and 256 slots (needs a CUDA device)
+
+On a CPU: one thread, CPU seconds of this process, the two sides in turn, the median over repeats. The floor is printed
+before anything is timed; it is what this machine would need if nothing but the unavoidable were done:
+
+    ragged  every prompt's shared part once, every suffix and every sampled token once, through the matrix products of the
+            weights alone, at the rate that such products reach here with 64 rows
+    step    every weight read once, at the bandwidth of a large copy
+    gpu     the same, and the recurrent state read and written, and the keys and values read
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import model  # noqa: E402
+from rollout import Engine, Job  # noqa: E402
+
+SIZES = {   # config.json of the released text models, less what they share; "mini" is the ragged job's
+    "mini": dict(vocab_size=512, hidden_size=256, intermediate_size=768, num_hidden_layers=8, num_attention_heads=4,
+                 num_key_value_heads=2, head_dim=64, linear_key_head_dim=64, linear_value_head_dim=64,
+                 linear_num_key_heads=2, linear_num_value_heads=4),
+    "0.8B": dict(vocab_size=248320, hidden_size=1024, intermediate_size=3584, num_hidden_layers=24,
+                 num_attention_heads=8, num_key_value_heads=2, linear_num_value_heads=16),
+    "2B": dict(vocab_size=248320, hidden_size=2048, intermediate_size=6144, num_hidden_layers=24,
+               num_attention_heads=8, num_key_value_heads=2, linear_num_value_heads=16)}
+
+
+class NoWords:
+    """What the engine asks of a tokenizer; nothing ends a reply but its length."""
+    eos_token_id = None
+
+    def __init__(self, words: int):
+        self.words = words
+
+    def __len__(self) -> int:
+        return self.words
+
+    def decode(self, ids: list[int], **_) -> str:
+        return ""
+
+
+class Lengths(transformers.StoppingCriteria):
+    """Ends row i of `generate` after lengths[i] tokens, as `max_new_tokens` of a Job does."""
+
+    def __init__(self, lengths: list[int], prompt: int, device):
+        self.total = torch.tensor(lengths, device=device) + prompt
+
+    def __call__(self, ids, scores, **_):
+        return ids.shape[1] >= self.total
+
+
+def both(size: str, dtype: torch.dtype, device: str):
+    """The same random weights as ours and as transformers' module."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(model.build(SIZES[size], dtype, device), folder)
+        ours = model.load(folder, dtype, device)
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
+    theirs.generation_config.pad_token_id = 0       # and no end: rows end by length
+    return ours, theirs
+
+
+def generate(hf, prompts: list[list[int]], lengths: list[int], batch: int, greedy: bool = False) -> list[list[int]]:
+    """Left-padded batches, one after the other: what a trainer that calls `generate` does."""
+    out = []
+    for i in range(0, len(prompts), batch):
+        rows, wanted = prompts[i:i + batch], lengths[i:i + batch]
+        width = max(map(len, rows))
+        ids = torch.tensor([[0] * (width - len(r)) + r for r in rows], device=hf.device)
+        mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows], device=hf.device)
+        made = hf.generate(ids, attention_mask=mask, max_new_tokens=max(wanted), do_sample=not greedy, top_k=0,
+                           top_p=1.0, stopping_criteria=[Lengths(wanted, width, hf.device)])
+        out += [row[:n] for row, n in zip(made[:, width:].tolist(), wanted, strict=True)]
+    return out
+
+
+def engine(module, prompts: list[list[int]], lengths: list[int], shared: list[int], slots: int,
+           greedy: bool = False) -> list[list[int]]:
+    sampler = Engine(module, NoWords(module.config.vocab_size), slots, temperature=0.0 if greedy else 1.0)
+    jobs = [Job(p, (0, i), n, s, tag=i) for i, (p, n, s) in enumerate(zip(prompts, lengths, shared, strict=True))]
+    done = {job.tag: sample.ids for job, sample in sampler.run(jobs)}
+    return [done[i] for i in range(len(jobs))]
+
+
+def clock(device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time()
+
+
+def in_turn(sides: dict, repeats: int, device: str = "cpu") -> dict[str, float]:
+    """Median seconds of each side; one round that is not counted, then A, B, A, B ..."""
+    seconds = {name: [] for name in sides}
+    for turn in range(repeats + 1):
+        for name, side in sides.items():
+            start = clock(device)
+            side()
+            if turn:
+                seconds[name].append(clock(device) - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def products(module) -> int:
+    """Multiply-adds of a token in the weights' matrix products, head included."""
+    return sum(p.numel() for name, p in module.named_parameters() if p.ndim == 2 and "embed" not in name) \
+        + module.head_weight.numel()
+
+
+def bandwidth(device: str) -> float:
+    """Bytes per second of a large copy, read and written both counted."""
+    a = torch.ones(2**30 if device == "cuda" else 2**27, dtype=torch.float32, device=device)
+    b = torch.empty_like(a)
+    return 2 * a.nbytes / in_turn({"copy": lambda: b.copy_(a)}, 5, device)["copy"]
+
+
+def ragged(repeats: int) -> None:
+    ours, hf = both("mini", torch.float32, "cpu")
+    rng = np.random.default_rng(0)
+    prefixes = [rng.integers(2, 500, rng.integers(100, 140)).tolist() for _ in range(6)]
+    suffixes = [rng.integers(2, 500, rng.integers(8, 20)).tolist() for _ in range(192)]
+    lengths = np.minimum(64, rng.lognormal(np.log(22), 0.6, 192)).astype(int).clip(2).tolist()
+    prompts = [prefixes[i // 32] + s for i, s in enumerate(suffixes)]
+    shared = [len(prefixes[i // 32]) for i in range(192)]
+
+    a, b = torch.randn(64, 256), torch.randn(768, 256)
+    rate = 1000 * a.shape[0] * b.numel() / in_turn({"mm": lambda: [a @ b.T for _ in range(1000)]}, 5)["mm"]
+    tokens = sum(map(len, prefixes)) + sum(map(len, suffixes)) + sum(lengths)
+    floor = tokens * products(ours) / rate
+    print(f"floor: {tokens} tokens x {products(ours) / 1e6:.2f} M multiply-adds at {rate / 1e9:.1f} G/s = {floor:.2f} s")
+
+    equal = engine(ours, prompts, lengths, shared, 64, greedy=True) == generate(hf, prompts, lengths, 64, greedy=True)
+    print(f"greedy tokens of all 192 rows equal: {equal}")
+    seconds = in_turn({"generate": lambda: generate(hf, prompts, lengths, 64),
+                       "engine": lambda: engine(ours, prompts, lengths, shared, 64)}, repeats)
+    for name, s in seconds.items():
+        print(f"{name:9} {s:6.2f} s {sum(lengths) / s:7.0f} tokens/s   {s / floor:5.1f} x floor")
+    print(f"ratio {seconds['generate'] / seconds['engine']:.2f}  (wanted: 3, aim 4)")
+
+
+def step(repeats: int) -> None:
+    ours, hf = both("0.8B", torch.bfloat16, "cpu")
+    B, P, N = 8, 64, 8
+    ids = torch.randint(0, 248320, (B, P + N), generator=torch.Generator().manual_seed(0))
+    nbytes, rate = sum(p.nbytes for p in ours.parameters()), bandwidth("cpu")
+    floor = nbytes / rate
+    print(f"floor: {nbytes / 2**30:.2f} GiB of weights at {rate / 1e9:.1f} GB/s = {floor * 1e3:.0f} ms a step")
+
+    state = ours.new_state(B, P + N)
+    ours.segment(ids[:, :P], torch.full((B,), P), state)
+    with torch.no_grad():
+        cache = hf(ids[:, :P], use_cache=True, logits_to_keep=1).past_key_values
+
+    @torch.no_grad()
+    def theirs():                   # forward alone, without what `generate` adds around it
+        for t in range(P, P + N):
+            hf(ids[:, t:t + 1], past_key_values=cache, use_cache=True)
+
+    def mine():
+        state.pos.fill_(P)
+        for t in range(P, P + N):
+            ours.step(ids[:, t], state, P + N)
+    rows = ids[:, :P].tolist()
+    seconds = in_turn({"generate": lambda: generate(hf, rows, [N + 1] * B, B), "prefill": lambda: generate(hf, rows, [1] * B, B),
+                       "forward": theirs, "step": mine}, repeats)
+    seconds["generate"] -= seconds.pop("prefill")
+    for name, s in seconds.items():
+        print(f"{name:9} {s / N * 1e3:5.0f} ms a step   {s / N / floor:5.1f} x floor")
+    print(f"ratio {seconds['generate'] / seconds['step']:.2f} to generate, {seconds['forward'] / seconds['step']:.2f} to its "
+          f"forward alone  (wanted: 1.5)")
+
+
+def gpu(repeats: int) -> None:
+    if not torch.cuda.is_available():
+        print("gpu: not measured, there is no CUDA device here")
+        return
+    ours, hf = both("2B", torch.bfloat16, "cuda")
+    rng, rate = np.random.default_rng(0), bandwidth("cuda")
+    prefix, N = rng.integers(0, 248000, 700).tolist(), 512
+    weights = sum(p.nbytes for p in ours.parameters())
+    for slots in (64, 128, 256):
+        prompts = [prefix + rng.integers(0, 248000, 45).tolist() for _ in range(slots)]
+        state = ours.new_state(1, 745 + N)
+        kinds = zip(state.layers, ours.config.layer_types, strict=True)
+        row = sum(2 * t.nbytes if kind == "linear_attention" else t.nbytes * (745 + N / 2) / t.shape[2]
+                  for layer, kind in kinds for t in layer)
+        floor = slots * rate / (weights + slots * row)
+        print(f"{slots} slots, floor: {weights / 2**30:.1f} GiB of weights and {slots * row / 2**30:.1f} GiB of memory a step "
+              f"at {rate / 1e12:.2f} TB/s = {floor:.0f} tokens/s")
+        seconds = in_turn({"generate": lambda: generate(hf, prompts, [N] * slots, slots),
+                           "engine": lambda: engine(ours, prompts, [N] * slots, [700] * slots, slots)}, repeats, "cuda")
+        for name, s in seconds.items():
+            print(f"  {name:9} {slots * N / s:7.0f} tokens/s, prefill included: {slots * N / s / floor:4.0%} of it")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="*", choices=["ragged", "step", "gpu"], default=["ragged", "step", "gpu"], metavar="ragged|step|gpu")
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="timed rounds of each side (default 5)")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    torch.manual_seed(0)
+    for name in args.what:
+        print(f"--- {name}")
+        {"ragged": ragged, "step": step, "gpu": gpu}[name](args.repeats)
