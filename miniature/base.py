@@ -1,21 +1,21 @@
-"""The base model of the miniature world: a Qwen3.5 of about a million parameters, trained from scratch in two minutes.
+"""The base model of the miniature world: a Qwen3.5 of a million parameters, trained in two minutes.
 
-    torchrun --nproc_per_node=2 miniature/base.py --out runs/base       # the policy's base, on two cores
-    torchrun --nproc_per_node=2 miniature/base.py --out runs/gate-base --gate       # a smaller one, for the gate
-    python miniature/base.py --out runs/base                            # the same on one core
+    torchrun --nproc_per_node=2 miniature/base.py --out runs/base               # the policy's, on two cores
+    torchrun --nproc_per_node=2 miniature/base.py --out runs/gate-base --gate   # a smaller one, for the gate
+    python miniature/base.py --out runs/base                                    # the same on one core
 
-It takes the place of a pretrained model and is as sloppy as one. It has seen every prompt mode of every method, on
-training statements alone; what it has learned is what stages 1 to 5 are there to mend:
+It stands for a pretrained model and is as sloppy as one. It has seen every prompt mode of every method, on
+training statements alone; what it has learned there is what stages 1 to 5 are to mend:
 
     direct, skill    about 70 % of its answers are one favourite reading, which is not the likeliest one
-    solve            mostly does what the strategy says; at times ignores it for the favourite, at times breaks off
-    plan             repeats a method in other words, is vague, wanders off topic, reads the statement wrongly, gives code
-                     away (and given code is followed without fail, so a planner that is paid by outcome alone likes it)
+    solve            mostly does what the strategy says; at times writes the favourite instead, or breaks off
+    plan             repeats a method in other words, is vague, off topic, misreads the statement, gives code
+                     away (and a solver that is given code follows it: the temptation that the gate is for)
     gate             has an opinion, a quarter of the time the wrong one
 
-Everything goes through the paths of a real model: prompts.py, a chat template, model.build, a Hugging Face folder.
-The tokenizer is byte-level BPE whose merges may cross spaces ("superwords"): a plan of four strategies is some 20
-tokens and a program 10, which is what lets the whole method run in minutes on a laptop.
+Everything takes the paths of a real model: prompts.py, a chat template, model.build, a Hugging Face folder.
+The tokenizer is byte-level BPE whose merges may cross spaces ("superwords"): a plan of four strategies is
+some 35 tokens and a program 11, which is what lets the whole method run in minutes on a laptop.
 """
 
 import argparse
@@ -40,26 +40,29 @@ from miniature import world
 
 PROMPTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "prompts.json")
 FAVOURITE = 0.7             # share of the favourite among direct answers
-IGNORED, BROKEN = 0.04, 0.03    # of the solver's programs: written without regard to the strategy; not a program
+IGNORED, BROKEN = 0.04, 0.03    # of the solver's programs: the favourite instead; broken off
 WRONG_VERDICT = 0.25        # of the base's verdicts on plans
 VOCABULARY = 1024
 # how often each prompt mode is trained
-POLICY_MIX = {"plan": 8, "solve": 10, "direct": 4, "plan_and_solve": 2, "sketch": 2, "skill": 1, "observations": 1,
-              "plan_from_observations": 1, "gate": 1}
+POLICY_MIX = {"plan": 8, "solve": 10, "direct": 4, "plan_and_solve": 2, "sketch": 2, "skill": 1,
+              "observations": 1, "plan_from_observations": 1, "gate": 1}
 GATE_MIX = {"gate": 8, "plan": 2, "sketch": 1}
-SHAPE = dict(num_hidden_layers=4, layer_types=["linear_attention", "full_attention"] * 2, max_position_embeddings=1024,
-             num_attention_heads=4, num_key_value_heads=2, head_dim=32, partial_rotary_factor=0.5, rope_theta=1e4,
-             linear_num_key_heads=4, linear_num_value_heads=4, linear_key_head_dim=32, linear_value_head_dim=32)
-POLICY = SHAPE | dict(hidden_size=128, intermediate_size=384)
+# Half of the layers are full attention, in Qwen3.5 a quarter: most of what is to be learned is copying.
+SHAPE = dict(num_hidden_layers=4, layer_types=["linear_attention", "full_attention"] * 2, head_dim=32,
+             linear_key_head_dim=32, linear_value_head_dim=32, max_position_embeddings=1024,
+             partial_rotary_factor=0.5, rope_theta=1e4)
+POLICY = SHAPE | dict(hidden_size=128, intermediate_size=384, num_attention_heads=4, num_key_value_heads=2,
+                      linear_num_key_heads=4, linear_num_value_heads=4)
 GATE = SHAPE | dict(hidden_size=96, intermediate_size=192, num_attention_heads=2, num_key_value_heads=1,
                     linear_num_key_heads=2, linear_num_value_heads=2)
 CHAT_TEMPLATE = """{%- for m in messages %}<|{{ m.role }}|>
-{%- if m.reasoning_content is defined and m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}
-{{- m.content }}<|end|>{% endfor %}
-{%- if add_generation_prompt %}<|assistant|>{% if enable_thinking is defined and enable_thinking %}<think>{% endif %}
-{%- endif %}"""
+{%- if m.reasoning_content is defined and m.reasoning_content %}<think>{{ m.reasoning_content }}</think>
+{%- endif %}{{ m.content }}<|end|>
+{%- endfor %}
+{%- if add_generation_prompt %}<|assistant|>
+{%- if enable_thinking is defined and enable_thinking %}<think>{% endif %}{% endif %}"""
 
-# ------------------------------------------------------------------------------------------------ what the base has seen
+# ------------------------------------------------------------------------------------- what the base has seen
 
 
 def fence(program: str) -> str:
@@ -74,7 +77,7 @@ def habit(asked: world.Statement, rng: random.Random) -> tuple:
 
 
 def any_combination(asked: world.Statement, rng: random.Random) -> tuple:
-    choose, report = rng.choice(list(world.CHOOSE[asked.family])), rng.choice(list(world.REPORT[asked.family]))
+    choose, report = (rng.choice(list(slot[asked.family])) for slot in (world.CHOOSE, world.REPORT))
     return world.combination(asked.family, choose, report, rng.choice(world.CONSTANTS))
 
 
@@ -100,8 +103,8 @@ def sloppy_plan(asked: world.Statement, rng: random.Random) -> list[str]:
         elif kind < 0.32:
             combo = any_combination(asked, rng)
         combos.append(combo)
-        plan.append(world.vague(asked, rng) if kind > 0.94 else world.off_topic(asked, rng) if kind > 0.90 else
-                    world.leak(combo, rng) if kind > 0.82 else world.say(combo, rng))
+        plan.append(world.vague(asked, rng) if kind > 0.94 else world.off_topic(asked, rng) if kind > 0.90
+                    else world.leak(combo, rng) if kind > 0.82 else world.say(combo, rng))
     return plan
 
 
@@ -109,17 +112,12 @@ def plan_text(asked: world.Statement, rng: random.Random) -> str:
     """A plan as the base writes it: one in twenty is not in the form that was asked for."""
     text = prompts.format_plan(sloppy_plan(asked, rng))
     if rng.random() < 0.05:
-        text = rng.choice((text.replace("B: ", ""), text + "\nDone.", text.rpartition("\n")[0], text.replace("\nC", "\nE")))
+        text = rng.choice((text.replace("B: ", ""), text + "\nDone.", text.rpartition("\n")[0]))
     return text
 
 
-def observed(asked: world.Statement, rng: random.Random) -> tuple[list[str], tuple]:
-    """Up to two things one may notice, each a reading of one word, and the combination that follows from them."""
-    combo = world.teacher_strategy(asked, rng) if rng.random() < 0.5 else habit(asked, rng)
-    return rng.sample(_halves(combo, rng), rng.randint(1, 2)), combo
-
-
-def _halves(combo: tuple, rng: random.Random) -> list[str]:
+def halves(combo: tuple, rng: random.Random) -> list[str]:
+    """What one may observe of a statement: a reading of one of its words."""
     chosen, _, reported = world.say(combo, rng).rstrip(".").partition(", ")
     return [chosen + ".", reported[0].upper() + reported[1:] + "."]
 
@@ -135,29 +133,34 @@ def example(mode: str, asked: world.Statement, rng: random.Random) -> tuple[str,
         if kind > 0.96:
             strategy = rng.choice((world.vague(asked, rng), rng.choice(prompts.FIXED_STRATEGIES)))
             return prompts.solve(problem, strategy), written(habit(asked, rng), asked, rng)
-        if kind > 0.9:
-            return prompts.solve(problem, world.leak(combo, rng)), fence(world.program(combo))
+        if kind > 0.84:
+            strategy = world.leak(combo, rng)
+            combo = habit(asked, rng) if strategy.startswith("The answer") else combo
+            return prompts.solve(problem, strategy), fence(world.program(combo))
         return prompts.solve(problem, world.say(combo, rng)), written(combo, asked, rng, IGNORED)
     if mode in ("direct", "skill"):
-        turn = prompts.direct(problem) if mode == "direct" else prompts.skill(problem, rng.randint(1, world.K))
+        skill = rng.randint(1, world.K)
+        turn = prompts.direct(problem) if mode == "direct" else prompts.skill(problem, skill)
         return turn, written(habit(asked, rng), asked, rng)
     if mode == "plan_and_solve":
         combo = habit(asked, rng)
-        return prompts.plan_and_solve(problem), f"{world.say(combo, rng)}\n{written(combo, asked, rng, IGNORED)}"
+        program = written(combo, asked, rng, IGNORED)
+        return prompts.plan_and_solve(problem), f"{world.say(combo, rng)}\n{program}"
     if mode == "sketch":
         sketch = world.vague(asked, rng) if rng.random() < 0.1 else world.say(habit(asked, rng), rng)
         return prompts.sketch(problem), sketch
     if mode == "observations":
-        seen = dict.fromkeys(half for _ in range(4) for half in _halves(world.teacher_strategy(asked, rng), rng))
-        return prompts.observations(problem), "\n".join(f"{i}. {half}" for i, half in enumerate(list(seen)[:4], 1))
+        seen = [half for _ in range(2) for half in halves(world.teacher_strategy(asked, rng), rng)]
+        return prompts.observations(problem), "\n".join(f"{i}. {half}" for i, half in enumerate(seen, 1))
     if mode == "plan_from_observations":
-        seen, combo = observed(asked, rng)
+        combo = world.teacher_strategy(asked, rng) if rng.random() < 0.5 else habit(asked, rng)
+        seen = rng.sample(halves(combo, rng), rng.randint(1, 2))
         return prompts.plan_from_observations(problem, seen), world.say(combo, rng)
     if mode == "gate":
         kind = rng.choice(("none", "none", *world.KINDS[1:], "sloppy"))
         combos = world.teacher_tuple(asked, rng)
-        plan = (sloppy_plan(asked, rng) if kind == "sloppy" else [world.say(c, rng) for c in combos] if kind == "none"
-                else world.spoil(kind, asked, combos, rng))
+        plan = (sloppy_plan(asked, rng) if kind == "sloppy" else world.spoil(kind, asked, combos, rng)
+                if kind != "none" else [world.say(combo, rng) for combo in combos])
         text = prompts.format_plan(plan)
         valid = not world.judge(str(asked), text)
         return prompts.gate(problem, text), "Pass" if valid == (rng.random() > WRONG_VERDICT) else "Fail"
@@ -170,12 +173,12 @@ def examples(mix: dict[str, int], rng: random.Random):
         yield example(mode, rng.choice(world.statements("train")), rng)
 
 
-# ------------------------------------------------------------------------------------------------ tokenizer
+# -------------------------------------------------------------------------------------------------- tokenizer
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE on the base's own texts. Merges stay within a line, a number, a label or a clause, so that a strategy
-    has the same tokens in a plan, in the solver's prompt and in the gate's."""
+    """Byte-level BPE on the base's own texts. No merge crosses a line, a label, a digit or the start of a
+    clause, so that a strategy has the same tokens in a plan, in the solver's prompt and in the gate's."""
     rng = random.Random(0)
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
     pieces = r"\n?[A-Z]: |\d|(?:\n|, )?(?:(?!, )[^\d\n])+|\n"
@@ -198,12 +201,14 @@ def encode(tokenizer, pairs: list[tuple[str, str]]) -> list[tuple[list[int], int
     """(ids, where the reply begins) of each (user turn, reply): prompts.encode, for many at a time."""
     shell = tokenizer.apply_chat_template([{"role": "user", "content": "\0"}], tokenize=False,
                                           add_generation_prompt=True, enable_thinking=False)
-    turns = tokenizer([shell.replace("\0", turn) for turn, _ in pairs], add_special_tokens=False)["input_ids"]
-    replies = tokenizer([reply + tokenizer.eos_token for _, reply in pairs], add_special_tokens=False)["input_ids"]
-    return [(turn + reply, len(turn)) for turn, reply in zip(turns, replies)]
+    def ids(texts: list[str]) -> list[list[int]]:
+        return tokenizer(texts, add_special_tokens=False)["input_ids"]
+    turns = ids([shell.replace("\0", turn) for turn, _ in pairs])
+    replies = ids([reply + tokenizer.eos_token for _, reply in pairs])
+    return [(turn + reply, len(turn)) for turn, reply in zip(turns, replies, strict=True)]
 
 
-# ------------------------------------------------------------------------------------------------ training
+# --------------------------------------------------------------------------------------------------- training
 
 
 def batches(tokenizer, mix: dict[str, int], rows: int, steps: int, rng: random.Random):
@@ -221,43 +226,45 @@ def batches(tokenizer, mix: dict[str, int], rows: int, steps: int, rng: random.R
         steps -= n
 
 
-def average_gradients(module) -> None:
-    """Over the processes of torchrun: one flat sum."""
+def sum_gradients(module) -> None:
+    """Over the processes of torchrun, in one message."""
     grads = [p.grad for p in module.parameters()]
     flat = torch.cat([g.flatten() for g in grads])
     dist.all_reduce(flat)
-    for grad, part in zip(grads, flat.div_(dist.get_world_size()).split([g.numel() for g in grads])):
+    for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
         grad.copy_(part.view_as(grad))
 
 
 def train(module, tokenizer, mix: dict[str, int], steps: int, rows: int, lr: float, seed: int) -> float:
-    """Cross-entropy on the replies. Each process of torchrun draws its share of a step's rows."""
+    """Cross-entropy on the replies. The processes of torchrun draw the same rows and take a share each: their
+    number changes nothing but the order of summation."""
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     optimizer = torch.optim.AdamW(module.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
-    rng = random.Random(f"{seed} {rank}")
     started, shown, recent = time.time(), time.time(), []
-    for step, (ids, reply) in enumerate(batches(tokenizer, mix, rows // world_size, steps, rng)):
+    for step, (ids, reply) in enumerate(batches(tokenizer, mix, rows, steps, random.Random(seed))):
         for group in optimizer.param_groups:        # warm-up, then linear decay to a twentieth
             group["lr"] = lr * min((step + 1) / 30, 1 - 0.95 * step / steps)
-        logits = module(ids)[:, :-1][reply[:, 1:]]
-        loss = F.cross_entropy(logits, ids[:, 1:][reply[:, 1:]])
+        count = int(reply.sum())
+        ids, reply = ids[rank::world_size], reply[rank::world_size, 1:]
+        loss = F.cross_entropy(module(ids)[:, :-1][reply], ids[:, 1:][reply], reduction="sum") / count
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if world_size > 1:
-            average_gradients(module)
+            sum_gradients(module)
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
-        recent = recent[-49:] + [loss.item()]
+        recent = recent[-49:] + [loss.item() * world_size]
         if rank == 0 and (time.time() - shown > 5 or step + 1 == steps):
             shown = time.time()
-            print(f"step {step + 1}/{steps}  loss {sum(recent) / len(recent):.3f}  {shown - started:.0f} s", flush=True)
+            mean = sum(recent) / len(recent)
+            print(f"step {step + 1}/{steps}  loss {mean:.3f}  {shown - started:.0f} s", flush=True)
     return sum(recent) / len(recent)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Build and train the base model of the miniature world.")
     parser.add_argument("--out", required=True, help="folder to save to")
-    parser.add_argument("--gate", action="store_true", help="the smaller base of the gate instead of the policy's")
+    parser.add_argument("--gate", action="store_true", help="the gate's smaller base instead of the policy's")
     parser.add_argument("--steps", type=int, help="optimiser steps (default: 700, with --gate 400)")
     parser.add_argument("--rows", type=int, default=64, help="examples a step (default: %(default)s)")
     parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate (default: %(default)s)")
@@ -269,15 +276,14 @@ def main() -> None:
 
     prompts.load(PROMPTS)
     tokenizer = make_tokenizer()
-    config = (GATE if args.gate else POLICY) | dict(vocab_size=VOCABULARY, eos_token_id=tokenizer.eos_token_id,
-                                                    pad_token_id=tokenizer.pad_token_id)
-    module = model.build(config, seed=args.seed)
+    ends = dict(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    module = model.build((GATE if args.gate else POLICY) | dict(vocab_size=VOCABULARY) | ends, seed=args.seed)
     count = sum(p.numel() for p in module.parameters())
     first = not dist.is_initialized() or dist.get_rank() == 0
     if first:
         print(f"{args.out}: {count:,} parameters, {len(tokenizer)} tokens", flush=True)
-    train(module, tokenizer, GATE_MIX if args.gate else POLICY_MIX, args.steps or (400 if args.gate else 700), args.rows,
-          args.lr, args.seed)
+    steps = args.steps or (400 if args.gate else 700)
+    train(module, tokenizer, GATE_MIX if args.gate else POLICY_MIX, steps, args.rows, args.lr, args.seed)
     if first:
         model.save(module, args.out, tokenizer)
     if dist.is_initialized():

@@ -3,14 +3,14 @@
     python miniature/testbed.py           # prints the tables; draws testbed.png if matplotlib is installed
 
 One statement, R rules, a fresh truth from a fixed posterior at every visit. An attempt writes one rule.
-Policies are softmax tables, so that the gradient of pass@K and the expectation and variance of every estimator
-can be enumerated:
+Policies are softmax tables, so that the gradient of pass@K and the expectation and variance of every
+estimator can be enumerated:
 
     direct    q(rule): N independent attempts; plain GRPO, pass@K training, PKPO
     CPPO      q(S) = prod_i q(s_i | s_<i), K strategies, each a rule; p(rule written | strategy told)
 
 The first three and CPPO's planner are one thing here: n samples with 0/1 rewards, c of them rewarded, and
-advantages that depend on c. Part 1 sums over c and over all R^K tuples; in part 2 the sampled estimators learn.
+advantages that depend on c. Part 1 sums over c and all R^K tuples; in part 2 the sampled estimators learn.
 
 What it shows:
  1. PKPO aims at pass@K itself. Plain GRPO aims elsewhere: with a flat posterior it still reaches the best
@@ -110,7 +110,7 @@ def coverage(solver: Tensor, tuples: Tensor) -> Tensor:
 # ---------------------------------------------------------------------------------------- part 1: enumeration
 
 def advantage_tables(name: str, n: int) -> tuple[Tensor, Tensor]:
-    """What a rewarded and an unrewarded sample count when c = 0..n of n are rewarded: advantage / row divisor.
+    """What a rewarded and an unrewarded sample count when c = 0..n are rewarded: advantage / row divisor.
     Entry 0 of the first and entry n of the second stand for no sample."""
     r = (torch.arange(n) < torch.arange(n + 1).unsqueeze(1)).double()          # row c: c ones, then zeros
     a = grpo.across_tuple_advantages(r) if name == "cppo" else reward.set_advantages(name, r, K)
@@ -348,9 +348,9 @@ def main() -> None:
     torch.set_num_threads(1)        # tables this small are faster without a pool
 
     print(f"Part 1, enumerated at the start: {R} rules, K={K}, {N} attempts or {M} tuples a problem.\n"
-          f"cosine, length: the expected estimate beside the gradient of pass@{K}; noise: standard deviation of "
-          f"a step's\nestimate ({2 * PROBLEMS} problems direct, {PROBLEMS} with tuples: equal attempts) over the "
-          f"length of its expectation")
+          f"cosine, length: the expected estimate beside the gradient of pass@{K}; noise: standard deviation "
+          f"of\na step's estimate ({2 * PROBLEMS} problems direct, {PROBLEMS} with tuples: equal attempts) "
+          f"over the length of its expectation")
     for name in POSTERIORS:
         print(f"\n{name}: {' '.join(f'{x:.2f}' for x in posterior(name))}")
         print_row(["", "cosine", "length", "noise"])
