@@ -45,7 +45,7 @@ from tqdm import tqdm
 RUNS = Path("runs")
 PARTIAL = ".partial"            # suffix of what is still being written or already being deleted
 PROGRESS_SECONDS = 15.0         # between lines of progress where there is no terminal
-DECODING_ALLOWANCE = timedelta(minutes=30)      # by which the slowest rank may finish decoding after the first
+DECODING_ALLOWANCE = timedelta(minutes=30)      # by which the slowest rank may end decoding after the first
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -89,7 +89,7 @@ def setup(seed: int = 0, device: str = "auto", threads: int = 1,
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda":
         if slot >= torch.cuda.device_count():
-            raise ValueError(f"process {slot} of this machine has no GPU ({torch.cuda.device_count()} found): "
+            raise ValueError(f"process {slot} has no GPU of its own ({torch.cuda.device_count()} found): "
                              f"start one process a GPU, or pass --device cpu")
         torch.cuda.set_device(slot)
     if threads:
@@ -144,15 +144,17 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--model", required=True, help="checkpoint folder, or id on the hub, that the run starts from")
     add("--revision", help="branch, tag or commit of a model on the hub (default: the newest)")
-    add("--run", metavar="NAME", help="folder under runs/ (default: the model's name, -seedN for N > 0)")
+    # torchrun takes --run for an abbreviation of its own --run-path and refuses it; --run-name gets past it
+    add("--run", "--run-name", metavar="NAME", help="folder under runs/ (default: the model's name, -seedN for N > 0); "
+        "behind torchrun write --run-name")
     add("--seed", type=int, default=0, help="of everything random (default %(default)s)")
     add("--steps", type=int, help="optimizer steps (default: the stage's own)")
     add("--problems", metavar="FILE", help="problems, JSON lines (default: the stage's pool in corpora/)")
     add("--fresh", action="store_true", help="start the stage over, deleting what it has written")
     add("--keep", type=int, default=2, help="checkpoints kept, 0 for all (default %(default)s)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default %(default)s)")
-    add("--threads", type=int, default=1, help="CPU threads a process, 0 for torch's own choice; a resumed run is "
-        "exactly the undisturbed one at an equal number (default %(default)s)")
+    add("--threads", type=int, default=1, help="CPU threads a process, 0 for torch's own choice; a resumed "
+        "run is exactly the undisturbed one at an equal number (default %(default)s)")
 
 
 def run_folder(model: str, run: str | None = None, seed: int = 0, variant: str = "") -> Path:

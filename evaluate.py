@@ -10,7 +10,7 @@ it was interrupted, on any number of processes, and comes to the same attempts. 
 appears when all of them are there.
 
 K below a tuple's size counts its first K attempts; above, whole tuples are drawn independently and pooled
-(Table 20). What we chose where the paper is silent is in methods.py; the figures are in tables.py.
+(Table 20). What we chose where the paper is silent is in methods.py; the figures are in attempts.py.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import random
 import subprocess
 import sys
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from datetime import timedelta
@@ -30,12 +31,12 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer
 
+import attempts as written
 import common
 import gate as gates
 import metrics
 import model
 import prompts
-import tables
 from data import Problem, load_problems
 from methods import METHODS, Attempt, Grader, Reply, Setting, attempts_a_draw, attempts_at
 from rollout import Engine
@@ -182,7 +183,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     g.add_argument("--judge", metavar="MODULE:NAME", help="names faults of plans, e.g. miniature.world:judge")
     g.add_argument("--against", metavar="FILE", nargs="+", default=[], help="attempts files to compare with")
     g = parser.add_argument_group("output")
-    g.add_argument("--run", metavar="NAME", help="folder under runs/ (default: the checkpoint's own)")
+    g.add_argument("--run", "--run-name", metavar="NAME", help="folder under runs/ (default: the checkpoint's own)")
     g.add_argument("--out", metavar="FILE", type=Path, help="attempts file (default: in the run's eval/)")
     g.add_argument("--fresh", action="store_true", help="start over, deleting the attempts made so far")
     return parser.parse_args(argv)
@@ -245,22 +246,32 @@ def donors(problems: list[Problem], seed: int) -> dict[str, Problem]:
 
 
 def ceilings(problems: list[Problem], ks: Iterable[int], size: int) -> dict[str, dict[str, float]] | None:
-    """K -> mean over problems of the best possible pass@K of each policy class, where a world knows it."""
+    """K -> mean over problems of the best possible pass@K of each policy class, where a world knows it.
+
+    constant: K programs that never read a statement. A program sees its input, so problems with equal inputs are one
+    family, and a family's best are the K classes of largest total mass."""
     if not all(problem.classes for problem in problems):
         return None
     posteriors = [list(problem.classes.values()) for problem in problems]
-    mean = {k: (np.mean([metrics.independent_ceiling(p, k) for p in posteriors]),
-                np.mean([metrics.coordinated_ceiling(p, k, size) for p in posteriors]))
-            for k in sorted(set(ks)) if k <= size or k % size == 0}
-    return {str(k): {"independent": float(i), "coordinated": float(c)} for k, (i, c) in mean.items()}
+    families: dict[tuple, Counter] = defaultdict(Counter)
+    for problem in problems:
+        families[tuple(test["input"] for test in problem.tests)].update(problem.classes)
+
+    def best(k: int) -> dict[str, float]:
+        constant = sum(mass for family in families.values() for _, mass in family.most_common(k))
+        return {"constant": constant / len(problems),
+                "independent": float(np.mean([metrics.independent_ceiling(p, k) for p in posteriors])),
+                "coordinated": float(np.mean([metrics.coordinated_ceiling(p, k, size) for p in posteriors]))}
+
+    return {str(k): best(k) for k in sorted(set(ks)) if k <= size or k % size == 0}
 
 
-def faults(evaluation: tables.Evaluation, problems: list[Problem], size: int,
+def faults(evaluation: written.Evaluation, problems: list[Problem], size: int,
            judge: Callable) -> dict[str, float]:
     """Share of tuples with each fault that the judge names, and with any. Not to have parsed is a fault."""
     statements = {problem.id: problem.statement for problem in problems}
     found = []
-    for group in tables.tuples(evaluation, size):
+    for group in written.tuples(evaluation, size):
         strategies = [attempt["strategy"] for attempt in group]
         found.append(["parse"] if None in strategies else
                      judge(statements[group[0]["problem_id"]], prompts.format_plan(strategies)))
@@ -301,7 +312,7 @@ def main(args: argparse.Namespace) -> int:
                 print(f"{short} of {len(problems)} problems have fewer than {max(args.k)} programs: what is "
                       f"missing has failed", file=sys.stderr)
         judge = plug_in(args.judge) if args.judge else None
-        rivals = [tables.load(path) for path in args.against]
+        rivals = [written.load(path) for path in args.against]
         out = args.out or default_out(args)
         ranks = common.setup(args.seed, args.device, args.threads, timeout=SLOWEST_RANK)
         dtype = args.dtype if args.dtype != "auto" else "bf16" if ranks.device.type == "cuda" else "fp32"
@@ -360,17 +371,17 @@ def main(args: argparse.Namespace) -> int:
 
     # ---- figures
     if ranks.main:
-        evaluation = tables.load(out)
+        evaluation = written.load(out)
         if judge:
             evaluation.card["faults"] = faults(evaluation, problems, setting.k, judge)
             common.write_file(out.with_suffix(".json"), json.dumps(evaluation.card, indent=1) + "\n")
         print(f"{args.benchmark}, {args.method}: {len(evaluation.problems)} problems, {out}")
-        print(tables.render([{"K": k} | tables.figures(evaluation, k, args.select) for k in args.k]))
+        print(written.render([{"K": k} | written.figures(evaluation, k, args.select) for k in args.k]))
         with common.explain():
-            compared = [tables.compare(evaluation, rival, k, args.select) for rival in rivals for k in args.k]
-        for rows in ([tables.tuple_figures(evaluation)], compared):
+            compared = [written.compare(evaluation, rival, k, args.select) for rival in rivals for k in args.k]
+        for rows in ([written.tuple_figures(evaluation)], compared):
             if any(rows):
-                print(tables.render(rows))
+                print(written.render(rows))
     return 0
 
 
