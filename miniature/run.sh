@@ -35,13 +35,13 @@ stage "the world and its base models"
 wait $!
 
 stage "stage 1: planner SFT; stage 2: the validity gate"
-python train_rm.py --model $gate_base --run "$run" --seed "$seed" --prompts $prompts "${fresh[@]}" \
+python train_rm.py --model $gate_base --run-name "$run" --seed "$seed" --prompts $prompts "${fresh[@]}" \
   --labels $world/labels_train.jsonl --val $world/labels_val.jsonl --tau auto --epochs 4 --batch-size 32 --lr 1e-3 &
-python train_sft.py --model $base --run "$run" --seed "$seed" --prompts $prompts "${fresh[@]}" \
+python train_sft.py --model $base --run-name "$run" --seed "$seed" --prompts $prompts "${fresh[@]}" \
   --gold $world/gold.jsonl --epochs 3 --batch-size 32 --lr 4e-4
 wait $!
 
-common=(--model $base --run "$run" --seed "$seed" --prompts $prompts --problems $world/train.jsonl --judge miniature.world:judge
+common=(--model $base --run-name "$run" --seed "$seed" --prompts $prompts --problems $world/train.jsonl --judge miniature.world:judge
         --temperature 0.8 --max-plan-tokens 64 --max-solve-tokens 48 "${fresh[@]}")
 stage "stage 3: RM-guided warm-up"
 parallel train_cppo.py "${common[@]}" --stage warmup --steps 40 --plateau 8 --lr 1e-4

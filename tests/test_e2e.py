@@ -1,0 +1,297 @@
+"""Stage 3 to 5 and the rivals as their users run them, on a model of 0.2 M parameters that a few seconds of training have taught
+to write plans and programs for four toy problems."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+import common
+import data
+import gate
+import grpo
+import model
+import prompts
+import train_cppo
+
+ROOT = Path(__file__).resolve().parent.parent
+SHORT = {"plan": "{statement} plan", "solve": "{statement} S: {strategy}", "direct": "{statement} solve", "skill": "{z} {statement} solve",
+         "gate": "{statement} {plan} ok?"}
+WAYS = "12345"                          # a strategy is "use 3"; its program adds 3
+STATEMENTS = {"sum": "2", "top": "3", "gap": "4", "end": "5"}
+
+
+def program(way: str) -> str:
+    return f"```\nprint(int(input())+{way})\n```"
+
+
+def problems() -> list[data.Problem]:
+    return [data.Problem(f"toy/{s}", s, tests=[{"input": f"{n}\n", "output": f"{n + int(way)}\n"} for n in (7, 9, 3)])
+            for s, way in STATEMENTS.items()]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder with base/ (a Hugging Face folder), problems.jsonl and prompts.json."""
+    folder = tmp_path_factory.mktemp("e2e")
+    (folder / "prompts.json").write_text(json.dumps(SHORT))
+    data.save_problems(folder / "problems.jsonl", problems())
+    kept = dict(prompts.TEMPLATES)
+    prompts.TEMPLATES.update(SHORT)
+    module, tokenizer = model.load(tiny.qwen(folder / "random")), tiny.tokenizer()
+    optimizer = torch.optim.AdamW(module.parameters(), lr=3e-3)
+    rng = random.Random(0)
+
+    def pair() -> tuple[str, str]:
+        problem = rng.choice(problems())
+        if rng.random() < 0.4:
+            return prompts.plan(problem, 2), prompts.format_plan([f"use {rng.choice(WAYS)}" for _ in range(2)])
+        way = rng.choice(WAYS)
+        if rng.random() < 0.7:
+            return prompts.solve(problem, f"use {way}"), program(way if rng.random() < 0.9 else rng.choice(WAYS))
+        return prompts.direct(problem), program(way)
+
+    for _ in range(100):
+        rows = []
+        for _ in range(16):
+            turn, reply = pair()
+            ids = prompts.encode(tokenizer, turn)
+            rows.append(grpo.Row([], ids + tokenizer(reply)["input_ids"] + [tokenizer.eos_token_id], len(ids), 0.0, 1 / 16, "solve"))
+        batch = grpo.collate([grpo.Row(r.suffix[:1], r.suffix[1:], r.start - 1, 0.0, 1 / 16, "solve") for r in rows], torch.device("cpu"),
+                             shared=False)
+        loss = -(grpo.row_logprobs(module, batch, 1.0, None) * batch.scale).sum()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    prompts.TEMPLATES.update(kept)
+    assert loss.item() < 0.5, "the toy model has not learned its replies: nothing below would mean anything"
+    model.save(module, folder / "base", tokenizer)
+    return folder
+
+
+@pytest.fixture()
+def run(world, tmp_path, monkeypatch):
+    """Calls train_cppo in this process in an empty folder; returns (exit status, stage folder)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(prompts, "TEMPLATES", dict(prompts.TEMPLATES))
+
+    def call(*flags: str, model: str = "base") -> tuple[int, Path]:
+        args = train_cppo.parse_args(arguments(world, *flags, model=model))
+        return train_cppo.main(args), Path("runs/toy") / train_cppo.stage_name(args)
+    return call
+
+
+def arguments(world: Path, *flags: str, model: str = "base") -> list[str]:
+    return ["--model", str(world / model), "--run-name", "toy", "--problems", str(world / "problems.jsonl"), "--prompts", str(world / "prompts.json"),
+            "--num-strategies", "2", "--num-tuples", "4", "--problems-per-step", "3", "--max-plan-tokens", "24",
+            "--max-solve-tokens", "28", "--slots", "32", "--temperature", "1.0", "--lr", "1e-3", "--workers", "1", *flags]
+
+
+def read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(model.load(folder / "final").named_parameters())
+
+
+def test_stage_5_teaches_planner_and_solver_and_leaves_a_folder_that_loads(run, world, capsys):
+    status, stage = run("--steps", "3", "--use-every", "1", "--show-every", "2")
+    assert status == 0 and "audit:" in capsys.readouterr().out
+    steps, samples = read(stage / "metrics.jsonl"), read(stage / "samples.jsonl")
+    assert [m["step"] for m in steps] == [1, 2, 3] and len(samples) == 3 * 3 * 4
+    assert any(t["A"] for t in samples) and any(b["a"] for t in samples for b in t["branches"])
+    assert all(m["grad_norm"] > 0 and m["step_norm"] > 0 for m in steps)
+    assert all(m["plan/gap_max"] < 1e-3 and m["solve/gap_max"] < 1e-3 for m in steps)      # sampler and trainer agree
+    assert any(m["strategy_use"] > 0.1 for m in steps)
+    for t in samples:
+        r = torch.tensor([b["r"] for b in t["branches"]], dtype=torch.float64)
+        assert t["R_out"] == (r.max().item() if len(r) else 0.0) and t["R_plan"] == t["J"] * t["R_out"]
+        if len(r):
+            a = (r - r.mean()) / (r.std() + 1e-6)
+            assert torch.allclose(a, torch.tensor([b["a"] for b in t["branches"]], dtype=torch.float64), atol=1e-12)
+    before, after = dict(model.load(world / "base").named_parameters()), weights(stage)
+    assert before.keys() == after.keys() and any((before[n] != after[n]).any() for n in before)
+    config = json.loads((stage / "config.json").read_text())
+    assert config["verifier"]["tier"] in "ABCD" and config["checkpoints"]["start"]["sha256"]
+
+
+def test_planner_and_solver_each_have_a_gradient_of_their_own(run):
+    """The warm-up trains planner tokens alone; with solver weight 0 and no KL only the planner's rows could move anything."""
+    status, stage = run("--steps", "1", "--stage", "warmup", "--gate", "rule")
+    metrics = read(stage / "metrics.jsonl")[0]
+    assert status == 0 and metrics["grad_norm"] > 0 and "solve/kl" not in metrics and "R_out" not in metrics
+    both, planner = (read(run("--steps", "1", "--beta", "0", "--solver-weight", w)[1] / "metrics.jsonl")[0] for w in ("1", "0"))
+    assert both["grad_norm"] > 0 and planner["grad_norm"] > 0 and abs(both["grad_norm"] - planner["grad_norm"]) > 1e-4
+
+
+@pytest.mark.parametrize("flags", [("--policy", "independent"), ("--policy", "independent", "--advantage", "passk"),
+                                   ("--policy", "independent", "--advantage", "pkpo"), ("--policy", "skills", "--num-attempts", "3"),
+                                   ("--reward", "outcome"), ("--reward", "gate"), ("--num-tuples", "1"), ("--updates-per-rollout", "2")])
+def test_every_rival_and_ablation_takes_a_step(run, flags):
+    status, stage = run("--steps", "1", "--skip-audit", *flags)
+    metrics = read(stage / "metrics.jsonl")[0]
+    assert status == 0 and metrics["step_norm"] > 0 and 0 < metrics["pass_rate"] < 1
+
+
+def test_a_random_checkpoint_is_refused_by_the_audit(run, capsys):
+    status, stage = run("--steps", "1", model="random")
+    assert status == 3 and "return to stage 1" in capsys.readouterr().err
+    assert not (stage / "final").exists()
+
+
+@pytest.mark.parametrize("flags, said", [
+    (("--num-strategies", "0"), "must be 1 or more"), (("--num-tuples", "0"), "must be 1 or more"),
+    (("--model", "/nowhere"), "/nowhere"), (("--gate", "/nowhere"), "/nowhere"), (("--problems", "/nowhere"), "/nowhere"),
+    (("--advantage", "pkpo"), "does not fit"), (("--judge", "nothing:here"), "module:name"),
+    (("--problems-per-step", "9"), "fewer than"), (("--refresh-every", "2"), "--judge")])
+def test_a_user_s_mistake_is_one_line_with_the_mend_and_costs_nothing(run, capsys, flags, said):
+    run("--steps", "1")
+    done = Path("runs/toy/cppo-m4/final/config.json").stat().st_mtime_ns
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        run("--steps", "1", "--fresh", *flags)
+    err = capsys.readouterr().err
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert stopped.value.code == 2 and len(errors) == 1 and said in errors[0] and "Traceback" not in err
+    assert Path("runs/toy/cppo-m4/final/config.json").stat().st_mtime_ns == done
+
+
+@pytest.mark.parametrize("text, said", [("{", "line 1"), ('{"id": "a", "statement": "s", "tests": []}', "no tests"), ("", "no problems")])
+def test_a_broken_problem_file_is_named_with_its_line(run, world, tmp_path, capsys, text, said):
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text(text + "\n" if text else "")
+    with pytest.raises(SystemExit) as stopped:
+        run("--problems", str(bad))
+    assert stopped.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_problems_of_a_step_are_a_function_of_the_step_and_cover_every_pass_once():
+    pool = list(range(10))
+    steps = [train_cppo.problems_of_step(pool, s, 3, seed=1) for s in range(9)]
+    assert steps == [train_cppo.problems_of_step(pool, s, 3, seed=1) for s in range(9)]
+    for epoch in range(3):
+        seen = [p for s in steps[3 * epoch:3 * epoch + 3] for p in s]
+        assert len(set(seen)) == 9
+    assert steps[0] != steps[3]
+
+
+def test_the_plateau_rule_by_hand():
+    assert not train_cppo.plateau([0.1, 0.2, 0.3], 2)                                        # too short to say
+    assert not train_cppo.plateau([0.1, 0.1, 0.9, 0.9], 2)                                   # risen, no spread
+    assert train_cppo.plateau([0.5, 0.5, 0.5, 0.5], 2)
+    assert train_cppo.plateau([0.4, 0.6, 0.45, 0.65], 2)                                     # 0.05 up, standard error 0.1
+
+
+def test_a_gate_refresh_appends_labels_and_keeps_the_old_gate_if_the_new_one_fails(run, world, tmp_path, monkeypatch):
+    folder = tmp_path / "gate"
+    module, tokenizer = model.load(world / "base"), tiny.tokenizer()
+    prompts.TEMPLATES.update(SHORT)
+    model.save(module, folder, tokenizer)
+    old = gate.Gate(module, tokenizer, tau=0.0, k=2)
+    gate.write_card(str(folder), old, {"accepted": True, "failed": []}, base="none")
+    labels = [gate.Label(f"toy/{s}", s, f"A: use 1\nB: use {way}", int(way != "1")) for s in STATEMENTS for way in "12"]
+    labels += [gate.Label(f"other {i}", f"other {i}", f"A: use 1\nB: use {way}", int(way != "1")) for i in range(30) for way in "13"]
+    gate.save_labels(str(tmp_path / "labels.jsonl"), labels)
+    sys.modules["toy_judge"] = type(sys)("toy_judge")
+    sys.modules["toy_judge"].judge = lambda statement, plan: [] if len(set(plan.split())) == 5 else ["duplicate"]
+    flags = ("--steps", "2", "--gate", str(folder), "--refresh-every", "1", "--labels", str(tmp_path / "labels.jsonl"),
+             "--judge", "toy_judge:judge")
+    status, stage = run(*flags)
+    refresh = read(stage / "gate.jsonl")[0]
+    assert status == 0 and not refresh["accepted"] and refresh["gate"] == str(folder)
+    pool = gate.load_labels(str(stage / "gate_labels.jsonl"))
+    assert len(pool) == len(labels) + refresh["fresh"] and refresh["fresh"] == 2 * len(STATEMENTS)
+    monkeypatch.setattr(gate, "ACCEPTANCE", {"auc": 0.0})
+    status, stage = run(*flags, "--fresh")
+    refresh = read(stage / "gate.jsonl")[0]
+    assert refresh["accepted"] and Path(refresh["gate"]) == stage / "gate_000001" and refresh["tau"] == 0.0
+    gate.Gate.load(refresh["gate"])
+
+
+# ------------------------------------------------------------------------------------------------ processes
+
+def start(world: Path, cwd: Path, *flags: str, processes: int = 1) -> subprocess.Popen:
+    launcher = [sys.executable] if processes == 1 else [sys.executable, "-m", "torch.distributed.run", "--standalone",
+                                                        f"--nproc_per_node={processes}"]
+    return subprocess.Popen([*launcher, str(ROOT / "train_cppo.py"), *arguments(world, *flags)], cwd=cwd, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def finish(process: subprocess.Popen) -> str:
+    out, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, out
+    return out
+
+
+CLOCKS = ("seconds", "tokens_per_second")
+
+
+def logged(stage: Path) -> list[dict]:
+    return [{k: v for k, v in m.items() if not k.startswith(CLOCKS)} for m in read(stage / "metrics.jsonl")]
+
+
+def test_two_processes_sample_what_one_samples_and_take_the_same_step(world, tmp_path):
+    (tmp_path / "one").mkdir(), (tmp_path / "two").mkdir()
+    both = [start(world, tmp_path / "one", "--steps", "1", "--skip-audit"),
+            start(world, tmp_path / "two", "--steps", "1", "--skip-audit", processes=2)]
+    for process in both:
+        finish(process)
+    one, two = (tmp_path / n / "runs/toy/cppo-m4" for n in ("one", "two"))
+    assert read(one / "samples.jsonl") == read(two / "samples.jsonl")
+    a, b = logged(one)[0], logged(two)[0]
+    assert abs(a["grad_norm"] - b["grad_norm"]) < 1e-5 * a["grad_norm"]
+    ours, theirs = weights(one), weights(two)
+    # Adam's first step is the sign of the gradient: compare what moved by less than the rounding of a sum could turn
+    moved = torch.cat([(ours[n] - theirs[n]).abs().flatten() for n in ours])
+    assert (moved > 1e-4).float().mean() < 0.01
+
+
+def test_killed_at_random_moments_a_run_ends_as_if_it_had_never_stopped(world, tmp_path):
+    flags = ("--steps", "5", "--save-every", "1", "--skip-audit")
+    (tmp_path / "calm").mkdir(), (tmp_path / "killed").mkdir()
+    finish(start(world, tmp_path / "calm", *flags))
+    stage, rng, kills = tmp_path / "killed/runs/toy/cppo-m4", random.Random(0), 0
+    while kills < 3:
+        process = start(world, tmp_path / "killed", *flags)
+        deadline = time.time() + 60
+        before = len(list(stage.glob("step_*")))
+        while process.poll() is None and time.time() < deadline and not (stage / "metrics.jsonl").exists():
+            time.sleep(0.02)
+        time.sleep(rng.uniform(0, 0.4))
+        if process.poll() is not None:
+            break                                       # it was faster than the kill; what it left is compared all the same
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        kills += 1
+        assert all((c / "state.json").exists() for c in stage.glob("step_*") if not c.name.endswith(common.PARTIAL)), before
+    assert kills >= 1
+    finish(start(world, tmp_path / "killed", *flags))
+    calm = tmp_path / "calm/runs/toy/cppo-m4"
+    assert logged(stage) == logged(calm) and read(stage / "samples.jsonl") == read(calm / "samples.jsonl")
+    ours, theirs = weights(stage), weights(calm)
+    assert all(torch.equal(ours[n], theirs[n]) for n in ours)
+
+
+def test_sigterm_ends_a_run_with_a_checkpoint_from_which_it_goes_on(world, tmp_path):
+    flags = ("--steps", "1000", "--save-every", "1000", "--skip-audit")
+    process = start(world, tmp_path, *flags)
+    stage = tmp_path / "runs/toy/cppo-m4"
+    deadline = time.time() + 60
+    while time.time() < deadline and not ((stage / "metrics.jsonl").exists() and (stage / "metrics.jsonl").stat().st_size):
+        time.sleep(0.05)
+    asked = time.time()
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 143 and "goes on from there" in out and time.time() - asked < 25
+    newest = common.newest_checkpoint(stage)
+    assert json.loads((newest / "state.json").read_text())["step"] == len(read(stage / "metrics.jsonl"))
