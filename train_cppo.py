@@ -519,7 +519,7 @@ def main(args: argparse.Namespace) -> int:
     with common.explain():
         checker = verifier.Verifier(args.workers, mode=args.verifier_mode)
     if ranks.main:
-        common.write_config(folder, args, {"stage": args.stage, "gate": gate_path, "verifier": checker.report,
+        common.write_config(folder, args, {"stage": args.stage, "gate": gate_path, "verifier": {"tier": checker.tier, **checker.report},
                                            "pool": doubt},
                             {"start": start, **({"gate": gate_path} if gate_path not in (None, "rule") else {})})
     stop = common.stop_flag()
