@@ -4,13 +4,14 @@
     p = gate.p_pass([(problem, plan_text), ...])        # p(Pass | x, S), one a pair
     J = [x >= gate.tau for x in p]
 
-A gate is a small language model that is asked for a verdict. p(Pass | x, S) is the softmax over the first tokens of its two
-verdict words, that is the sigmoid of the difference of two logits: nothing is generated, and no other logit is computed.
-`fit` trains it by binary cross-entropy on p (Algorithm 2, line 11); `acceptance` decides by the thresholds of Appendix D
-whether a trained one may be used at all, and `Gate.load` refuses one that may not. The gate takes text and has a tokenizer
-of its own, so a Qwen gate serves any policy. `RuleGate` answers the same calls with the visible contract alone.
+A gate is a small language model that is asked for a verdict. p(Pass | x, S) is the softmax over the first
+tokens of its two verdict words, that is the sigmoid of the difference of two logits: nothing is generated,
+and no other logit is computed. `fit` trains it by binary cross-entropy on p (Algorithm 2, line 11);
+`acceptance` decides by the thresholds of Appendix D whether a trained one may be used at all, and `Gate.load`
+refuses one that may not. The gate takes text and has a tokenizer of its own, so a Qwen gate serves any
+policy. `RuleGate` answers the same calls with the visible contract alone.
 
-A gate folder is a Hugging Face folder and gate.json: {accepted, tau, metrics, verdict_words, k, prompt, base, ...}.
+A gate folder is a Hugging Face folder and gate.json: {accepted, tau, metrics, verdict_words, k, prompt, ...}.
 
 Where the paper is silent, we chose:
  1. AUC counts a tie as one half: the Mann-Whitney statistic.
@@ -34,25 +35,27 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+import grpo
+import model
 import prompts
 
 VERDICT_WORDS = ("Pass", "Fail")
 TAU = 0.17                                  # section 4.1
 RECALL = 0.95                               # our reading of "high recall" when tau is chosen and not given
-ACCEPTANCE = {"auc": 0.75, "balanced_accuracy": 0.70, "precision": 0.65, "recall": 0.65}     # Appendix D, pre-registered
+ACCEPTANCE = {"auc": 0.75, "balanced_accuracy": 0.70, "precision": 0.65, "recall": 0.65}     # Appendix D
 POSITIVE = "positive"                       # the `kind` of a label that is 1
 
 
-# ------------------------------------------------------------------------------------------------ labels
+# ---------------------------------------------------------------------------------------- labels
 
 @dataclass
 class Label:
-    """One judged tuple. It stands for its problem as well: the prompt of the gate needs nothing but the statement."""
+    """One judged tuple. It stands for its problem as well: a prompt asks for nothing but these fields."""
     problem_id: str
     statement: str
     plan: str
     label: int                              # 1 Pass, 0 Fail
-    kind: str = ""                          # "positive", or what is wrong: duplicate, leak, vague, off_topic, ...
+    kind: str = ""                          # "positive", or what is wrong: duplicate, leak, vague, off_topic
     starter_code: str = ""
     fn_name: str | None = None
 
@@ -63,7 +66,7 @@ class Label:
 def load_labels(path: str, problems: dict | None = None) -> list[Label]:
     """Labels from JSON lines {"problem_id", "statement", "plan", "label", "kind"}.
 
-    A line without a statement takes it from `problems`, by id. Raises ValueError that names the file and the line.
+    A line without a statement takes it from `problems`, by id. A ValueError names the file and the line.
     """
     labels = []
     with open(path, encoding="utf-8") as f:
@@ -82,12 +85,12 @@ def load_labels(path: str, problems: dict | None = None) -> list[Label]:
             problem_id = str(row["problem_id"])
             if not row.get("statement"):
                 if problem_id not in (problems or {}):
-                    raise ValueError(f'{where}: it has no "statement" and no problem {problem_id!r} is known to take it '
-                                     f"from; pass the problem file by --problems")
+                    raise ValueError(f'{where}: it has no "statement" and no problem {problem_id!r} is known '
+                                     f"to take it from; pass the problem file by --problems")
                 problem = problems[problem_id]
-                row |= {"statement": problem.statement, "starter_code": problem.starter_code, "fn_name": problem.fn_name}
-            labels.append(Label(problem_id, row["statement"], row["plan"], int(row["label"]), row.get("kind") or "",
-                                row.get("starter_code") or "", row.get("fn_name")))
+                row |= {name: getattr(problem, name) for name in ("statement", "starter_code", "fn_name")}
+            labels.append(Label(problem_id, row["statement"], row["plan"], int(row["label"]),
+                                row.get("kind") or "", row.get("starter_code") or "", row.get("fn_name")))
     if not labels:
         raise ValueError(f"{path} holds no gate labels")
     return labels
@@ -101,10 +104,10 @@ def save_labels(path: str, labels: list[Label]) -> None:
 
 
 def split(labels: list[Label], share: float = 0.2, seed: int = 0) -> tuple[list[Label], list[Label]]:
-    """Training and held-out labels, by problem: no statement is in both. Appendix D holds out 278 of 1,388, a fifth.
+    """Training and held-out labels, no problem in both. Appendix D holds out 278 of 1,388, a fifth.
 
-    A problem's side follows from its statement and the seed alone: a pool that grows moves nothing to the other side, and
-    a statement that stands there under two ids is one problem.
+    A problem's side follows from its statement and the seed alone: a pool that grows moves nothing to the
+    other side, and a statement that stands there under two ids is one problem.
     """
     def held_out(x: Label) -> bool:
         digest = hashlib.sha256(f"{seed}:{' '.join(x.statement.split())}".encode()).digest()
@@ -113,10 +116,12 @@ def split(labels: list[Label], share: float = 0.2, seed: int = 0) -> tuple[list[
 
 
 def balance(labels: list[Label], seed: int = 0) -> list[Label]:
-    """As many Pass as Fail, by problem first (Appendix D), with the kinds of negative as even as the pool allows.
+    """As many Pass as Fail, by problem first (Appendix D), with the kinds of negative as even as the pool
+    allows.
 
-    A problem that has both gives as many of the one as of the other, so that its statement says nothing about the label.
-    Problems that have only one are then matched one to one with each other, a round of one label from each at a time.
+    A problem that has both gives as many of the one as of the other, so that its statement says nothing about
+    the label. Problems that have only one are then matched one to one with each other, a round of one label
+    from each at a time.
     """
     rng = random.Random(f"{seed}:balance")
     by_problem: dict[str, tuple[list, list]] = defaultdict(lambda: ([], []))
@@ -158,7 +163,7 @@ def balance(labels: list[Label], seed: int = 0) -> list[Label]:
     return chosen
 
 
-# ------------------------------------------------------------------------------------------------ figures
+# ---------------------------------------------------------------------------------------- figures
 
 def _sides(p: list[float], labels: list[int]) -> tuple[list[float], list[float]]:
     """The p of the positives and of the negatives. Every figure below needs some of both."""
@@ -167,22 +172,25 @@ def _sides(p: list[float], labels: list[int]) -> tuple[list[float], list[float]]
     positives = [x for x, z in zip(p, labels, strict=True) if z]
     negatives = [x for x, z in zip(p, labels, strict=True) if not z]
     if not positives or not negatives:
-        raise ValueError(f"{len(positives)} Pass and {len(negatives)} Fail labels: a gate cannot be measured without both")
+        raise ValueError(f"{len(positives)} Pass and {len(negatives)} Fail labels: a gate cannot be measured "
+                         f"without both")
     return positives, negatives
 
 
 def auc(p: list[float], labels: list[int]) -> float:
-    """The chance that a positive scores above a negative, a tie counting one half (Mann-Whitney, from the ranks)."""
+    """The chance that a positive scores above a negative, a tie counting one half (Mann-Whitney, from the
+    ranks)."""
     positives, negatives = _sides(p, labels)
     scores, place = torch.tensor(positives + negatives, dtype=torch.float64).unique(return_inverse=True)
     count = place.bincount(minlength=len(scores))
-    rank = count.cumsum(0) - (count - 1) / 2                       # ties share the mean of their ranks, from 1
+    rank = count.cumsum(0) - (count - 1) / 2                       # from 1; ties share their mean
     rank_sum = rank[place[:len(positives)]].sum().item()
     return (rank_sum - len(positives) * (len(positives) + 1) / 2) / (len(positives) * len(negatives))
 
 
 def roc(p: list[float], labels: list[int]) -> list[tuple[float, float, float]]:
-    """(tau, false positive rate, recall) at every tau where one of them moves, from (inf, 0, 0) down to all accepted."""
+    """(tau, false positive rate, recall) at every tau where one of them moves, from (inf, 0, 0) down to all
+    accepted."""
     positives, negatives = _sides(p, labels)
     above = [Counter(positives), Counter(negatives)]
     points, accepted = [(math.inf, 0.0, 0.0)], [0, 0]
@@ -195,15 +203,16 @@ def roc(p: list[float], labels: list[int]) -> list[tuple[float, float, float]]:
 def choose_tau(p: list[float], labels: list[int], recall: float = RECALL) -> float:
     """The largest tau at which at least `recall` of the positives are accepted: the p of one of them."""
     positives, _ = _sides(p, labels)
-    needed = max(1, math.ceil(recall * len(positives) - 1e-9))     # 0.95 * 20 is 19, whatever the last bit says
+    needed = max(1, math.ceil(recall * len(positives) - 1e-9))     # 0.95 * 20 is 19 in any rounding
     return sorted(positives, reverse=True)[needed - 1]
 
 
 def acceptance(p: list[float], labels: list[int], tau: float) -> dict:
     """Appendix D's held-out figures at tau and whether they pass, jointly.
 
-    {"auc", "balanced_accuracy", "precision", "recall", "specificity", "accepted", "failed", "positives", "negatives", "tau"};
-    `accepted` is the verdict, `failed` names each figure below its threshold. Raw accuracy is left out, as in the paper.
+    {"auc", "balanced_accuracy", "precision", "recall", "specificity", "accepted", "failed", "positives",
+    "negatives", "tau"}; `accepted` is the verdict, `failed` names each figure below its threshold. Raw
+    accuracy is left out, as in the paper.
     """
     positives, negatives = _sides(p, labels)
     kept, leaked = sum(x >= tau for x in positives), sum(x >= tau for x in negatives)
@@ -214,23 +223,27 @@ def acceptance(p: list[float], labels: list[int], tau: float) -> dict:
         "precision": kept / (kept + leaked) if kept + leaked else 0.0,
     }
     figures["balanced_accuracy"] = (figures["recall"] + figures["specificity"]) / 2
-    failed = [f"{name} {figures[name]:.3f} < {least:.2f}" for name, least in ACCEPTANCE.items() if not figures[name] >= least]
+    failed = [f"{name} {figures[name]:.3f} < {least:.2f}" for name, least in ACCEPTANCE.items()
+              if not figures[name] >= least]
     return figures | {"tau": tau, "accepted": not failed, "failed": failed,
                       "positives": len(positives), "negatives": len(negatives)}
 
 
 def recall_per_kind(p: list[float], labels: list[Label], tau: float) -> dict[str, dict]:
-    """For each kind of label {"count", "recall"}: the share that the gate decides rightly (positives kept, negatives caught)."""
+    """For each kind of label {"count", "recall"}: the share that the gate decides rightly (positives kept,
+    negatives caught)."""
     right = defaultdict(list)
     for x, label in zip(p, labels, strict=True):
         right[label.kind].append((x >= tau) == bool(label.label))
-    return {kind: {"count": len(hits), "recall": sum(hits) / len(hits)} for kind, hits in sorted(right.items())}
+    return {kind: {"count": len(hits), "recall": sum(hits) / len(hits)}
+            for kind, hits in sorted(right.items(), key=lambda item: (item[0] != POSITIVE, item[0]))}
 
 
 def joint_table(p: list[float], solved: list[int], tau: float) -> dict:
     """Section 4.4, Figure 3b: gate decision x solver outcome. Only accepted_solved has a nonzero R_plan.
 
-    Four shares of all tuples, and the solve rates among the accepted and among the rejected (None where there are none).
+    Four shares of all tuples, and the solve rates among the accepted and among the rejected (None where there
+    are none).
     """
     count = Counter((x >= tau, bool(r)) for x, r in zip(p, solved, strict=True))
     if not count:
@@ -245,22 +258,22 @@ def joint_table(p: list[float], solved: list[int], tau: float) -> dict:
         "solved_given_accepted": rate(True), "solved_given_rejected": rate(False), "tuples": len(p)}
 
 
-# ------------------------------------------------------------------------------------------------ the two gates
+# ---------------------------------------------------------------------------------------- the two gates
 
 class Gate:
     """A language model asked for a verdict (Eq. 9)."""
 
-    def __init__(self, module, tokenizer, tau: float = TAU, k: int = 4, words: tuple[str, str] = VERDICT_WORDS,
-                 token_budget: int = 16384):
+    def __init__(self, module, tokenizer, tau: float = TAU, k: int = 4,
+                 words: tuple[str, str] = VERDICT_WORDS, token_budget: int = 16384):
         self.module, self.tokenizer, self.tau, self.k = module, tokenizer, tau, k
         self.words, self.token_budget = tuple(words), token_budget
         self.verdict_ids = verdict_ids(tokenizer, self.words)
 
     @classmethod
-    def load(cls, folder: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> "Gate":
-        """The frozen gate of a folder. Raises ValueError if it did not pass acceptance or was trained with another prompt."""
-        import model                        # where it is used: the figures above need no network
-        from transformers import AutoTokenizer
+    def load(cls, folder: str, device: str | torch.device = "cpu",
+             dtype: torch.dtype = torch.float32) -> "Gate":
+        """The frozen gate of a folder. ValueError if it was not accepted, or learned another prompt."""
+        from transformers import AutoTokenizer      # takes seconds, and nothing else here needs it
 
         card_path = os.path.join(folder, "gate.json")
         if not os.path.exists(card_path):
@@ -268,17 +281,19 @@ class Gate:
         with open(card_path, encoding="utf-8") as f:
             card = json.load(f)
         if not card["accepted"]:
-            raise ValueError(f"the gate {folder} was not accepted ({'; '.join(card['metrics']['failed'])}): it is never used; "
-                             f"train another (train_rm.py --fresh, with more or better labels)")
+            failed = "; ".join(card["metrics"]["failed"])
+            raise ValueError(f"the gate {folder} was not accepted ({failed}) and is never used: train "
+                             f"another (train_rm.py --fresh, with more or cleaner labels)")
         if card["prompt"] != prompts.TEMPLATES["gate"]:
             raise ValueError(f"the gate {folder} was trained with another gate prompt than the one in force: "
                              f"pass the --prompts file that it was trained with")
         module = model.load(folder, dtype=dtype, device=device).eval().requires_grad_(False)
-        return cls(module, AutoTokenizer.from_pretrained(folder), card["tau"], card["k"], tuple(card["verdict_words"]))
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        return cls(module, tokenizer, card["tau"], card["k"], tuple(card["verdict_words"]))
 
     @torch.no_grad()
     def p_pass(self, pairs: list[tuple]) -> list[float]:
-        """p(Pass | x, S) of each (problem, plan text), in order; a problem has .statement, .starter_code and .fn_name."""
+        """p(Pass | x, S) of each (problem, plan text); a problem has .statement, .starter_code, .fn_name."""
         rows = [encode(self.tokenizer, problem, plan, self.k) for problem, plan in pairs]
         p = [0.0] * len(rows)
         for batch in micro_batches([len(row) for row in rows], self.token_budget):
@@ -310,8 +325,8 @@ class RuleGate:
 
 def write_card(folder: str, gate: Gate, metrics: dict, **more) -> None:
     """gate.json, the last file written into a gate folder: a folder without it is not a gate."""
-    card = {"accepted": metrics["accepted"], "tau": gate.tau, "metrics": metrics, "verdict_words": list(gate.words),
-            "k": gate.k, "prompt": prompts.TEMPLATES["gate"], **more}
+    card = {"accepted": metrics["accepted"], "tau": gate.tau, "metrics": metrics, "k": gate.k,
+            "verdict_words": list(gate.words), "prompt": prompts.TEMPLATES["gate"], **more}
     path = os.path.join(folder, "gate.json")
     with open(path + ".tmp", "w", encoding="utf-8") as f:
         json.dump(card, f, indent=1, ensure_ascii=False)
@@ -320,14 +335,14 @@ def write_card(folder: str, gate: Gate, metrics: dict, **more) -> None:
     os.replace(path + ".tmp", path)
 
 
-# ------------------------------------------------------------------------------------------------ p(Pass | x, S)
+# ---------------------------------------------------------------------------------------- p(Pass | x, S)
 
 def verdict_ids(tokenizer, words: tuple[str, str] = VERDICT_WORDS) -> tuple[int, int]:
     """The first token of each verdict word: the token that decides."""
     first = tuple(tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in words)
     if first[0] == first[1]:
-        raise ValueError(f"the verdict words {words[0]!r} and {words[1]!r} begin with the same token in this tokenizer: "
-                         f"the gate needs words whose first tokens differ")
+        raise ValueError(f"the verdict words {words[0]!r} and {words[1]!r} begin with the same token in this "
+                         f"tokenizer: the gate needs words whose first tokens differ")
     return first
 
 
@@ -342,7 +357,7 @@ def micro_batches(lengths: list[int], token_budget: int) -> list[list[int]]:
     A row that is longer than the budget is a batch of its own.
     """
     batches: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):       # longest first: a batch's first row is its width
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):   # a batch's first row is its width
         if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= token_budget:
             batches[-1].append(i)
         else:
@@ -351,18 +366,18 @@ def micro_batches(lengths: list[int], token_budget: int) -> list[list[int]]:
 
 
 def margin(module, rows: list[list[int]], verdict_ids: tuple[int, int]) -> torch.Tensor:
-    """logit(Pass) - logit(Fail) after each row (B,): p(Pass | x, S) is its sigmoid, the softmax over the two (Eq. 9)."""
+    """logit(Pass) - logit(Fail) after each row, (B,). Its sigmoid is the softmax over the two: Eq. 9's p."""
     device = next(module.parameters()).device
     lengths = torch.tensor([len(row) for row in rows], device=device)
-    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)         # right padding: no row sees what follows it
+    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)     # padded behind: no row sees it
     for i, row in enumerate(rows):
         ids[i, :len(row)] = torch.tensor(row)
     two = torch.tensor(verdict_ids, device=device)
 
     def head(hidden: torch.Tensor, weight: torch.Tensor, softcap: float | None) -> torch.Tensor:
-        last = hidden[torch.arange(len(rows), device=device), lengths - 1]      # (B, H)
-        wide = torch.promote_types(last.dtype, torch.float32)                   # two logits of V: never in half precision
-        logits = last.to(wide) @ weight[two].to(wide).T                         # (B, 2)
+        last = hidden[torch.arange(len(rows), device=device), lengths - 1]  # (B, H)
+        wide = torch.promote_types(last.dtype, torch.float32)               # two logits cost nothing
+        logits = last.to(wide) @ weight[two].to(wide).T                     # (B, 2)
         if softcap:
             logits = softcap * torch.tanh(logits / softcap)
         return logits[:, 0] - logits[:, 1]
@@ -370,10 +385,10 @@ def margin(module, rows: list[list[int]], verdict_ids: tuple[int, int]) -> torch
     return module(ids.to(device), head=head)
 
 
-# ------------------------------------------------------------------------------------------------ training
+# ---------------------------------------------------------------------------------------- training
 
 def schedule(rows: int, epochs: int, batch_size: int, seed: int) -> list[list[int]]:
-    """The row numbers of every optimiser step: each epoch in an order of its own, its last batch as small as it comes.
+    """The row numbers of every optimiser step. Each epoch has its own order; its last batch may be small.
 
     A function of its arguments alone, so a resumed run and every rank see the same batches.
     """
@@ -392,10 +407,11 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 
 
 def my_share(batches: list[list[int]]) -> list[tuple[list[int], float]]:
-    """This rank's micro-batches, each with the weight of its gradient; every rank gets as many (FSDP's collectives must match).
+    """This rank's micro-batches, each with the weight of its gradient.
 
-    Where they do not come out even, a rank runs the first one once more at weight 0. Elsewhere the weight is the world size:
-    FSDP averages gradients over ranks, and the loss has the denominator of the whole batch in it already.
+    Every rank gets as many, for FSDP's collectives must match: where they do not come out even, a rank runs
+    the first one once more at weight 0. Elsewhere the weight is the world size, because FSDP averages
+    gradients over ranks and the loss has the denominator of the whole batch in it already.
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     turns = math.ceil(len(batches) / world)
@@ -403,20 +419,19 @@ def my_share(batches: list[list[int]]) -> list[tuple[list[int], float]]:
             for i in range(rank, turns * world, world)]
 
 
-def fit(module, tokenizer, labels: list[Label], optimizer: torch.optim.Optimizer, *, k: int = 4, epochs: int = 3,
-        batch_size: int = 32, lr: float = 1e-5, max_grad_norm: float = 1.0, seed: int = 0, token_budget: int = 16384,
-        words: tuple[str, str] = VERDICT_WORDS, first_step: int = 0,
+def fit(module, tokenizer, labels: list[Label], optimizer: torch.optim.Optimizer, *, k: int = 4,
+        epochs: int = 3, batch_size: int = 32, lr: float = 1e-5, max_grad_norm: float = 1.0, seed: int = 0,
+        token_budget: int = 16384, words: tuple[str, str] = VERDICT_WORDS, first_step: int = 0,
         last_step: int | None = None) -> Iterator[dict]:
-    """Train `module` on labels by binary cross-entropy on p(Pass | x, S) (Algorithm 2, line 11): one optimiser step an item.
+    """Train on labels by binary cross-entropy on p(Pass | x, S), Algorithm 2, line 11: one step an item.
 
-    Yields the figures of each step, of the whole batch over all ranks: {"step" (from 1), "loss", "correct" (share decided
-    rightly at p = 0.5, before the step), "grad_norm", "lr", "skipped" (1 if loss or gradient were not finite)}. A run that
-    was cut off goes on with first_step, given the weights and the optimiser of that moment; last_step ends it early.
-    `batch_size` counts labels over all ranks; `token_budget` bounds the padded tokens of a micro-batch and does not change
-    the result. Under several ranks `module` must be sharded by grpo.shard.
+    Yields the figures of each step, of the whole batch over all ranks: {"step" (from 1), "loss", "correct"
+    (share decided rightly at p = 0.5, before the step), "grad_norm", "lr", "skipped" (1 if loss or gradient
+    were not finite)}. A run that was cut off goes on with first_step, given the weights and the optimiser of
+    that moment; last_step ends it early. `batch_size` counts labels over all ranks; `token_budget` bounds the
+    padded tokens of a micro-batch and does not change the result. Under several ranks `module` must be
+    sharded by grpo.shard.
     """
-    import grpo
-
     two = verdict_ids(tokenizer, words)
     rows = [encode(tokenizer, x, x.plan, k) for x in labels]
     steps = schedule(len(labels), epochs, batch_size, seed)[:last_step]

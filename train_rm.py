@@ -2,20 +2,23 @@
 
     python train_rm.py --model Qwen/Qwen3.5-0.8B --run Qwen3.5-2B          # -> runs/Qwen3.5-2B/gate/final
 
-Labels are JSON lines {"problem_id", "statement", "plan", "label", "kind"} (teacher.py labels makes them). One pool is split
-by problem, a fifth held out; both sides are balanced by label and problem. The gate learns p(Pass | x, S) by binary
-cross-entropy; then it must pass Appendix D's thresholds on the held-out labels, all of them at tau. If it does not, the
-command ends with status 3, and what it wrote is marked so that no stage will load it. A run that was killed goes on from its
-newest checkpoint; a finished one is not done again.
+Labels are JSON lines {"problem_id", "statement", "plan", "label", "kind"} (teacher.py labels makes them). One
+pool is split by problem, a fifth held out; both sides are balanced by label and problem. The gate learns
+p(Pass | x, S) by binary cross-entropy; then it must pass Appendix D's thresholds on the held-out labels, all
+of them at tau. If it does not, the command ends with status 3, and what it wrote is marked so that no stage
+will load it. A run that was killed goes on from its newest checkpoint; a finished one is not done again.
 
-`final/` is the gate, gate.json (tau, figures, verdict) and the labels it was trained and measured on, which is what the gate
-refresh of stage 5 starts from.
+`final/` is the gate, gate.json (tau, figures, verdict) and the labels it was trained and measured on, which
+is what the gate refresh of stage 5 starts from.
 
 Where the paper is silent, we chose:
- 1. Learning rate 1e-5, 3 epochs, 32 labels a step; warm-up over a twentieth of the steps, then linearly down; no decay.
+ 1. Learning rate 1e-5, 3 epochs, 32 labels a step; warm-up over a twentieth of the steps, then linearly down;
+    no decay.
  2. Early stopping (Table 10): of the epochs' ends, the one with the highest held-out AUC is the gate.
- 3. Early stopping, tau (when chosen) and acceptance use the same held-out labels, as in Table 10; the figures flatter a little.
- 4. The figures are measured on the written checkpoint in the precision in which the later stages use it (bf16 on a GPU).
+ 3. Early stopping, tau (when chosen) and acceptance use the same held-out labels, as in Table 10; the figures
+    flatter a little.
+ 4. The figures are measured on the written checkpoint in the precision in which the later stages use it (bf16
+    on a GPU).
 """
 
 import argparse
@@ -44,7 +47,7 @@ REFUSED = 3                 # exit status of a gate that was not accepted
 STOPPED = 143               # exit status after SIGTERM, as a shell reports it
 
 
-# ------------------------------------------------------------------------------------------------ labels
+# ---------------------------------------------------------------------------------------- labels
 
 def load_pools(args: argparse.Namespace) -> tuple[list[Label], list[Label]]:
     """The whole training side of the labels, and the balanced held-out ones."""
@@ -52,7 +55,8 @@ def load_pools(args: argparse.Namespace) -> tuple[list[Label], list[Label]]:
         args.labels, args.val = "corpora/labels_train.jsonl", args.val or "corpora/labels_val.jsonl"
     for path in filter(None, (args.labels, args.val)):
         if not Path(path).is_file():
-            raise FileNotFoundError(f"no gate labels at {path}: make them with `python teacher.py labels`, or pass --labels FILE")
+            raise FileNotFoundError(f"no gate labels at {path}: make them with `python teacher.py labels`, "
+                                    f"or pass --labels FILE")
     problems = {p.id: p for p in data.load_problems(args.problems)} if args.problems else {}
     train = gate.load_labels(args.labels, problems)
     if args.val:
@@ -60,29 +64,31 @@ def load_pools(args: argparse.Namespace) -> tuple[list[Label], list[Label]]:
         shared = {x.statement for x in train} & {x.statement for x in val}
         if shared:
             problem_id = next(x.problem_id for x in val if x.statement in shared)
-            raise ValueError(f"{len(shared)} problems are in both {args.labels} and {args.val}, {problem_id!r} among them: "
-                             f"held-out labels must be of other problems; leave --val out to have one pool split")
+            raise ValueError(f"{len(shared)} problems are in both {args.labels} and {args.val}, one is "
+                             f"{problem_id!r}: leave --val out to have one pool split by problem")
     else:
         train, val = gate.split(train, args.val_share, args.seed)
         if not train or not val:
-            raise ValueError(f"{args.labels} holds too few problems to hold out a share of {args.val_share}: pass --val")
+            raise ValueError(f"{args.labels} has too few problems to hold out a share of {args.val_share} of "
+                             f"them: pass held-out labels by --val")
     return train, gate.balance(val, args.seed)
 
 
 def rare_kinds(labels: list[Label]) -> list[str]:
     """Kinds of fault that make up less than a tenth of the negatives, each with its share."""
     count = Counter(x.kind for x in labels if not x.label)
-    kinds = {fault for fault in prompts.FAULTS if fault != "parse"} | set(count)       # a plan without parse is never scored
+    kinds = set(prompts.FAULTS) - {"parse"} | set(count)        # a plan that does not parse has J = 0 anyway
     shares = {kind: count[kind] / count.total() for kind in sorted(kinds)}
     return [f"{kind} {share:.0%}" for kind, share in shares.items() if share < MIN_KIND_SHARE]
 
 
-# ------------------------------------------------------------------------------------------------ what is printed
+# ---------------------------------------------------------------------------------------- what is printed
 
 def measure(judge: Gate | RuleGate, labels: list[Label], tau: float) -> dict:
     """Acceptance figures and the recall of each kind."""
     p = judge.p_pass([(x, x.plan) for x in labels])
-    return gate.acceptance(p, [x.label for x in labels], tau) | {"kinds": gate.recall_per_kind(p, labels, tau)}
+    kinds = gate.recall_per_kind(p, labels, tau)
+    return gate.acceptance(p, [x.label for x in labels], tau) | {"kinds": kinds}
 
 
 def table(learned: dict, rules: dict) -> str:
@@ -103,12 +109,12 @@ def verdict(folder: Path, say: bool) -> int:
     if say and figures["accepted"]:
         print(f"gate accepted: {folder}")
     elif say:
-        print(f"gate NOT accepted: {'; '.join(figures['failed'])}. No stage will load {folder}; train again with --fresh and "
-              f"more or cleaner labels", file=sys.stderr)
+        print(f"gate NOT accepted: {'; '.join(figures['failed'])}. No stage will load {folder}; train again "
+              f"with --fresh and more or cleaner labels", file=sys.stderr)
     return 0 if figures["accepted"] else REFUSED
 
 
-# ------------------------------------------------------------------------------------------------ command
+# ---------------------------------------------------------------------------------------- command
 
 def tau_or_auto(text: str) -> float | str:
     if text == "auto":
@@ -125,29 +131,29 @@ def tau_or_auto(text: str) -> float | str:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Stage 2: the validity gate.")
     common.add_common_flags(parser)
-    group = parser.add_argument_group("data")
-    group.add_argument("--labels", metavar="FILE", help="gate labels (default: corpora/labels_train.jsonl, labels_val.jsonl)")
-    group.add_argument("--val", metavar="FILE", help="held-out gate labels (default: split --labels by problem)")
-    group.add_argument("--val-share", type=float, default=0.2, help="of the problems, held out (default %(default)s)")
-    group.add_argument("--num-strategies", type=int, default=4, help="K, strategies a tuple (default %(default)s)")
-    group.add_argument("--prompts", metavar="FILE", help="JSON {name: text} of prompts to use instead of ours")
-    group = parser.add_argument_group("training")
-    group.add_argument("--tau", type=tau_or_auto, default=gate.TAU, metavar="X|auto", help="a tuple is accepted from p(Pass) = tau "
-                       f"on; auto: the largest with a held-out recall of {gate.RECALL} (default %(default)s)")
-    group.add_argument("--epochs", type=int, default=3, help="(default %(default)s; ours, the paper gives none)")
-    group.add_argument("--batch-size", type=int, default=32, help="labels a step, all ranks (default %(default)s; ours)")
-    group.add_argument("--lr", type=float, default=1e-5, help="peak learning rate (default %(default)s; ours)")
-    group.add_argument("--max-grad-norm", type=float, default=1.0, help="0: no clipping (default %(default)s)")
-    group.add_argument("--token-budget", type=int, default=16384, help="padded tokens a micro-batch (default %(default)s)")
-    group.add_argument("--dtype", choices=("auto", "bf16", "fp32"), default="auto", help="compute; auto: bf16 on a GPU")
-    group.add_argument("--checkpointing", action="store_true", help="recompute activations block by block: less memory")
-    group.add_argument("--save-every", type=int, default=50, help="steps between checkpoints (default %(default)s)")
+    add = parser.add_argument_group("data").add_argument
+    add("--labels", metavar="FILE", help="gate labels (default: corpora/labels_train.jsonl and _val.jsonl)")
+    add("--val", metavar="FILE", help="held-out gate labels (default: split --labels by problem)")
+    add("--val-share", type=float, default=0.2, help="of the problems, held out (default %(default)s)")
+    add("--num-strategies", type=int, default=4, help="K, strategies a tuple (default %(default)s)")
+    add("--prompts", metavar="FILE", help="JSON {name: text} of prompts to use instead of ours")
+    add = parser.add_argument_group("training").add_argument
+    add("--tau", type=tau_or_auto, default=gate.TAU, metavar="X|auto", help="accepted is p(Pass) >= tau; "
+        f"auto: the largest with a held-out recall of {gate.RECALL} (default %(default)s)")
+    add("--epochs", type=int, default=3, help="(default %(default)s; ours, the paper gives none)")
+    add("--batch-size", type=int, default=32, help="labels a step, all ranks (default %(default)s; ours)")
+    add("--lr", type=float, default=1e-5, help="peak learning rate (default %(default)s; ours)")
+    add("--max-grad-norm", type=float, default=1.0, help="0: no clipping (default %(default)s)")
+    add("--token-budget", type=int, default=16384, help="padded tokens a micro-batch (default %(default)s)")
+    add("--dtype", choices=("auto", "bf16", "fp32"), default="auto", help="compute; auto: bf16 on a GPU")
+    add("--checkpointing", action="store_true", help="recompute activations block by block: less memory")
+    add("--save-every", type=int, default=50, help="steps between checkpoints (default %(default)s)")
     return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> int:
     with common.explain():
-        # ------------------------------------------------------------------------------------------ setup
+        # -------------------------------------------------------------------------------- setup
         for flag in ("num_strategies", "epochs", "batch_size", "token_budget", "save_every"):
             if getattr(args, flag) < 1:
                 raise ValueError(f"--{flag.replace('_', '-')} must be at least 1, not {getattr(args, flag)}")
@@ -157,29 +163,28 @@ def main(args: argparse.Namespace) -> int:
         say = print if ranks.main else (lambda *_, **__: None)
         stop = common.stop_flag()
         folder = common.run_folder(args.model, args.run, args.seed) / "gate"
-        if args.fresh and ranks.main and folder.exists():
-            common.remove(folder)
-        ranks.barrier()
-        if (folder / "final" / "gate.json").exists():
+        if not args.fresh and (folder / "final" / "gate.json").exists():
             say(f"{folder / 'final'} is there already (--fresh does the stage again)")
             return verdict(folder / "final", ranks.main)
         if args.prompts:
             prompts.load(args.prompts)
 
-        # ------------------------------------------------------------------------------------------ data
+        # -------------------------------------------------------------------------------- data
         pool, val = load_pools(args)
         train = gate.balance(pool, args.seed)
         rare = rare_kinds(train)
         if rare:
-            say(f"WARNING: less than {MIN_KIND_SHARE:.0%} of the negatives are {', '.join(rare)}: the gate will hardly know "
-                f"that fault", file=sys.stderr)
+            say(f"WARNING: less than {MIN_KIND_SHARE:.0%} of the negatives are {', '.join(rare)}: the gate "
+                f"will hardly know that fault", file=sys.stderr)
         steps_per_epoch = math.ceil(len(train) / args.batch_size)
         num_steps = min(steps_per_epoch * args.epochs, args.steps or sys.maxsize)
 
-        # ------------------------------------------------------------------------------------------ model
+        # -------------------------------------------------------------------------------- model
         compute = {"bf16": torch.bfloat16, "fp32": torch.float32,
                    "auto": torch.bfloat16 if ranks.device.type == "cuda" else torch.float32}[args.dtype]
         start = model.find(args.model, args.revision)
+        if start.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"--model {start} lies in {folder}, which this stage writes: name another --run")
         tokenizer = AutoTokenizer.from_pretrained(start)
         module = model.load(start, torch.float32)
         module.checkpointing = args.checkpointing
@@ -188,26 +193,26 @@ def main(args: argparse.Namespace) -> int:
         module = grpo.shard(module, compute, ranks.device)
         optimizer = grpo.make_optimizer(module, args.lr)
         judge = Gate(module, tokenizer, k=args.num_strategies, token_budget=args.token_budget)
+        if args.fresh and ranks.main and folder.exists():   # now that nothing is left to complain about
+            common.remove(folder)
+        ranks.barrier()
         newest = common.newest_checkpoint(folder)
         state = (common.load_checkpoint(newest, module, optimizer) if newest else
                  {"step": 0, "skipped": 0, "best_auc": -1.0, "best_step": 0, "logs": {}})
         log = common.Log(folder, state["logs"], ranks)
         if ranks.main:
-            common.write_config(folder, args, {"num_train": len(train), "num_val": len(val), "rare_kinds": rare},
-                                {"model": start, "labels": args.labels} | ({"val": args.val} if args.val else {}))
-        say(f"{len(train)} balanced labels of {len(pool)}, {len(val)} held out; {num_steps} steps, starting from "
-            f"{newest or args.model}")
+            counts = {"num_train": len(train), "num_val": len(val), "rare_kinds": rare}
+            files = {"model": start, "labels": args.labels} | ({"val": args.val} if args.val else {})
+            common.write_config(folder, args, counts, files)
+        say(f"{len(train)} balanced labels of {len(pool)}, {len(val)} held out; {num_steps} steps, starting "
+            f"from {newest or args.model}")
 
-    def publish(name: str) -> None:
-        with common.published(folder / name) if ranks.main else nullcontext(folder) as aside:
-            model.save(module, aside, tokenizer)           # every rank brings its shards, the main one writes
-        ranks.barrier()
-
-    # ---------------------------------------------------------------------------------------------- loop
+    # ------------------------------------------------------------------------------------ loop
     started = time.perf_counter()
-    for metrics in gate.fit(module, tokenizer, train, optimizer, k=args.num_strategies, epochs=args.epochs, lr=args.lr,
-                            batch_size=args.batch_size, max_grad_norm=args.max_grad_norm, seed=args.seed,
-                            token_budget=args.token_budget, first_step=state["step"], last_step=num_steps):
+    for metrics in gate.fit(module, tokenizer, train, optimizer, k=args.num_strategies, epochs=args.epochs,
+                            batch_size=args.batch_size, lr=args.lr, max_grad_norm=args.max_grad_norm,
+                            seed=args.seed, token_budget=args.token_budget, first_step=state["step"],
+                            last_step=num_steps):
         state["step"], state["skipped"] = metrics["step"], state["skipped"] + 1 if metrics["skipped"] else 0
         finished = state["step"] == num_steps
         epoch_ends = finished or state["step"] % steps_per_epoch == 0
@@ -216,28 +221,32 @@ def main(args: argparse.Namespace) -> int:
             metrics["val_auc"] = gate.auc(p, [x.label for x in val])
             if metrics["val_auc"] > state["best_auc"]:
                 state["best_auc"], state["best_step"] = metrics["val_auc"], state["step"]
-                publish("best")
+                with common.published(folder / "best") if ranks.main else nullcontext(folder) as aside:
+                    model.save(module, aside, tokenizer)   # every rank brings its shards, the main one writes
         seconds, started = time.perf_counter() - started, time.perf_counter()
         log.write("metrics", metrics | {"seconds": seconds})
-        say(f"step {metrics['step']:>4}/{num_steps}  loss {metrics['loss']:.4f}  right {metrics['correct']:.0%}  "
-            f"|g| {metrics['grad_norm']:.2f}  lr {metrics['lr']:.1e}  {seconds:.1f} s"
+        say(f"step {metrics['step']:>4}/{num_steps}  loss {metrics['loss']:.4f}  "
+            f"right {metrics['correct']:.0%}  |g| {metrics['grad_norm']:.2f}  lr {metrics['lr']:.1e}  "
+            f"{seconds:.1f} s"
             + ("  SKIPPED: not finite" if metrics["skipped"] else "")
             + (f"  held-out AUC {metrics['val_auc']:.3f}" if epoch_ends else ""), flush=True)
 
         if state["skipped"] == MAX_SKIPPED:
-            say(f"error: {MAX_SKIPPED} steps in a row had a non-finite loss or gradient; lower --lr", file=sys.stderr)
+            say(f"error: {MAX_SKIPPED} steps in a row had a non-finite loss or gradient; lower --lr",
+                file=sys.stderr)
             return 1
         stopped = ranks.any(stop()) and not finished
         if stopped or epoch_ends or state["step"] % args.save_every == 0:
-            common.save_checkpoint(folder, state["step"], module, optimizer, {**state, "logs": log.offsets()}, args.keep)
+            extra = {**state, "logs": log.offsets()}
+            common.save_checkpoint(folder, state["step"], module, optimizer, extra, args.keep)
         if stopped:
             say(f"stopped after step {state['step']}; the same command goes on from there")
             return STOPPED
 
-    # ---------------------------------------------------------------------------------------------- acceptance
+    # ------------------------------------------------------------------------------------ acceptance
     if ranks.main:
-        judge = Gate(model.load(str(folder / "best"), compute, ranks.device), tokenizer, k=args.num_strategies,
-                     token_budget=args.token_budget)
+        best = model.load(folder / "best", compute, ranks.device)
+        judge = Gate(best, tokenizer, k=args.num_strategies, token_budget=args.token_budget)
         judge.tau = args.tau
         if args.tau == "auto":
             judge.tau = gate.choose_tau(judge.p_pass([(x, x.plan) for x in val]), [x.label for x in val])
@@ -247,7 +256,8 @@ def main(args: argparse.Namespace) -> int:
         print(f"AUC above the rule gate's by {learned['auc'] - rules['auc']:.3f}")
         gate.save_labels(folder / "best" / "labels_train.jsonl", pool)
         gate.save_labels(folder / "best" / "labels_val.jsonl", val)
-        gate.write_card(folder / "best", judge, learned, rule_gate=rules, base=args.model, step=state["best_step"])
+        gate.write_card(folder / "best", judge, learned, rule_gate=rules, base=args.model,
+                        step=state["best_step"])
         common.publish(folder / "best", folder / "final")
     ranks.barrier()
     return verdict(folder / "final", ranks.main)

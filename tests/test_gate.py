@@ -33,7 +33,7 @@ def scored(n: int, seed: int, values: int) -> tuple[list[float], list[int]]:
     return p, [1, 0, *labels[2:]]
 
 
-# ------------------------------------------------------------------------------------------------ figures
+# ---------------------------------------------------------------------------------------- figures
 
 @pytest.mark.parametrize("values", [1, 2, 7, 1000])
 def test_auc_is_the_share_of_pairs_in_the_right_order_a_tie_counting_half(values):
@@ -56,16 +56,18 @@ def test_each_roc_point_is_what_its_tau_accepts():
     p, labels = scored(50, 4, 6)
     for tau, false_rate, recall in gate.roc(p, labels):
         figures = gate.acceptance(p, labels, tau)
-        assert (figures["recall"], 1 - figures["specificity"]) == pytest.approx((recall, false_rate), abs=1e-12)
+        assert figures["recall"] == pytest.approx(recall, abs=1e-12)
+        assert 1 - figures["specificity"] == pytest.approx(false_rate, abs=1e-12)
 
 
 def test_acceptance_worked_by_hand():
-    """tau 0.5 keeps three of four positives and one of four negatives; of 16 pairs 13 are in order and one is a tie."""
+    """tau 0.5 keeps three of four positives and one of four negatives; of 16 pairs 13 are in order and one is
+    a tie."""
     p, labels = [0.9, 0.8, 0.5, 0.1, 0.7, 0.4, 0.1, 0.0], [1, 1, 1, 1, 0, 0, 0, 0]
     figures = gate.acceptance(p, labels, 0.5)
     pairs_in_order = 4 + 4 + 3 + 1.5                 # 0.9 and 0.8 beat all four, 0.5 three, 0.1 one and a tie
     assert figures["auc"] == pairs_in_order / 16
-    assert figures["recall"] == figures["specificity"] == figures["balanced_accuracy"] == figures["precision"] == 0.75
+    assert {figures[x] for x in ("recall", "specificity", "balanced_accuracy", "precision")} == {0.75}
     assert figures["accepted"] and figures["failed"] == []
     assert (figures["positives"], figures["negatives"], figures["tau"]) == (4, 4, 0.5)
 
@@ -73,9 +75,9 @@ def test_acceptance_worked_by_hand():
 @pytest.mark.parametrize("p, tau, failed", [
     ([.9, .8, .7, .6, .5, .4], 0.65, []),                             # in order: every figure is 1
     ([.9, .8, .1, .6, .5, .4], 0.65, ["auc"]),                        # recall 2/3, precision 1
-    ([.9, .8, .7, .6, .5, .4], 0.95, ["balanced_accuracy", "precision", "recall"]),     # nothing is accepted
-    ([.9, .8, .7, .6, .5, .4], 0.45, ["balanced_accuracy", "precision"]),               # 3 of 3, and 2 of 3 wrongly
-    ([.9, .5, .4, .8, .3, .2], 0.6, ["balanced_accuracy", "precision", "recall"]),      # 1 of 3, and 1 of 3 wrongly
+    ([.9, .8, .7, .6, .5, .4], 0.95, ["balanced_accuracy", "precision", "recall"]),     # accepts nothing
+    ([.9, .8, .7, .6, .5, .4], 0.45, ["balanced_accuracy", "precision"]),               # 3 of 3, 2 of 3
+    ([.9, .5, .4, .8, .3, .2], 0.6, ["balanced_accuracy", "precision", "recall"]),      # 1 of 3, 1 of 3
 ])
 def test_each_threshold_of_appendix_d_refuses_by_itself(p, tau, failed):
     figures = gate.acceptance(p, [1, 1, 1, 0, 0, 0], tau)
@@ -115,29 +117,32 @@ def test_recall_per_kind_counts_positives_kept_and_negatives_caught():
     labels = [Label("a", "x", "p", 1), Label("b", "x", "p", 1), Label("a", "x", "p", 0, "leak"),
               Label("b", "x", "p", 0, "leak"), Label("c", "x", "p", 0, "vague")]
     assert gate.recall_per_kind([0.9, 0.1, 0.2, 0.1, 0.6], labels, 0.5) == {
-        "positive": {"count": 2, "recall": 0.5}, "leak": {"count": 2, "recall": 1.0}, "vague": {"count": 1, "recall": 0.0}}
+        "positive": {"count": 2, "recall": 0.5}, "leak": {"count": 2, "recall": 1.0},
+        "vague": {"count": 1, "recall": 0.0}}
 
 
 def test_the_joint_table_gives_the_shares_and_the_solve_rates_of_section_4_4():
     table = gate.joint_table([0.9, 0.8, 0.2, 0.1, 0.1], [1, 0, 1, 0, 0], 0.5)
-    assert {k: table[k] for k in ("accepted_solved", "accepted_failed", "rejected_solved", "rejected_failed")} == {
-        "accepted_solved": 0.2, "accepted_failed": 0.2, "rejected_solved": 0.2, "rejected_failed": 0.4}
-    assert table["solved_given_accepted"] == 0.5 and table["solved_given_rejected"] == 1 / 3
+    assert table == {"accepted_solved": 0.2, "accepted_failed": 0.2, "rejected_solved": 0.2,
+                     "rejected_failed": 0.4, "solved_given_accepted": 0.5, "solved_given_rejected": 1 / 3,
+                     "tuples": 5}
     assert gate.joint_table([0.9], [1], 0.5)["solved_given_rejected"] is None
 
 
-# ------------------------------------------------------------------------------------------------ labels
+# ---------------------------------------------------------------------------------------- labels
 
 def pool(spec: dict[str, tuple[int, dict[str, int]]]) -> list[Label]:
     """{problem: (positives, {kind: negatives})}"""
     return [Label(q, f"statement {q}", f"{q} plan {i}", z, kind)
-            for q, (n, kinds) in spec.items()
-            for z, kind, i in [*((1, "", i) for i in range(n)), *((0, k, i) for k, m in kinds.items() for i in range(m))]]
+            for q, (positives, negatives) in spec.items()
+            for z, kind, n in [(1, "", positives), *((0, kind, n) for kind, n in negatives.items())]
+            for i in range(n)]
 
 
 def test_balancing_gives_every_problem_as_many_pass_as_fail():
     rng = random.Random(0)
-    labels = pool({f"q{i}": (rng.randint(1, 3), {"leak": rng.randint(1, 3), "vague": rng.randint(0, 2)}) for i in range(40)})
+    labels = pool({f"q{i}": (rng.randint(1, 3), {"leak": rng.randint(1, 3), "vague": rng.randint(0, 2)})
+                   for i in range(40)})
     chosen = gate.balance(labels, seed=1)
     sides = Counter((x.problem_id, x.label) for x in chosen)
     for q in {x.problem_id for x in labels}:
@@ -147,7 +152,8 @@ def test_balancing_gives_every_problem_as_many_pass_as_fail():
 
 
 def test_problems_with_one_label_only_are_matched_with_each_other_a_round_at_a_time():
-    labels = pool({"a": (3, {}), "b": (1, {}), "c": (0, {"leak": 9}), "d": (0, {"vague": 1}), "e": (0, {"leak": 1})})
+    labels = pool({"a": (3, {}), "b": (1, {}),
+                   "c": (0, {"leak": 9}), "d": (0, {"vague": 1}), "e": (0, {"leak": 1})})
     chosen = gate.balance(labels)
     assert Counter(x.label for x in chosen) == {1: 4, 0: 4}
     assert Counter(x.problem_id for x in chosen) == {"a": 3, "b": 1, "c": 2, "d": 1, "e": 1}
@@ -177,7 +183,8 @@ def test_the_split_is_by_problem_near_its_share_and_stable_when_the_pool_grows()
 
 
 def test_labels_survive_a_file(tmp_path):
-    labels = [Label("a", "say {x} \"ü\"", "A: b\nB: c", 1), Label("7", "s", "A: d", 0, "leak", "def f():", "f")]
+    labels = [Label("a", "say {x} \"ü\"", "A: b\nB: c", 1),
+              Label("7", "s", "A: d", 0, "leak", "def f():", "f")]
     gate.save_labels(tmp_path / "x.jsonl", labels)
     assert gate.load_labels(tmp_path / "x.jsonl") == labels
 
@@ -202,16 +209,17 @@ def test_a_label_without_a_statement_takes_that_of_its_problem(tmp_path):
     path = tmp_path / "labels.jsonl"
     path.write_text('{"problem_id": "a", "plan": "p", "label": 0}\n')
     problem = Label("a", "from the pool", "", 0, starter_code="def f():", fn_name="f")
-    assert gate.load_labels(path, {"a": problem}) == [Label("a", "from the pool", "p", 0, "negative", "def f():", "f")]
+    assert gate.load_labels(path, {"a": problem}) == [
+        Label("a", "from the pool", "p", 0, "negative", "def f():", "f")]
 
 
-# ------------------------------------------------------------------------------------------------ the rule gate
+# ---------------------------------------------------------------------------------------- the rule gate
 
 @pytest.mark.parametrize("plan, p", [
     ("A: Sort them.\nB: Count each.\nC: Use a heap.\nD: Scan once.", 1.0),
     ("A: Sort them.\nB: Count each.\nC: Use a heap.", 0.0),                          # three methods
     ("A: Sort them.\nB: sort them\nC: Use a heap.\nD: Scan once.", 0.0),             # a literal duplicate
-    ("A: Sort them.\nB: Order the items.\nC: Use a heap.\nD: Scan once.", 1.0),      # in other words: it cannot see that
+    ("A: Sort them.\nB: Order the items.\nC: Use a heap.\nD: Scan once.", 1.0),      # one in other words
     ("A: print(sum(a))\nB: Count each.\nC: Use a heap.\nD: Scan once.", 0.0),        # code
     ("", 0.0),
 ])
@@ -220,7 +228,7 @@ def test_the_rule_gate_sees_the_visible_contract_and_no_more(plan, p):
     assert g.p_pass([(Label("a", "s", plan, 1), plan)]) == [p] and (p >= g.tau) == bool(p)
 
 
-# ------------------------------------------------------------------------------------------------ micro-batches, schedule
+# ---------------------------------------------------------------------------------------- batches, schedule
 
 def test_micro_batches_hold_every_row_once_within_the_budget():
     rng = random.Random(0)
@@ -248,7 +256,7 @@ def test_the_learning_rate_warms_up_and_comes_down_and_is_never_zero():
     assert gate.learning_rate(0, 1, 1.0) == 1.0
 
 
-# ------------------------------------------------------------------------------------------------ p(Pass | x, S)
+# ---------------------------------------------------------------------------------------- p(Pass | x, S)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -258,7 +266,8 @@ def folder(tmp_path_factory):
 def pairs(n: int, seed: int = 0) -> list[tuple[Label, str]]:
     """Statements and plans of very different lengths."""
     rng = random.Random(seed)
-    labels = [Label(f"q{i}", "word " * rng.randint(1, 30), "A: " + "step " * rng.randint(1, 30), i % 2) for i in range(n)]
+    labels = [Label(f"q{i}", "word " * rng.randint(1, 30), "A: " + "step " * rng.randint(1, 30), i % 2)
+              for i in range(n)]
     return [(x, x.plan) for x in labels]
 
 
@@ -266,7 +275,8 @@ def pairs(n: int, seed: int = 0) -> list[tuple[Label, str]]:
 def test_p_pass_is_the_softmax_of_transformers_logits_over_the_two_verdict_tokens(tmp_path, maker):
     maker(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    theirs, two = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32), gate.verdict_ids(tokenizer)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    two = gate.verdict_ids(tokenizer)
     assert [tokenizer.decode([i])[0] for i in two] == ["P", "F"]
     expected = []
     for problem, plan in pairs(5):
@@ -288,9 +298,10 @@ def test_p_pass_does_not_depend_on_how_the_pairs_are_batched_and_keeps_their_ord
 def test_the_gate_judges_the_plan_without_its_thought(folder):
     judge = Gate(model.load(folder), AutoTokenizer.from_pretrained(folder))
     problem = Label("q", "Sum.", "", 1)
-    bare, thought, open_thought = "A: Sort them.", "<think>\nHm.\n</think>\n\nA: Sort them.", "<think>\nA: Sort them."
-    p = judge.p_pass([(problem, bare), (problem, thought), (problem, open_thought), (problem, "")])
-    assert p[0] == pytest.approx(p[1], rel=1e-5) and p[2] == pytest.approx(p[3], rel=1e-5) and p[0] != pytest.approx(p[2])
+    plans = "A: Sort them.", "<think>\nHm.\n</think>\n\nA: Sort them.", "<think>\nA: Sort them.", ""
+    bare, after_thought, in_thought, empty = judge.p_pass([(problem, plan) for plan in plans])
+    assert after_thought == pytest.approx(bare, rel=1e-5) and in_thought == pytest.approx(empty, rel=1e-5)
+    assert bare != pytest.approx(empty, rel=1e-4)
 
 
 def test_a_folder_without_gate_json_is_no_gate(folder):
@@ -303,15 +314,16 @@ def test_verdict_words_that_begin_with_one_token_are_refused(folder):
         gate.verdict_ids(AutoTokenizer.from_pretrained(folder), ("Pass", "Pity"))
 
 
-# ------------------------------------------------------------------------------------------------ training
+# ---------------------------------------------------------------------------------------- training
 
 def test_fit_s_loss_is_the_cross_entropy_of_p_and_its_gradient_that_of_one_batch(folder, runs):
     """Whatever the token budget; p(1 - p) and the rest are left to autograd on the plain formula."""
     prompts.load("prompts.json")
     tokenizer, labels = AutoTokenizer.from_pretrained(folder), [x for x, _ in pairs(4)]
     module = model.load(folder, dtype=torch.float64)
-    p = torch.cat([gate.margin(module, [gate.encode(tokenizer, x, x.plan, 4)], gate.verdict_ids(tokenizer)).sigmoid()
-                   for x in labels])
+    two = gate.verdict_ids(tokenizer)
+    rows = [gate.encode(tokenizer, x, x.plan, 4) for x in labels]
+    p = torch.cat([gate.margin(module, [row], two).sigmoid() for row in rows])
     z = torch.tensor([x.label for x in labels])
     plain = -(z * p.log() + (1 - z) * (1 - p).log()).mean()
     plain.backward()
@@ -319,26 +331,29 @@ def test_fit_s_loss_is_the_cross_entropy_of_p_and_its_gradient_that_of_one_batch
     norm = torch.cat([g.flatten() for g in expected.values()]).norm()
     for budget in (1, 10 ** 6):
         module = model.load(folder, dtype=torch.float64)
-        still = torch.optim.SGD(module.parameters(), lr=1.0)       # one step of SGD moves the weights by their gradient
+        sgd = torch.optim.SGD(module.parameters(), lr=1.0)      # a step moves the weights by their gradient
         before = {n: w.detach().clone() for n, w in module.named_parameters()}
-        [step] = gate.fit(module, tokenizer, labels, still, epochs=1, batch_size=4, lr=1.0, max_grad_norm=0, token_budget=budget)
+        [step] = gate.fit(module, tokenizer, labels, sgd, epochs=1, batch_size=4, lr=1.0, max_grad_norm=0,
+                          token_budget=budget)
         assert step["loss"] == pytest.approx(plain.item(), rel=1e-9)
         assert step["correct"] == pytest.approx(((p > 0.5) == (z > 0)).double().mean().item())
-        off = torch.cat([(before[n] - w.detach() - expected[n]).flatten() for n, w in module.named_parameters()])
-        assert off.norm() < 1e-9 * norm
+        off = [(before[n] - w.detach() - expected[n]).flatten() for n, w in module.named_parameters()]
+        assert torch.cat(off).norm() < 1e-9 * norm
 
 
 def easy(n: int, seed: int) -> list[Label]:
     """Passes if it says `sort`; fails, in one of the four ways, if it says `code`."""
     rng = random.Random(seed)
     kinds = ["duplicate", "leak", "vague", "off_topic"]
-    return [Label(f"{seed}/q{i}", f"Problem {i} of {seed}.", f"{rng.randint(10, 99)} {word} {rng.randint(10, 99)}", z, kind)
+    number = lambda: rng.randint(10, 99)
+    return [Label(f"{seed}/q{i}", f"Problem {i} of {seed}.", f"{number()} {word} {number()}", z, kind)
             for i in range(n) for z, word, kind in ((1, "sort", ""), (0, "code", kinds[i % 4]))]
 
 
 @pytest.fixture
 def runs(tmp_path, monkeypatch):
-    """A working folder of its own with short prompts; afterwards no process group and no signal handler are left."""
+    """A working folder of its own with short prompts; afterwards no process group and no signal handler are
+    left."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(prompts, "TEMPLATES", dict(prompts.TEMPLATES))
     Path("prompts.json").write_text(json.dumps({"gate": "{plan}"}))
@@ -353,8 +368,9 @@ def runs(tmp_path, monkeypatch):
 
 def train(folder: Path, *more: str) -> int:
     return train_rm.main(train_rm.parse_args(
-        ["--model", str(folder), "--run", "r", "--labels", "train.jsonl", "--val", "val.jsonl", "--prompts", "prompts.json",
-         "--device", "cpu", "--batch-size", "8", "--epochs", "5", "--lr", "2e-3", *more]))
+        ["--model", str(folder), "--run", "r", "--labels", "train.jsonl", "--val", "val.jsonl",
+         "--prompts", "prompts.json", "--device", "cpu", "--batch-size", "8", "--epochs", "5", "--lr", "2e-3",
+         *more]))
 
 
 def metrics(stage: Path) -> list[dict]:
@@ -368,8 +384,9 @@ def test_a_gate_that_learned_is_accepted_and_loads_and_says_what_it_is(folder, r
     said = capsys.readouterr().out
     final = runs / "runs/r/gate/final"
     card = json.loads((final / "gate.json").read_text())
-    assert "gate accepted" in said and "caught: off_topic (2)" in said and "AUC above the rule gate's by" in said
-    assert card["accepted"] and card["metrics"]["auc"] > 0.95 and card["verdict_words"] == ["Pass", "Fail"] and card["k"] == 4
+    assert "gate accepted" in said and "caught: off_topic (2)" in said and "above the rule gate's by" in said
+    assert card["accepted"] and card["metrics"]["auc"] > 0.95
+    assert card["verdict_words"] == ["Pass", "Fail"] and card["k"] == 4
     assert card["rule_gate"]["auc"] == 0.5                            # no plan of these parses
     judge, val = Gate.load(final), gate.load_labels(final / "labels_val.jsonl")
     p = judge.p_pass([(x, x.plan) for x in val])
@@ -387,8 +404,8 @@ def test_a_gate_that_learned_is_accepted_and_loads_and_says_what_it_is(folder, r
 
 
 def test_a_gate_that_fails_acceptance_ends_with_status_3_and_is_never_loaded(folder, runs, capsys):
-    gate.save_labels("val.jsonl", [Label(x.problem_id, x.statement, x.plan, 1 - x.label, "" if not x.label else "vague")
-                                   for x in easy(10, 2)])             # a judge who says the opposite
+    opposite = [Label(x.problem_id, x.statement, x.plan, 1 - x.label) for x in easy(10, 2)]
+    gate.save_labels("val.jsonl", opposite)
     for _ in range(2):                                                # asked again, it says so again
         assert train(folder, "--steps", "4") == 3
         said = capsys.readouterr().err
@@ -420,7 +437,8 @@ def undisturbed(folder, tmp_path_factory):
 
 
 @pytest.mark.parametrize("how, at", [("crash", 5), ("SIGTERM", 9), ("crash", "acceptance")])
-def test_a_run_cut_off_anywhere_ends_bit_for_bit_like_one_that_was_not(folder, runs, undisturbed, monkeypatch, how, at):
+def test_a_run_cut_off_anywhere_ends_bit_for_bit_like_one_that_was_not(
+        folder, runs, undisturbed, monkeypatch, how, at):
     write, arguments = common.Log.write, ("--epochs", "2", "--save-every", "2")
 
     def cut(self, name, record):
@@ -488,7 +506,8 @@ def test_kinds_of_fault_that_are_rare_or_missing_are_named(folder, runs, capsys)
 def test_one_pool_is_split_by_problem(folder, runs):
     train(folder, "--steps", "1", "--labels", "train.jsonl", "--val", "")
     sides = [gate.load_labels(runs / f"runs/r/gate/final/labels_{side}.jsonl") for side in ("train", "val")]
-    assert sum(map(len, sides)) == 48 and not {x.problem_id for x in sides[0]} & {x.problem_id for x in sides[1]}
+    train_ids, val_ids = ({x.problem_id for x in side} for side in sides)
+    assert sum(map(len, sides)) == 48 and len(train_ids) + len(val_ids) == 24 and not train_ids & val_ids
 
 
 @pytest.mark.parametrize("more, complaint", [

@@ -1,4 +1,5 @@
-"""train_sft.py on tiny checkpoints: what carries loss, what it equals, refusals, resuming, several processes."""
+"""train_sft.py on tiny checkpoints: what carries loss, what it equals, refusals, resuming, several
+processes."""
 
 import json
 import os
@@ -40,7 +41,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def runs(tmp_path, monkeypatch):
-    """A working folder of its own; afterwards no process group, no signal handler and no other prompts are left."""
+    """A working folder of its own; afterwards no process group, no signal handler and no other prompts are
+    left."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(prompts, "TEMPLATES", dict(prompts.TEMPLATES))
     handler = signal.getsignal(signal.SIGTERM)
@@ -53,7 +55,7 @@ def runs(tmp_path, monkeypatch):
 def gold_file(path: Path, n: int, seed: int = 0) -> Path:
     rng = random.Random(seed)
     rows = [{"problem_id": f"q{i}", "statement": f"Problem {i}.", "think": f"Think of {rng.choice(WORDS)}.",
-             "strategies": [f"{w.title()} the {rng.choice(['numbers', 'words'])}." for w in rng.sample(WORDS, 4)]}
+             "strategies": [f"{word.title()} the items." for word in rng.sample(WORDS, 4)]}
             for i in range(n)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -85,7 +87,7 @@ def equal_bits(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-# ------------------------------------------------------------------------------------------------ rows
+# ---------------------------------------------------------------------------------------- rows
 
 PROBLEM = data.Problem("q", "Sum {x} numbers.")
 PLAN = ["Sort them.", "Count each.", "Use a heap.", "Scan once."]
@@ -95,13 +97,15 @@ def test_a_row_is_the_prompt_that_is_sampled_from_then_the_plan_and_the_end_of_t
     tokenizer = AutoTokenizer.from_pretrained(folder)
     row = train_sft.make_row(tokenizer, PROBLEM, "never seen", PLAN, with_think=False)
     assert row.prefix == prompts.encode(tokenizer, prompts.plan(PROBLEM, 4)) and row.start == 0
-    assert tokenizer.decode(row.suffix) == "A: Sort them.\nB: Count each.\nC: Use a heap.\nD: Scan once." + tiny.END
+    plan = "A: Sort them.\nB: Count each.\nC: Use a heap.\nD: Scan once."
+    assert tokenizer.decode(row.suffix) == plan + tiny.END
     assert row.suffix[-1] in rollout.end_ids(model.load(folder), tokenizer)
     assert prompts.parse_plan(tokenizer.decode(row.suffix[:-1]), 4) == PLAN
 
 
 def test_the_end_of_the_turn_is_the_template_s_own_even_where_the_tokenizer_names_another(folder):
-    """Released checkpoints differ in the two (Qwen3.5: 248046 and 248044); the wrong one means plans that never end."""
+    """Released checkpoints differ in the two (Qwen3.5: 248046 and 248044); the wrong one means plans that
+    never end."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     end = tokenizer.convert_tokens_to_ids(tiny.END)
     tokenizer.eos_token = tiny.PAD
@@ -117,11 +121,11 @@ def test_with_think_the_thought_stands_in_the_template_s_think_block_and_is_trai
     tokenizer = AutoTokenizer.from_pretrained(folder)
     with pytest.raises(ValueError, match="no place for a thought"):
         train_sft.make_row(tokenizer, PROBLEM, "Because.", PLAN, with_think=True)
-    tokenizer.chat_template = tiny.TEMPLATE.replace(
-        "{{ m.content }}", "{% if m.reasoning_content %}<think>\n{{ m.reasoning_content }}\n</think>\n\n{% endif %}{{ m.content }}")
+    thought = "{% if m.reasoning_content %}<think>\n{{ m.reasoning_content }}\n</think>\n\n{% endif %}"
+    tokenizer.chat_template = tiny.TEMPLATE.replace("{{ m.content }}", thought + "{{ m.content }}")
     row = train_sft.make_row(tokenizer, PROBLEM, " Because.\n", PLAN, with_think=True)
     text = tokenizer.decode(row.prefix + row.suffix)
-    assert "<think>\nBecause.\n</think>\n\nA: Sort them." in text and text.endswith("D: Scan once." + tiny.END)
+    assert "<think>\nBecause.\n</think>\n\nA: Sort them." in text and text.endswith("Scan once." + tiny.END)
     trained = tokenizer.decode(row.suffix)
     assert "Because." in trained and "Sum {x} numbers." not in trained
     assert prompts.parse_plan(text, 4)[:3] == PLAN[:3]
@@ -129,14 +133,14 @@ def test_with_think_the_thought_stands_in_the_template_s_think_block_and_is_trai
 
 @pytest.mark.parametrize("row, complaint", [
     ("{", "line 2: not JSON"),
-    ({"problem_id": "a", "statement": "s"}, "line 2: a gold tuple is an object"),
-    ({"problem_id": "a", "statement": "s", "strategies": ["x", "y", "z", 4]}, "line 2: a gold tuple is an object"),
-    ({"problem_id": "a", "statement": "s", "strategies": ["x", "y", "z"]}, "line 2: 3 strategies instead of 4"),
-    ({"problem_id": "a", "statement": "s", "strategies": list("vwxyz")}, "line 2: 5 strategies instead of 4"),
-    ({"problem_id": "a", "statement": "s", "strategies": ["x", "y", "", "z"]}, "line 2: written out as a plan"),
-    ({"problem_id": "a", "statement": "s", "strategies": ["x", "y\nsecond line", "w", "z"]}, "line 2: written out as a plan"),
-    ({"problem_id": "a", "statement": "s", "strategies": ["x\nB: y", "y", "w", "z"]}, "line 2: written out as a plan"),
-    ({"problem_id": "a", "statement": "s", "strategies": ["x", "y", "<think>", "z"]}, "line 2: written out as a plan"),
+    ({"statement": "s"}, "line 2: a gold tuple is an object"),
+    ({"statement": "s", "strategies": ["x", "y", "z", 4]}, "line 2: a gold tuple is an object"),
+    ({"statement": "s", "strategies": ["x", "y", "z"]}, "line 2: 3 strategies instead of 4"),
+    ({"statement": "s", "strategies": list("vwxyz")}, "line 2: 5 strategies instead of 4"),
+    ({"statement": "s", "strategies": ["x", "y", "", "z"]}, "line 2: written out as a plan"),
+    ({"statement": "s", "strategies": ["x", "y\nsecond line", "w", "z"]}, "line 2: written out as a plan"),
+    ({"statement": "s", "strategies": ["x\nB: y", "y", "w", "z"]}, "line 2: written out as a plan"),
+    ({"statement": "s", "strategies": ["x", "y", "<think>", "z"]}, "line 2: written out as a plan"),
     ({"problem_id": "a", "strategies": list("wxyz")}, "line 2: it has no \"statement\".*--problems"),
 ])
 def test_a_tuple_that_is_not_strict_is_refused_with_its_line(tmp_path, row, complaint):
@@ -154,14 +158,15 @@ def test_a_tuple_without_a_statement_takes_its_problem_from_the_pool(tmp_path):
     assert train_sft.load_gold(str(path), 4, {"q": PROBLEM}) == [(PROBLEM, "", PLAN)]
 
 
-# ------------------------------------------------------------------------------------------------ loss
+# ---------------------------------------------------------------------------------------- loss
 
 def sample_rows(folder: Path, n: int) -> tuple:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     rng = random.Random(1)
-    rows = [train_sft.make_row(tokenizer, data.Problem("q", "x" * rng.randint(1, 60)), "",
-                               [" ".join(rng.choices(WORDS, k=rng.randint(1, 9))) for _ in range(4)], False) for _ in range(n)]
-    return tokenizer, rows
+    strategy = lambda: " ".join(rng.choices(WORDS, k=rng.randint(1, 9)))
+    problem = lambda: data.Problem("q", "x" * rng.randint(1, 60))
+    return tokenizer, [train_sft.make_row(tokenizer, problem(), "", [strategy() for _ in range(4)], False)
+                       for _ in range(n)]
 
 
 @pytest.mark.parametrize("maker", [tiny.qwen, tiny.llama])
@@ -171,7 +176,8 @@ def test_the_loss_is_transformers_cross_entropy_over_the_plan_tokens_alone(tmp_p
     theirs, total, count = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32), 0.0, 0
     with torch.no_grad():
         for row in rows:
-            logits = theirs(torch.tensor([row.prefix + row.suffix])).logits[0, len(row.prefix) - 1:-1, :len(tokenizer)]
+            logits = theirs(torch.tensor([row.prefix + row.suffix])).logits[0, len(row.prefix) - 1:-1]
+            logits = logits[:, :len(tokenizer)]             # ids beyond the tokenizer's are never sampled
             total += F.cross_entropy(logits, torch.tensor(row.suffix), reduction="sum").item()
             count += len(row.suffix)
     ours = train_sft.token_loss(model.load(tmp_path), rows, ONE, 10 ** 6, len(tokenizer), train=False)
@@ -209,7 +215,7 @@ def test_prompt_tokens_carry_no_loss(folder):
     assert torch.equal(touched, (at >= first) & (at < first + len(rows[0].suffix)))
 
 
-# ------------------------------------------------------------------------------------------------ the command
+# ---------------------------------------------------------------------------------------- the command
 
 def test_after_training_the_planner_writes_its_gold_plans_and_stops(folder, runs):
     assert train(arguments(folder, runs, "--epochs", "30", "--lr", "5e-3", n=4)) == 0
@@ -244,7 +250,8 @@ def undisturbed(folder, tmp_path_factory):
 
 
 @pytest.mark.parametrize("how, at", [("crash", 2), ("crash", 9), ("SIGTERM", 5)])
-def test_a_run_cut_off_at_any_step_ends_bit_for_bit_like_one_that_was_not(folder, runs, undisturbed, monkeypatch, how, at):
+def test_a_run_cut_off_at_any_step_ends_bit_for_bit_like_one_that_was_not(
+        folder, runs, undisturbed, monkeypatch, how, at):
     gold_file(runs / "val.jsonl", 3, seed=1)
     write = common.Log.write
 
@@ -311,19 +318,21 @@ def test_a_user_s_mistake_is_one_line_and_exit_status_2(folder, runs, capsys, mo
 
 
 def test_two_processes_train_both_stages_like_one(folder, runs):
-    """Losses and weights of two gloo ranks, FSDP-sharded, beside those of a plain process, up to the order of summation."""
+    """Losses and weights of two gloo ranks, FSDP-sharded, beside those of a plain process, up to the order of
+    summation."""
     sft = arguments(folder, runs, "--steps", "4", "--token-budget", "150")
-    labels = [gate.Label(f"q{i}", f"Problem {i}.", f"{word} {i}", z) for i in range(8) for z, word in ((1, "sort"), (0, "code"))]
+    labels = [gate.Label(f"q{i}", f"Problem {i}.", f"{word} {i}", z)
+              for i in range(8) for z, word in ((1, "sort"), (0, "code"))]
     gate.save_labels("labels.jsonl", labels)
     gate.save_labels("val.jsonl", [gate.Label("v", "Another.", x.plan, x.label) for x in labels])
-    rm = ["--model", str(folder), "--labels", "labels.jsonl", "--val", "val.jsonl", "--lr", "1e-3", "--batch-size", "6",
-          "--steps", "2", "--token-budget", "400", "--device", "cpu"]
+    rm = ["--model", str(folder), "--labels", "labels.jsonl", "--val", "val.jsonl", "--lr", "1e-3",
+          "--batch-size", "6", "--steps", "2", "--token-budget", "400", "--device", "cpu"]
     both = Path("both.py")
     both.write_text(f"import train_rm, train_sft\n"
                     f"assert train_sft.main(train_sft.parse_args({sft} + ['--run', 'two'])) == 0\n"
                     f"assert train_rm.main(train_rm.parse_args({rm} + ['--run', 'two'])) == 3\n")
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", both],
-                          capture_output=True, text=True, timeout=300,
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run([*torchrun, both], capture_output=True, text=True, timeout=300,
                           env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
     assert train(sft) == 0 and train_rm.main(train_rm.parse_args([*rm, "--run", "r"])) == 3
@@ -352,4 +361,5 @@ def test_killed_at_random_moments_it_ends_bit_for_bit_like_an_undisturbed_run(fo
         process.kill()
         process.wait()
     assert kills >= 2
-    assert metrics(stage) == metrics(runs / "runs/r/sft") and equal_bits(weights(stage), weights(runs / "runs/r/sft"))
+    undisturbed = runs / "runs/r/sft"
+    assert metrics(stage) == metrics(undisturbed) and equal_bits(weights(stage), weights(undisturbed))
