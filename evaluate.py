@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer
 
-import attempts as written
+import attempts
 import common
 import gate as gates
 import metrics
@@ -183,7 +183,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     g.add_argument("--judge", metavar="MODULE:NAME", help="names faults of plans, e.g. miniature.world:judge")
     g.add_argument("--against", metavar="FILE", nargs="+", default=[], help="attempts files to compare with")
     g = parser.add_argument_group("output")
-    g.add_argument("--run", "--run-name", metavar="NAME", help="folder under runs/ (default: the checkpoint's own)")
+    g.add_argument("--run", "--run-name", metavar="NAME",
+                   help="folder under runs/ (default: the checkpoint's); behind torchrun, --run-name")
     g.add_argument("--out", metavar="FILE", type=Path, help="attempts file (default: in the run's eval/)")
     g.add_argument("--fresh", action="store_true", help="start over, deleting the attempts made so far")
     return parser.parse_args(argv)
@@ -248,8 +249,8 @@ def donors(problems: list[Problem], seed: int) -> dict[str, Problem]:
 def ceilings(problems: list[Problem], ks: Iterable[int], size: int) -> dict[str, dict[str, float]] | None:
     """K -> mean over problems of the best possible pass@K of each policy class, where a world knows it.
 
-    constant: K programs that never read a statement. A program sees its input, so problems with equal inputs are one
-    family, and a family's best are the K classes of largest total mass."""
+    constant: K programs that never read a statement. A program sees its input, so problems with equal inputs
+    are one family, and a family's best are the K classes of largest total mass."""
     if not all(problem.classes for problem in problems):
         return None
     posteriors = [list(problem.classes.values()) for problem in problems]
@@ -266,12 +267,12 @@ def ceilings(problems: list[Problem], ks: Iterable[int], size: int) -> dict[str,
     return {str(k): best(k) for k in sorted(set(ks)) if k <= size or k % size == 0}
 
 
-def faults(evaluation: written.Evaluation, problems: list[Problem], size: int,
+def faults(evaluation: attempts.Evaluation, problems: list[Problem], size: int,
            judge: Callable) -> dict[str, float]:
     """Share of tuples with each fault that the judge names, and with any. Not to have parsed is a fault."""
     statements = {problem.id: problem.statement for problem in problems}
     found = []
-    for group in written.tuples(evaluation, size):
+    for group in attempts.tuples(evaluation, size):
         strategies = [attempt["strategy"] for attempt in group]
         found.append(["parse"] if None in strategies else
                      judge(statements[group[0]["problem_id"]], prompts.format_plan(strategies)))
@@ -312,7 +313,7 @@ def main(args: argparse.Namespace) -> int:
                 print(f"{short} of {len(problems)} problems have fewer than {max(args.k)} programs: what is "
                       f"missing has failed", file=sys.stderr)
         judge = plug_in(args.judge) if args.judge else None
-        rivals = [written.load(path) for path in args.against]
+        rivals = [attempts.load(path) for path in args.against]
         out = args.out or default_out(args)
         ranks = common.setup(args.seed, args.device, args.threads, timeout=SLOWEST_RANK)
         dtype = args.dtype if args.dtype != "auto" else "bf16" if ranks.device.type == "cuda" else "fp32"
@@ -355,8 +356,8 @@ def main(args: argparse.Namespace) -> int:
             limits = (args.max_plan_tokens, args.max_solve_tokens)
             attempted = attempts_at(mine, args.method, setting, engine, limits, grader, gate)
         with verifier, common.explain(), open(part(out, ranks.rank), "a", encoding="utf-8") as file:
-            for attempts in common.progress(attempted, f"{args.benchmark}, {args.method}", len(mine)):
-                file.write("".join(json.dumps(asdict(attempt)) + "\n" for attempt in attempts))
+            for made in common.progress(attempted, f"{args.benchmark}, {args.method}", len(mine)):
+                file.write("".join(json.dumps(asdict(attempt)) + "\n" for attempt in made))
                 file.flush()
         ranks.barrier()
         if ranks.main:
@@ -371,17 +372,18 @@ def main(args: argparse.Namespace) -> int:
 
     # ---- figures
     if ranks.main:
-        evaluation = written.load(out)
+        evaluation = attempts.load(out)
         if judge:
             evaluation.card["faults"] = faults(evaluation, problems, setting.k, judge)
             common.write_file(out.with_suffix(".json"), json.dumps(evaluation.card, indent=1) + "\n")
         print(f"{args.benchmark}, {args.method}: {len(evaluation.problems)} problems, {out}")
-        print(written.render([{"K": k} | written.figures(evaluation, k, args.select) for k in args.k]))
+        print(attempts.render([{"K": k} | attempts.figures(evaluation, k, args.select) for k in args.k]))
         with common.explain():
-            compared = [written.compare(evaluation, rival, k, args.select) for rival in rivals for k in args.k]
-        for rows in ([written.tuple_figures(evaluation)], compared):
+            compared = [attempts.compare(evaluation, rival, k, args.select)
+                        for rival in rivals for k in args.k]
+        for rows in ([attempts.tuple_figures(evaluation)], compared):
             if any(rows):
-                print(written.render(rows))
+                print(attempts.render(rows))
     return 0
 
 

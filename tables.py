@@ -1,178 +1,417 @@
-"""Every table and figure, from attempts, metrics and samples files only.
+"""Every table of the paper, and every figure, from attempts, metrics and samples files only.
 
-    python tables.py show FILE...                # the figures of attempts files, as evaluate.py prints them
+    python tables.py show FILE... --k 1 2 4         # what attempts files say, as evaluate.py prints it
+    python tables.py table 8 RUN...                 # RUN: runs/NAME and its stages; NAME-seedN for each seed
+    python tables.py table 12 RUN... --problem ID   # two methods' attempts at one problem, side by side
+    python tables.py figure 5 RUN... --out FILE     # needs matplotlib
+
+Tables: 1, 4 to 8 and 12 to 20 of the paper. Its own figures stand in columns marked (paper), beside the model
+of the same name or the one that --paper-model names; what is absent prints `-`. A cell is mean ± standard
+deviation over training seeds; of an inference-only method, or of one seed, mean [95 % bootstrap interval over
+problems]. Where a world makes posteriors known, pass@K is the posterior-averaged one (--realised: that of the
+verdicts) and the ceilings stand with it. A * marks CPPO above the strongest other method, p < 0.05, paired
+bootstrap.
 """
 
-import gzip
+import argparse
+import itertools
 import json
-import zlib
+import re
+import sys
+import textwrap
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 import metrics
+import paper
+from attempts import (TOKENS_PER, Evaluation, decoded, figures, has, load, majority, outcomes, passed,
+                      posterior, render, texts, tuple_figures, tuples)
 
-# attempts at a problem are independent draws of one distribution: pass@k has an unbiased estimate
-INDEPENDENT = ("direct", "plan-and-solve", "sketch", "self-consistency", "tuple-iid")
-PLANNED = ("tuple", "tuple-iid", "sketch", "plansearch")  # each attempt has a strategy that the model wrote
-TOKENS_PER = 10_000  # Table 4: pass@4 per so many decoded tokens
+SYSTEMS = {     # row of the tables -> stage of the run that the model comes from / method of evaluate.py
+    "Direct Solve": "base/direct", "Plan-and-Solve": "base/plan-and-solve", "PlanSearch": "base/plansearch",
+    "Sketch-then-Solve": "base/sketch", "Self-Consistency": "base/self-consistency",
+    "Fixed-Strategy Ensemble": "base/fixed", "GRPO": "grpo/direct", "Pass@K Training": "passk/direct",
+    "PKPO": "pkpo/direct", "UpSkill": "upskill/skills", "Tuple Planner SFT": "sft/tuple",
+    "+ RM warm-up": "warmup/tuple", "CPPO": "cppo/tuple", "CPPO, shuffled": "cppo/tuple-shuffled"}
+STAGES = ("Direct Solve", "Tuple Planner SFT", "+ RM warm-up", "CPPO")      # Table 5
+VARIANTS = {"CPPO (J R_out)": "cppo/tuple", "without J (R_out)": "cppo-outcome/tuple",
+            "J alone": "cppo-gate/tuple", "M = 4": "cppo-m4/tuple", "M = 2": "cppo-m2/tuple",
+            "M = 1": "cppo-m1/tuple"}                                       # Table 6
+SWEEP = (1, 2, 4, 8, 16, 20, 24)                                            # Table 20
+BENCHMARKS = {"apps": "APPS", "cc": "CodeContests", "lcb": "LCBv6", "apps-500": "APPS", "lcb-500": "LCBv6"}
 
+Values = Callable[[Evaluation], np.ndarray]     # one number for each problem, or each tuple, of an evaluation
+
+
+# ------------------------------------------------------------------------------------------ runs
 
 @dataclass
-class Evaluation:
-    """An attempts file. Attempts of a problem are in order: a smaller K counts the first of them."""
-    path: Path
-    card: dict  # setting, ceilings, command, commit
-    problems: dict[str, list[dict]]
+class Runs:
+    """Evaluations, one for each seed, by (model, benchmark, system)."""
+    found: dict[tuple[str, str, str], list[Evaluation]]
+    realised: bool = False
+    paper_model: str | None = None
 
-    @property
-    def setting(self) -> dict:
-        return self.card["setting"]
+    def places(self) -> Iterator[tuple[str, str, dict]]:
+        """Every model on every benchmark, and the cells that say so."""
+        for model, benchmark in dict.fromkeys((model, benchmark) for model, benchmark, _ in self.found):
+            yield model, benchmark, {"model": model, "benchmark": benchmark}
 
+    def get(self, model: str, benchmark: str, row: str) -> list[Evaluation]:
+        """Evaluations of a row of the tables, or of a system by its own name."""
+        return self.found.get((model, benchmark, SYSTEMS.get(row, row)), [])
 
-def load(path: str | Path) -> Evaluation:
-    """An attempts file (.jsonl or .jsonl.gz) and the card beside it."""
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"no attempts at {path}: evaluate.py writes them")
-    problems = defaultdict(list)
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                attempt = json.loads(line)
-                problems[attempt["problem_id"]].append(attempt)
-            except (json.JSONDecodeError, KeyError, TypeError):
-                raise ValueError(f"{path} line {number} is no attempt") from None
-    for attempts in problems.values():
-        attempts.sort(key=lambda attempt: (attempt["tuple"], attempt["index"]))
-    beside = path.with_name(path.name.removesuffix(".gz").removesuffix(".jsonl") + ".json")
-    card = json.loads(beside.read_text()) if beside.exists() else {"setting": {}}
-    return Evaluation(path, card, dict(problems))
+    def passing(self, k: int) -> Values:
+        """pass@K, posterior-averaged where that is known."""
+        def of(evaluation: Evaluation) -> np.ndarray:
+            averaged = not self.realised and has(evaluation, "posterior")
+            return outcomes(evaluation, k, of=posterior if averaged else None)
+        return of
 
+    def pass_cell(self, model: str, benchmark: str, row: str, k: int = 4) -> str | None:
+        """Of the evaluations that made K attempts."""
+        enough = [e for e in self.get(model, benchmark, row) if min(map(len, e.problems.values())) >= k]
+        return cell(enough, self.passing(k), is_trained(row))
 
-# ---------------------------------------------------------------------------------------------- numbers
+    def ceiling(self, model: str, benchmark: str, k: int, name: str) -> float | None:
+        cards = [e.card for key, found in self.found.items() if key[:2] == (model, benchmark) for e in found]
+        known = [card["ceilings"] for card in cards if str(k) in (card.get("ceilings") or {})]
+        return known[0][str(k)][name] if known else None
 
-def chosen(name: str, attempts: list[dict], k: int, rule: str = "first") -> list[dict]:
-    """The K attempts that count. Programs from elsewhere may be fewer: what is missing has failed."""
-    rng = np.random.default_rng(zlib.crc32(name.encode()))
-    return [attempts[i] for i in metrics.choose(len(attempts), min(k, len(attempts)), rule, rng)]
-
-
-def passed(attempts: list[dict]) -> list[bool]:
-    return [attempt["status"] == "accepted" for attempt in attempts]
+    def printed(self, table: dict, row: str, model: str) -> dict[str, str]:
+        """The paper's cells of a row, under names of their own."""
+        cells = table.get((row, model)) or table.get((row, self.paper_model)) or {}
+        return {f"{name} (paper)": text for name, text in cells.items()}
 
 
-def posterior(attempts: list[dict]) -> float:
-    """Posterior mass of the distinct classes that the attempts hit."""
-    masses = {attempt["outcome"]: attempt["posterior"] for attempt in attempts}
-    return metrics.posterior_pass(list(masses), masses)
+def find(runs: Iterable[str], realised: bool = False, paper_model: str | None = None) -> Runs:
+    """The evaluations under runs/NAME/eval (of the base model) and runs/NAME/STAGE/eval."""
+    found = defaultdict(list)
+    for run in map(Path, runs):
+        paths = sorted(p for p in run.rglob("eval/*") if p.name.endswith((".jsonl", ".jsonl.gz")))
+        if not paths:
+            raise ValueError(f"{run} holds no attempts (eval/*.jsonl): evaluate.py writes them")
+        for path in paths:
+            evaluation = load(path)
+            if not evaluation.setting:
+                raise ValueError(f"{path} is there without the .json that evaluate.py writes beside it")
+            stage, setting = path.parent.parent.relative_to(run).as_posix(), evaluation.setting
+            system = f"{'base' if stage == '.' else stage}/{setting['method']}"
+            system += "-shuffled" * setting["shuffle_strategies"]
+            benchmark = BENCHMARKS.get(setting["benchmark"], setting["benchmark"])
+            seeds = found[re.sub(r"-seed\d+$", "", run.name), benchmark, system]
+            if seeds and seeds[0].problems.keys() != evaluation.problems.keys():
+                raise ValueError(f"{path} and {seeds[0].path} are seeds of one method on different problems")
+            evaluation.problems = dict(sorted(evaluation.problems.items()))
+            seeds.append(evaluation)
+    return Runs(dict(found), realised, paper_model)
 
 
-def majority(attempts: list[dict]) -> float:
-    """maj@K, section 4.6: is the most frequent answer right?"""
-    winner = metrics.majority([attempt["answer"] for attempt in attempts])
-    return float(winner is not None and passed(attempts)[winner])
+# ------------------------------------------------------------------------------------------ cells
+
+def values(seeds: list[Evaluation], of: Values) -> np.ndarray:
+    """(seeds, problems)"""
+    return np.array([of(evaluation) for evaluation in seeds])
 
 
-def outcomes(evaluation: Evaluation, k: int, rule: str = "first", of: Callable | None = None) -> np.ndarray:
-    """(problems,) of what `of` makes of each problem's K attempts, in the file's order; None: pass@K."""
-    of = of or (lambda attempts: float(any(passed(attempts))))
-    return np.array([of(chosen(name, attempts, k, rule)) for name, attempts in evaluation.problems.items()])
+def mean(seeds: list[Evaluation], of: Values) -> float | None:
+    return float(np.mean([of(evaluation).mean() for evaluation in seeds])) if seeds else None
 
 
-def has(evaluation: Evaluation, field: str) -> bool:
-    """Whether any attempt carries this optional figure."""
-    return any(a.get(field) is not None for attempts in evaluation.problems.values() for a in attempts)
+def cell(seeds: list[Evaluation], of: Values, trained: bool = True) -> str | None:
+    """Mean with its spread: over training seeds, or over problems."""
+    if not seeds:
+        return None
+    if trained and len(seeds) > 1:
+        return mean_std([of(evaluation).mean() for evaluation in seeds])
+    low, high = metrics.bootstrap_interval(values(seeds, of))
+    return f"{mean(seeds, of):.3f} [{low:.3f}, {high:.3f}]"
 
 
-def decoded(evaluation: Evaluation, k: int, rule: str = "first") -> tuple[float, float]:
-    """(planner, solver) tokens a problem. A plan of which any attempt counts is paid for as a whole."""
-    planner = solver = 0
-    for name, attempts in evaluation.problems.items():
-        used = chosen(name, attempts, k, rule)
-        draws = {attempt["tuple"] for attempt in used}
-        planner += sum(attempt["planner_tokens"] for attempt in attempts if attempt["tuple"] in draws)
-        solver += sum(attempt["solver_tokens"] for attempt in used)
-    return planner / len(evaluation.problems), solver / len(evaluation.problems)
+def mean_std(numbers: list[float]) -> str | None:
+    if len(numbers) < 2:
+        return f"{numbers[0]:.3f}" if numbers else None
+    return "{:.3f} ±{:.3f}".format(*metrics.seed_mean_std(numbers))
 
 
-def tuples(evaluation: Evaluation, size: int) -> Iterable[list[dict]]:
-    """Attempts in groups of `size`: the tuples of a tuple method, as many attempts in a row of any other."""
-    for attempts in evaluation.problems.values():
-        yield from (attempts[i: i + size] for i in range(0, len(attempts) - size + 1, size))
+def is_trained(row: str) -> bool:
+    return not SYSTEMS.get(row, row).startswith("base/")
 
 
-def texts(group: list[dict]) -> list[str]:
-    """What diversity is measured on: strategies, or programs for methods without (F.1). Failures: none."""
-    what = "strategy" if any(attempt["strategy"] for attempt in group) else "program"
-    return [attempt[what] for attempt in group if attempt[what]]
+def difference(a: float | None, b: float | None) -> str | None:
+    return None if a is None or b is None else f"{a - b:+.3f}"
 
 
-def tuple_figures(evaluation: Evaluation) -> dict[str, float]:
-    """Shares of tuples: with a strategy (or program) that stands twice, with the faults that a judge named,
-    accepted by the gate, unparsed."""
-    groups = list(tuples(evaluation, evaluation.setting.get("num_strategies", 4)))
-    if not groups:
-        return {}
-    row = {"literal duplicates": np.mean([metrics.is_literal_duplicate(texts(group)) for group in groups])}
-    row |= {f"judged {name}": share for name, share in (evaluation.card.get("faults") or {}).items()}
-    if has(evaluation, "gate"):
-        row["accepted"] = np.mean([group[0]["gate"] >= evaluation.card["tau"] for group in groups])
-    if evaluation.setting.get("method") in PLANNED:
-        row["unparsed"] = np.mean([None in [attempt["strategy"] for attempt in group] for group in groups])
-    return {name: float(value) for name, value in row.items()}
+# ------------------------------------------------------------------------------------------ tables
+
+def main_table(runs: Runs, rows: Iterable[str] = SYSTEMS, k: int = 4) -> list[dict]:
+    """Tables 1, 5, 8, 19: pass@4 of every method on every benchmark."""
+    lines: dict[tuple, dict] = {}
+    for model, benchmark, _ in runs.places():
+        for row in rows:
+            found = runs.pass_cell(model, benchmark, row, k)
+            if row == "CPPO" and found and is_best(runs, model, benchmark, rows, k):
+                found += " *"
+            lines.setdefault((model, row), {"method": row, "model": model})[benchmark] = found
+        for name in ("constant", "independent", "coordinated"):
+            line = lines.setdefault((model, name), {"method": f"ceiling: {name}", "model": model})
+            line[benchmark] = runs.ceiling(model, benchmark, k, name)
+    for (model, row), line in lines.items():
+        line |= runs.printed(paper.MAIN, row, model)
+    return [line for line in lines.values() if any(list(line.values())[2:])]
 
 
-def figures(evaluation: Evaluation, k: int, rule: str = "first") -> dict[str, float]:
-    """All that one attempts file says at one K, by the name under which `show` prints it."""
-    solved = outcomes(evaluation, k, rule)
-    low, high = metrics.bootstrap_interval(solved)
-    row = {"pass@K": solved.mean(), "low": low, "high": high}
-    made = min(map(len, evaluation.problems.values()))
-    if evaluation.setting.get("method") in INDEPENDENT and made > k:
-        verdicts = map(passed, evaluation.problems.values())
-        row["unbiased"] = np.mean([metrics.pass_at_k(len(right), sum(right), k) for right in verdicts])
-    if has(evaluation, "posterior"):
-        row["posterior"] = outcomes(evaluation, k, rule, posterior).mean()
-        row |= (evaluation.card.get("ceilings") or {}).get(str(k), {})
-    if has(evaluation, "answer"):
-        row["maj@K"] = outcomes(evaluation, k, rule, majority).mean()
-    planner, solver = decoded(evaluation, k, rule)
-    row |= {"planner tok": planner, "solver tok": solver}
-    if planner + solver:
-        row["pass/10k tok"] = solved.mean() / (planner + solver) * TOKENS_PER
-    return {name: float(value) for name, value in row.items()}
+def is_best(runs: Runs, model: str, benchmark: str, rows: Iterable[str], k: int) -> bool:
+    """CPPO above the strongest other method of the column at p < 0.05, training seeds held fixed (4.3)."""
+    of, ours = runs.passing(k), runs.get(model, benchmark, "CPPO")
+    rivals = [runs.get(model, benchmark, row) for row in rows if not row.startswith("CPPO")]
+    rivals = [seeds for seeds in rivals if seeds and seeds[0].problems.keys() == ours[0].problems.keys()]
+    if not rivals:
+        return False
+    strongest = max(rivals, key=lambda seeds: mean(seeds, of))
+    return metrics.paired_bootstrap(values(ours, of), values(strongest, of)).p < 0.05
 
 
-# ---------------------------------------------------------------------------------------------- printing
-
-def render(rows: list[dict[str, object]]) -> str:
-    """Rows under the union of their column names; an absent cell is `-`."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [names] + [[_cell(row.get(name)) for name in names] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells)]
-    lines = ["  ".join(cell.rjust(width) if i else cell.ljust(width)
-                       for i, (cell, width) in enumerate(zip(line, widths))).rstrip() for line in cells]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
-
-
-def _cell(value: object) -> str:
-    if value is None or value != value:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
-    return str(value)
+def token_table(runs: Runs, k: int = 4) -> list[dict]:
+    """Tables 4 and 18: decoded tokens a problem, planner and solver apart, and pass@4 for 10,000 of them."""
+    lines = []
+    for model, benchmark, place in runs.places():
+        for row in SYSTEMS:
+            seeds, ours = runs.get(model, benchmark, row), {}
+            if seeds:
+                planner, solver = np.mean([decoded(evaluation, k) for evaluation in seeds], axis=0)
+                solved, total = mean(seeds, runs.passing(k)), planner + solver
+                ours = {"planner tok": planner, "solver tok": solver, "tokens": total, f"pass@{k}": solved,
+                        "per 10k": solved / total * TOKENS_PER if total else None}
+            theirs = runs.printed(paper.TOKENS.get(benchmark, {}), row, model)
+            if ours or theirs:
+                lines.append({"method": row} | place | ours | theirs)
+    return lines
 
 
-def compare(a: Evaluation, b: Evaluation, k: int, rule: str = "first") -> dict[str, object]:
-    """Paired bootstrap over the problems of both, on the posterior-averaged figure where both have one."""
-    if one_sided := a.problems.keys() ^ b.problems.keys():
-        raise ValueError(f"{a.path} and {b.path} are not of the same problems: one lacks {min(one_sided)!r}")
-    averaged = has(a, "posterior") and has(b, "posterior")
-    b = Evaluation(b.path, b.card, {name: b.problems[name] for name in a.problems})
-    of = posterior if averaged else None
-    found = metrics.paired_bootstrap(outcomes(a, k, rule, of), outcomes(b, k, rule, of))
-    return {"against": str(b.path), "K": k, "of": "posterior" if averaged else "pass@K"} | found._asdict()
+def ablation_table(runs: Runs) -> list[dict]:
+    """Table 6: the planner's reward, the number of tuples M, the budget K."""
+    lines = []
+    for model, benchmark, place in runs.places():
+        for row, system in VARIANTS.items():
+            seeds = runs.get(model, benchmark, system)
+            judged = [e.card["faults"]["duplicate"] for e in seeds if e.card.get("faults")]
+            ours = {"pass@4": runs.pass_cell(model, benchmark, system),
+                    "literal duplicates": cell(seeds, duplicates), "judged duplicates": mean_std(judged)}
+            lines.append({"variant": row} | place | ours | runs.printed(paper.ABLATION, row, model))
+        for k in (2, 4, 8):
+            ours = {row: runs.pass_cell(model, benchmark, row, k) for row in ("Direct Solve", "CPPO")}
+            lines.append({"variant": f"K = {k}"} | place | ours | runs.printed(paper.BUDGET, str(k), model))
+    return lines
+
+
+def duplicates(evaluation: Evaluation) -> np.ndarray:
+    groups = tuples(evaluation, evaluation.setting["num_strategies"])
+    return np.array([float(metrics.is_literal_duplicate(texts(group))) for group in groups])
+
+
+def majority_table(runs: Runs, k: int = 4) -> list[dict]:
+    """Table 7: maj@4 where attempts carry answers, and its mean over benchmarks."""
+    lines: dict[tuple, dict] = {}
+    means = defaultdict(list)
+
+    def right(evaluation: Evaluation) -> np.ndarray:
+        return outcomes(evaluation, k, of=majority)
+
+    for model, benchmark, _ in runs.places():
+        for row in SYSTEMS:
+            seeds = [e for e in runs.get(model, benchmark, row) if has(e, "answer")]
+            line = lines.setdefault((model, row), {"method": row, "model": model})
+            line[benchmark] = cell(seeds, right, is_trained(row))
+            means[model, row] += [mean(seeds, right)] if seeds else []
+    for (model, row), line in lines.items():
+        average = float(np.mean(means[model, row])) if means[model, row] else None
+        line |= {"average": average} | runs.printed(paper.MAJORITY, row, model)
+    return [line for line in lines.values() if any(list(line.values())[2:])]
+
+
+def side_by_side(runs: Runs, name: str | None, left: str = "CPPO", right: str = "Direct Solve",
+                 k: int = 4) -> str:
+    """Table 12: two methods' attempts at one problem. Without a name: the first that only the left solves."""
+    for model, benchmark, _ in runs.places():
+        a, b = (runs.get(model, benchmark, row) for row in (left, right))
+        for problem in (p for p in a[0].problems if p in b[0].problems) if a and b else ():
+            one, two = a[0].problems[problem][:k], b[0].problems[problem][:k]
+            if problem == name or not name and any(passed(one)) and not any(passed(two)):
+                lines = [f"{problem} of {benchmark}, {model} (+ passes, - fails)", f"{left:<52}| {right}"]
+                for pair in zip(one, two, strict=False):
+                    both = itertools.zip_longest(*map(column_of, pair), fillvalue="")
+                    lines += ["-" * 104, *(f"{x:<52}| {y}" for x, y in both)]
+                return "\n".join(lines)
+    raise ValueError(f"no problem {name!r} that {left} and {right} have both attempted" if name else
+                     f"no problem that {left} solves and {right} does not: name one by --problem")
+
+
+def column_of(attempt: dict) -> list[str]:
+    """A strategy, or a program, wrapped for one side of the page."""
+    text = attempt["strategy"] or attempt["program"] or attempt["answer"] or "(nothing)"
+    lines = [piece for line in text.splitlines() for piece in textwrap.wrap(line, 48, drop_whitespace=False)]
+    return [f"{'+' if passed([attempt])[0] else '-'} {lines[0]}", *(f"  {line}" for line in lines[1:])]
+
+
+def reliability_table(path: str | None) -> list[dict]:
+    """Table 13."""
+    ours = reliability(path) if path else {}
+    return [{"quantity": name, "value": ours.get(name), "value (paper)": text}
+            for name, text in paper.RELIABILITY.items()]
+
+
+def reliability(path: str) -> dict[str, float]:
+    """Agreement of two annotators, and the classifier against what they agree on (F.2)."""
+    try:
+        rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+        first, second, predicted = ([row[name] for row in rows] for name in ("first", "second", "predicted"))
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: each line needs first, second and predicted ({error})") from None
+    agreed = [(a, guess) for a, b, guess in zip(first, second, predicted, strict=True) if a == b]
+    if not agreed:
+        raise ValueError(f"{path}: the annotators agree on no line, so there is nothing to measure against")
+    consensus, guesses = map(list, zip(*agreed, strict=True))
+    return {"kappa": metrics.cohen_kappa(first, second), "accuracy": metrics.accuracy(consensus, guesses),
+            "macro-F1": metrics.macro_f1(consensus, guesses)}
+
+
+def surface(evaluation: Evaluation) -> np.ndarray:
+    groups = (texts(group) for group in tuples(evaluation, evaluation.setting["num_strategies"]))
+    return np.array([metrics.d_surf(group) for group in groups if len(group) > 1])
+
+
+def recorded(name: str) -> Values:
+    """D_sem or D_alg of each tuple, as diversity.py wrote it beside the attempts."""
+    def of(evaluation: Evaluation) -> np.ndarray:
+        groups = (evaluation.diversity or {}).get("groups", [])
+        return np.array([group[name] for group in groups if group.get(name) is not None])
+    return of
+
+
+def diversity_cell(seeds: list[Evaluation], of: Values, trained: bool) -> str | None:
+    """Averaged over tuples, then over seeds (F.3)."""
+    return cell([evaluation for evaluation in seeds if len(of(evaluation))], of, trained)
+
+
+def diversity_table(runs: Runs, labels: str | None) -> list[dict]:
+    """Table 14. D_alg is marked as unvalidated until a label file clears F.2's bar."""
+    found = reliability(labels) if labels else {"kappa": float("nan"), "macro-F1": float("nan")}
+    mark = "" if metrics.is_validated(found["kappa"], found["macro-F1"]) else " (unvalidated)"
+    figures_of = {"D_surf": surface, "D_sem": recorded("D_sem"), f"D_alg{mark}": recorded("D_alg")}
+    lines = []
+    for model, benchmark, place in runs.places():
+        for row in SYSTEMS:
+            seeds = runs.get(model, benchmark, row)
+            ours = {name: diversity_cell(seeds, of, is_trained(row)) for name, of in figures_of.items()}
+            theirs = runs.printed(paper.DIVERSITY, row, model)
+            if any(ours.values()) or theirs:
+                lines.append({"method": row} | place | ours | theirs)
+    return lines
+
+
+def inference_table(runs: Runs, of: Values | None = None, printed: dict = paper.INFERENCE) -> list[dict]:
+    """Table 15: pass@4 of one checkpoint with joint and with iid inference. Table 16: their D_alg."""
+    of, lines = of or runs.passing(4), []
+    for model, benchmark, place in runs.places():
+        for row, stage in (("Tuple Planner SFT", "sft"), ("CPPO", "cppo")):
+            joint, iid = ([e for e in runs.get(model, benchmark, f"{stage}/{method}") if len(of(e))]
+                          for method in ("tuple", "tuple-iid"))
+            ours = {"joint": cell(joint, of), "iid": cell(iid, of),
+                    "difference": difference(mean(joint, of), mean(iid, of))}
+            lines.append({"checkpoint": row} | place | ours | runs.printed(printed, row, model))
+    return lines
+
+
+def decomposition_table(runs: Runs) -> list[dict]:
+    """Table 17: CPPO's gain over direct solving: what survives iid inference, what joint inference adds."""
+    lines = []
+    for model, benchmark, place in runs.places():
+        direct, iid, joint = (mean(runs.get(model, benchmark, row), runs.passing(4))
+                              for row in ("Direct Solve", "cppo/tuple-iid", "CPPO"))
+        known = None not in (direct, iid, joint) and joint != direct
+        ours = {"total gain": difference(joint, direct), "training share": difference(iid, direct),
+                "joint-inference share": difference(joint, iid),
+                "inference %": f"{(joint - iid) / (joint - direct):.0%}" if known else None}
+        lines.append(place | ours | runs.printed(paper.DECOMPOSITION, "CPPO", model))
+    return lines
+
+
+def budget_table(runs: Runs) -> list[dict]:
+    """Table 20: what K attempts are made up of, and what every method that made as many reaches."""
+    lines = []
+    for model, benchmark, place in runs.places():
+        for k in SWEEP:
+            made_up = f"first {k} of one 4-tuple" if k < 4 else f"{k // 4} 4-tuple{'s' * (k > 4)}"
+            cells = {row: runs.pass_cell(model, benchmark, row, k) for row in SYSTEMS}
+            cells |= {f"ceiling: {name}": runs.ceiling(model, benchmark, k, name)
+                      for name in ("independent", "coordinated")}
+            there = {row: text for row, text in cells.items() if text}
+            lines.append({"K": k, "CPPO's rollout": made_up} | place | there)
+    return lines
+
+
+TABLES = {1: main_table, 4: token_table, 5: lambda runs: main_table(runs, STAGES), 6: ablation_table,
+          7: majority_table, 8: main_table, 15: inference_table,
+          16: lambda runs: inference_table(runs, recorded("D_alg"), paper.INFERENCE_DIVERSITY),
+          17: decomposition_table, 18: token_table, 19: main_table, 20: budget_table}
+
+
+# ------------------------------------------------------------------------------------------ the script
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    show = commands.add_parser("show", help="what attempts files say")
+    show.add_argument("files", nargs="+", metavar="FILE")
+    show.add_argument("--k", type=int, nargs="+", default=[4], metavar="K", help="attempts that count (4)")
+    show.add_argument("--select", choices=("first", "last", "random"), default="first", help="which count")
+    table = commands.add_parser("table", help="a table of the paper")
+    table.add_argument("number", type=int, choices=sorted([*TABLES, 12, 13, 14]))
+    table.add_argument("--paper-model", metavar="NAME", help="stands beside models that it does not have")
+    table.add_argument("--problem", metavar="ID", help="table 12 (default: one that CPPO alone solves)")
+    table.add_argument("--labels", metavar="FILE", help="tables 13, 14: labels of annotators and classifier")
+    figure = commands.add_parser("figure", help="a figure of the paper, or `cost`")
+    figure.add_argument("number", choices=["2", "3", "4", "5", "6", "7", "8", "9", "cost"])
+    figure.add_argument("--out", metavar="FILE", help="the picture (default: figure-N.png)")
+    for command in (table, figure):
+        command.add_argument("runs", nargs="*", metavar="RUN", help="run folders, a NAME-seedN for each seed")
+        command.add_argument("--realised", action="store_true", help="verdicts even if posteriors are known")
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> int:
+    try:
+        if args.command == "show":
+            files = [load(path) for path in args.files]
+            print(render([{"file": str(e.path), "K": k} | figures(e, k, args.select)
+                          for e in files for k in args.k]))
+            print(render([{"file": str(e.path)} | tuple_figures(e) for e in files]))
+            return 0
+        if args.command == "table" and args.number == 13:
+            print(render(reliability_table(args.labels)))
+            return 0
+        if not args.runs:
+            raise ValueError("no RUN given: name run folders, e.g. runs/Qwen3.5-2B runs/Qwen3.5-2B-seed1")
+        if args.command == "figure":
+            import drawings     # matplotlib is optional
+            drawings.draw(args.number, find(args.runs, args.realised), args.runs, args.out)
+            return 0
+        runs = find(args.runs, args.realised, args.paper_model)
+        if args.number == 12:
+            print(side_by_side(runs, args.problem))
+        else:
+            lines = diversity_table(runs, args.labels) if args.number == 14 else TABLES[args.number](runs)
+            print(render(lines) if lines else "these runs hold nothing of this table")
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(parse_args()))

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import evaluate
+import attempts
 import metrics
-import tables
 import tiny
 from data import Problem, load_problems, save_problems
 
@@ -61,12 +61,12 @@ def test_programs_from_elsewhere_are_judged_counted_and_compared(tmp_path, pool,
     out = tmp_path / "theirs-out.jsonl"
     shared = ("--method", "file", "--problems", pool, "--workers", 1)
     printed = call(*shared, "--programs", theirs, "--k", 1, 4, "--out", out, capsys=capsys)
-    found = tables.load(out)
+    found = attempts.load(out)
     status = {name: [a["status"] for a in attempts] for name, attempts in found.problems.items()}
     assert status == {"p0": ["accepted"], "p1": ["wrong_answer", "wrong_answer", "accepted"],
                       "p2": ["accepted"], "p3": ["compile_error", "empty"], "p4": ["empty"]}
-    assert tables.outcomes(found, 1).tolist() == [1, 0, 1, 0, 0]
-    assert tables.outcomes(found, 4).tolist() == [1, 1, 1, 0, 0]
+    assert attempts.outcomes(found, 1).tolist() == [1, 0, 1, 0, 0]
+    assert attempts.outcomes(found, 4).tolist() == [1, 1, 1, 0, 0]
     assert "0.400" in printed and "0.600" in printed
 
     worse = write_programs(tmp_path / "worse.jsonl", rows[:1])
@@ -89,9 +89,9 @@ def test_a_world_s_oracle_reaches_the_coordinated_ceiling(tmp_path, capsys):
     write_programs(tmp_path / "oracle.jsonl", rows)
     call("--method", "file", "--programs", tmp_path / "oracle.jsonl", "--problems", tmp_path / "world.jsonl",
          "--out", tmp_path / "out.jsonl", "--workers", 1, "--k", 2, 4)
-    found = tables.load(tmp_path / "out.jsonl")
+    found = attempts.load(tmp_path / "out.jsonl")
     for k in (2, 4):
-        row = tables.figures(found, k)
+        row = attempts.figures(found, k)
         assert row["posterior"] == pytest.approx(row["coordinated"])
     assert row["independent"] < row["coordinated"]
 
@@ -150,7 +150,7 @@ def test_attempts_made_in_another_way_are_not_mixed_or_written_over(tmp_path, po
     assert (out.read_bytes(), (tmp_path / "a.json").read_bytes()) == before
     assert (tmp_path / "b.jsonl").read_text() == "mine\n"
     call(*argv, "--out", out, "--temperature", "0.5", "--fresh")
-    assert tables.load(out).setting["temperature"] == 0.5
+    assert attempts.load(out).setting["temperature"] == 0.5
 
 
 @pytest.mark.parametrize("argv, told", [

@@ -153,8 +153,8 @@ def test_methods_without_a_planner_ask_once_for_each_attempt(method, expected):
 
 
 def test_a_sketch_is_made_without_sight_of_the_others_and_an_empty_one_is_a_failed_attempt():
-    sketches = iter(["First\nidea.", "", "<think>no</think> Third."])
-    found, _, _ = run("sketch", lambda text: next(sketches) if "one method" in text else program("right"), n=3)
+    plans = iter(["First\nidea.", "", "<think>no</think> Third."])
+    found, _, _ = run("sketch", lambda text: next(plans) if "one method" in text else program("right"), n=3)
     assert Counter(a.strategy for a in found["p"]) == Counter(["First idea.", None, "Third."])
     assert Counter(a.status for a in found["p"]) == Counter({"accepted": 2, "empty": 1})
 
