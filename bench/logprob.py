@@ -67,7 +67,7 @@ def once(way: str, args: argparse.Namespace) -> dict:
     weight = make(args.vocab, args.hidden).mul_(0.02).requires_grad_()
     hidden, g = make(args.tokens, args.hidden).requires_grad_(), make(args.tokens).float()
     targets = torch.randint(0, args.vocab, (args.tokens,), device=args.device)
-    WAYS[way](hidden[:8], weight[:64], targets[:8] % 64).sum().backward()      # load what is loaded on first use
+    WAYS[way](hidden[:8], weight[:64], targets[:8] % 64).sum().backward()       # load what loads on first use
     hidden.grad = weight.grad = None
     before, clock = forget_peak(args.device), time.process_time if args.device == "cpu" else time.perf_counter
     start = clock()
@@ -81,7 +81,7 @@ def once(way: str, args: argparse.Namespace) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--vocab", type=int, default=248320)
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--hidden", type=int, default=1024)
@@ -93,10 +93,10 @@ def main() -> None:
     if args.way:
         print(json.dumps(once(args.way, args)))
         return
-    print(f"{args.tokens} tokens, {args.vocab} words, hidden {args.hidden}, bf16, {args.device}; memory is beyond the "
-          f"{2 * args.vocab * args.hidden / 2 ** 30:.2f} GiB of the weight's gradient")
+    print(f"{args.tokens} tokens, {args.vocab} words, hidden {args.hidden}, bf16, {args.device}; memory is "
+          f"beyond the {2 * args.vocab * args.hidden / 2 ** 30:.2f} GiB of the weight's gradient")
     found: dict[str, list[dict]] = {way: [] for way in WAYS}
-    for _ in range(args.repeats):               # interleaved, so that a busy minute does not hit one way alone
+    for _ in range(args.repeats):           # interleaved, so that a busy minute does not hit one way alone
         for way in WAYS:
             command = [sys.executable, __file__, *sys.argv[1:], "--way", way]
             ran = subprocess.run(command, capture_output=True, text=True)

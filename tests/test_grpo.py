@@ -21,9 +21,9 @@ import model  # noqa: E402
 
 VOCAB, LIMIT, TEMPERATURE = 96, 90, 0.8         # ids from LIMIT on are padding of the vocabulary
 CONFIG = dict(vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-              num_attention_heads=2, num_key_value_heads=1, head_dim=16, linear_key_head_dim=8, linear_value_head_dim=8,
-              linear_num_key_heads=2, linear_num_value_heads=4,
-              layer_types=["linear_attention", "full_attention"])
+              num_attention_heads=2, num_key_value_heads=1, head_dim=16,
+              linear_key_head_dim=8, linear_value_head_dim=8, linear_num_key_heads=2,
+              linear_num_value_heads=4, layer_types=["linear_attention", "full_attention"])
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
 SETTINGS = dict(temperature=TEMPERATURE, vocab=LIMIT, beta=0.05, max_grad_norm=0.0)
 

@@ -1,0 +1,124 @@
+"""memory.py: the count of what is alive, the plan's arithmetic, and the probe's decision."""
+
+import json
+import subprocess
+import sys
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+import memory
+import model
+import tiny
+
+SIZES = dict(prompt_tokens=70, new_tokens=40, token_budget=400, slots=4)
+
+
+def skeleton(config, dtype):
+    with torch.device("meta"):
+        return model.cast(model.Model(model.Config.from_json(config | {"rope_theta": 1e7})), dtype)
+
+
+def planned(dtype=torch.bfloat16, checkpointing=False, world=8, **changes):
+    module = skeleton(tiny.QWEN, dtype)
+    module.checkpointing = checkpointing
+    return module, memory.plan(module, world=world, **SIZES | changes)
+
+
+def test_what_is_alive_is_counted_once_and_until_it_dies():
+    with memory.Alive() as alive:
+        a = torch.zeros(1000)                   # 4,000 bytes
+        view = a.view(10, 100)[2:]              # none
+        b = a + 1                               # 8,000 in all: the peak
+        del a
+        assert alive.now == 8000, "the view keeps it"
+        del view, b
+        c = torch.zeros(10, dtype=torch.float64)
+    assert (alive.now, alive.peak) == (80, 8000) and len(c) == 10
+
+
+def test_the_meta_device_counts_what_a_real_one_uses():
+    """The same passes over the same rows, on meta and on the CPU, where attention is a fused kernel too.
+    Attention alone: the delta rule works in chunks of 32 on a CPU and of 64 elsewhere."""
+    config, found = tiny.QWEN | {"layer_types": ["full_attention"] * 4}, []
+    for device in ("meta", "cpu"):
+        module = skeleton(config, torch.float32) if device == "meta" else model.build(config)
+        batch = memory.grpo.collate(memory.rows_of(70, 40, 8), torch.device(device))
+        with memory.Alive() as alive, memory.fused_attention() if device == "meta" else nullcontext():
+            memory.grpo.row_logprobs(module, batch).sum().backward()
+        found.append(alive.peak)
+    assert found[0] == pytest.approx(found[1], rel=0.05)
+
+
+def test_weights_gradients_and_moments_by_hand():
+    module, plan = planned()
+    n = sum(p.numel() for p in module.parameters())
+    small = sum(p.numel() for unit in module.fp32_units for p in unit.parameters())
+    assert plan["always"] == {"fp32 master weights": 4 * n // 8, "AdamW moments": 8 * n // 8,
+                              "sampler": 2 * n + 2 * small, "reference": (2 * n + 2 * small) // 8}
+    assert plan["update"]["gradients"] == plan["step"]["copy for step_norm"] == 4 * n // 8
+
+
+def test_state_rows_by_hand():
+    """Four layers, three of them linear: a conv tail of 3 and an fp32 matrix of 16 x 16 for each of 4 heads;
+    one with keys and values. 110 tokens are rounded up to 128 columns and one to spare; the rest is rotary
+    tables."""
+    _, plan = planned()
+    linear = 3 * (2 * 3 * (2 * 2 * 16 + 4 * 16) + 4 * 4 * 16 * 16)
+    full = 2 * 2 * 2 * 16 * 129
+    tables = 2 * 2 * 129 * 4 + 8 * 4
+    assert plan["rollout"]["state rows"] == pytest.approx(4 * (linear + full) + tables, rel=0.01)
+
+
+def test_checkpointing_and_a_smaller_budget_lower_activations():
+    whole, less = planned()[1], planned(checkpointing=True)[1]
+    assert less["update"]["activations"] < 0.7 * whole["update"]["activations"]
+    assert planned(token_budget=200)[1]["update"]["activations"] < 0.7 * whole["update"]["activations"]
+
+
+def test_one_process_in_fp32_gathers_nothing_and_keeps_no_reference_without_kl():
+    plan = planned(torch.float32, world=1, reference=False)[1]
+    assert plan["update"].keys() == {"gradients", "activations"} and plan["always"]["reference"] == 0
+
+
+def test_the_report_names_the_flag_where_it_does_not_fit():
+    plan = planned()[1]
+    fixed = sum(plan["always"].values()) + memory.CUDA_CONTEXT
+    assert "WARNING" not in memory.report(plan, 80 * memory.GIB)
+    tight = memory.report(plan, fixed + 10000)
+    assert "--token-budget" in tight and "--slots" in tight
+    assert "more GPUs, or a smaller model" in memory.report(plan, fixed - 1)
+
+
+def test_the_command_reads_nothing_but_config_json(tmp_path):
+    config = skeleton(tiny.QWEN, torch.float32).config.to_json()
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "qwen3_5_text"}))
+    command = [sys.executable, memory.__file__, "--model", tmp_path, "--gpu-gib", "0.1"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "AdamW moments" in ran.stdout and "WARNING: always does not fit into 0 GiB" in ran.stdout
+
+
+@pytest.mark.parametrize("available,rows", [(10000, 49), (1000, 4), (400, 1), (100, 0)])
+def test_what_fits_is_worked_out_before_it_is_tried(available, rows):
+    """A row takes 190 bytes beyond a fixed 100, and 95 % of the room is used."""
+    assert memory.rows_that_fit(290, 480, available) == rows
+    assert 100 + 190 * rows <= 0.95 * available < 100 + 190 * (rows + 1) or rows == 0
+
+
+@pytest.mark.gpu
+def test_the_plan_is_within_ten_percent_of_what_a_gpu_uses():
+    """One micro-batch at the hidden sizes of the 2B model, four blocks of it."""
+    config = dict(vocab_size=248320, hidden_size=2048, intermediate_size=6144, num_hidden_layers=4,
+                  num_attention_heads=8, num_key_value_heads=2, head_dim=256, linear_num_value_heads=16)
+    rows = memory.rows_of(700, 1024, 8)
+    bones, policy = skeleton(config, torch.bfloat16), model.build(config, torch.bfloat16, "cuda")
+    bones.checkpointing = policy.checkpointing = True
+    for p in policy.parameters():
+        p.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+    memory.worst_case(policy, None, rows)
+    assert memory.activations(bones, rows) == pytest.approx(memory.worst_case(policy, None, rows), rel=0.1)
+
+
+def test_on_a_cpu_the_probe_leaves_the_budget_alone():
+    assert memory.probe(torch.nn.Linear(1, 1), None, prompt_tokens=1, new_tokens=1, token_budget=7) == (7, "")
