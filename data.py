@@ -1,40 +1,42 @@
-"""Problems: one record, five corpora, the splits of Tables 3 and 9, and the proof that no evaluation problem was trained on.
+"""Problems: one record, five corpora, the splits of Tables 3 and 9, and the audit of who saw what.
 
-    python data.py build --out corpora                          # needs the hub, or:
-    python data.py build --local code_contests=FOLDER --local apps=FOLDER ... --skip execution
-    python data.py audit                                        # Tables 9 and 10; exit 1 if anything saw an evaluation problem
+    python data.py build --out corpora      # from the hub; --local CORPUS=FOLDER where there is none
+    python data.py audit                    # Tables 9 and 10; status 1 if anything saw an evaluation problem
 
     problems = data.load_problems("corpora/joint.jsonl")
     verifier.judge([data.verifier_item(p, program) for p in problems])
 
-`build` writes one JSON-lines file a pool, `manifest.json` (ids and hashes of every pool, what was removed or refused and why,
-revisions, seed), `held_out.jsonl` (the statements that nothing may be trained on) and `boilerplate.npy` (see below). It streams,
-and keeps the decoded rows in OUT/rows.part until the pools are chosen: about 20 GB of disk for the full corpora.
+`build` writes one JSON-lines file a pool; `manifest.json`: ids and hashes of every pool, what was refused or
+removed and why, revisions, seed; `held_out.jsonl`: every statement that nothing may be trained on;
+`boilerplate.npy`: the n-grams that say nothing. It streams the corpora and keeps the decoded rows in an
+unnamed file under --out until the pools are chosen: about 20 GB of disk for all five.
 
 Departures from the paper, and what it leaves open:
- 1. Training pools are cleaned against the whole of every benchmark that was read, not only against the problems drawn for
-    evaluation, so that another slice may be drawn later. They are disjoint from one another.
- 2. Table 9's 333 planner problems are those that survive the teacher's funnel, and 1110 + 278 are labels, not problems. The
-    pools `sft` and `gate` are what the teacher is offered: 700 problems each, ours.
- 3. "LCBv6 held-out" is the newest 300 problems of release_v6 (1055) by date, the 175 of the slice v6 being too few. CodeContests
-    `valid` has 117 problems, of which 100 are drawn, like every other slice, by a seeded hash of the id.
- 4. C.3 gives no n and no threshold for its n-gram rule: 13 words, and a tenth of the shorter text's grams. Grams that stand in
-    more than five statements are left out (boilerplate: "the first line contains a single integer t, the number of ...").
- 5. Table 10's qualitative examples come from CodeContests test: the pool `show`, which nothing trains on and no figure uses.
-
-Test texts are texts: no integer in them is ever converted, except to check that a call-based test is JSON.
+ 1. Training pools are cleaned against the whole of every benchmark that was read, not only against the
+    problems drawn from it, so that another slice may be drawn later. They are disjoint from one another.
+ 2. Table 9's 333 planner problems are those that survive the teacher's funnel, and 1110 + 278 are labels, not
+    problems. The pools `sft` and `gate` are what the teacher is offered: 700 problems each, ours.
+ 3. "LCBv6 held-out" is the newest 300 problems of release_v6 (1055) by date: the slice called v6 has only
+    175. CodeContests `valid` has 117 problems, of which 100 are drawn; this and every other slice by a seeded
+    hash of ids.
+ 4. C.3 gives no n and no threshold for n-grams: see decontaminate.py.
+ 5. Table 10's qualitative examples come from CodeContests test: the pool `show`, which no figure uses.
+ 6. All official tests are used, public, private and generated; the checker cannot know of other valid
+    answers.
 """
 
 import argparse
 import base64
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import os
 import pickletools
 import re
 import sys
+import tempfile
 import warnings
 import zlib
 from collections import Counter, defaultdict
@@ -52,14 +54,15 @@ KINDS = ("code", "execution", "test_output")
 COMPARISONS = ("lines", "tokens")
 
 
-# ------------------------------------------------------------------------------------------------ the record
+# ------------------------------------------------------------------------------------------------- the record
 
 @dataclass
 class Problem:
     """One task. `tests` are graded and hidden; only `public_tests` may ever reach a prompt.
 
-    Call-based problems (`fn_name`) have one encoding of a test whatever the corpus used: `input` is a JSON list of
-    the positional arguments, `output` a JSON value. All others: the text of standard input and of standard output.
+    Call-based problems (`fn_name`) have one encoding of a test, whatever the corpus used: `input` is a JSON
+    list of the positional arguments, `output` a JSON value. All others: the text of standard input, and of
+    standard output.
     """
     id: str                                 # unique over corpora and splits, e.g. "cc/train/17"
     statement: str
@@ -72,56 +75,61 @@ class Problem:
     time_limit: float | None = None         # seconds, as the corpus states it; used on request only
     compare: str = "lines"                  # "lines" | "tokens"
     float_tolerance: float | None = None
-    ids: dict[str, str] = field(default_factory=dict)               # official identifiers, {"codeforces": "1549/A"}
-    classes: dict[str, float] | None = None     # worlds only: outcome hash -> posterior probability given the statement
-    code: str | None = None                 # output prediction: a function, a call of it, and what the call gives
-    call: str | None = None
-    answer: str | None = None               # a Python literal
+    ids: dict[str, str] = field(default_factory=dict)       # official identifiers, {"codeforces": "1549/A"}
+    classes: dict[str, float] | None = None     # of worlds: outcome hash -> probability given the statement
+    code: str | None = None                 # output prediction: a function,
+    call: str | None = None                 # a call of it,
+    answer: str | None = None               # and what the call gives, as a Python literal
 
 
 FIELDS = tuple(f.name for f in dataclasses.fields(Problem))
 
 
 def problem_from_json(row: Any) -> Problem:
-    """One decoded JSON line -> Problem. Raises ValueError that says what is wrong. Keys that no Problem has are left out."""
+    """A decoded JSON line -> Problem, without the keys that no Problem has. ValueError says what is wrong."""
     if not isinstance(row, dict):
         raise ValueError(f"expected a JSON object, found {type(row).__name__}")
     for key in ("id", "statement"):
         if key not in row:
             raise ValueError(f"key {key!r} is missing")
     problem = Problem(**{key: value for key, value in row.items() if key in FIELDS})
-    where = f"problem {problem.id!r}: "
+
+    def wrong(key: str, needed: str) -> ValueError:
+        found = getattr(problem, key)
+        return ValueError(f"problem {problem.id!r}: {key!r} must be {needed}, found {found!r:.60}")
+
     for key in ("id", "statement", "source", "kind", "starter_code", "compare"):
         if not isinstance(getattr(problem, key), str):
-            raise ValueError(f"{where}{key!r} must be text, found {getattr(problem, key)!r:.60}")
+            raise wrong(key, "text")
     for key in ("fn_name", "code", "call", "answer"):
-        if not isinstance(getattr(problem, key), (str, type(None))):
-            raise ValueError(f"{where}{key!r} must be text or null, found {getattr(problem, key)!r:.60}")
+        if not isinstance(getattr(problem, key), str | None):
+            raise wrong(key, "text or null")
     for key in ("time_limit", "float_tolerance"):
         value = getattr(problem, key)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf):
-            raise ValueError(f"{where}{key!r} must be a positive number or null, found {value!r:.60}")
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)
+                                  or not 0 < value < math.inf):
+            raise wrong(key, "a positive number or null")
     for key in ("id", "statement"):
         if not getattr(problem, key).strip():
-            raise ValueError(f"{where}the {key} is empty")
-    if problem.kind not in KINDS:
-        raise ValueError(f"{where}unknown kind {problem.kind!r}, one of {', '.join(KINDS)}")
-    if problem.compare not in COMPARISONS:
-        raise ValueError(f"{where}unknown comparison {problem.compare!r}, one of {', '.join(COMPARISONS)}")
-    if not isinstance(problem.ids, dict) or not isinstance(problem.classes, (dict, type(None))):
-        raise ValueError(f"{where}'ids' and 'classes' must be JSON objects")
+            raise wrong(key, "more than white space")
+    for key, known in (("kind", KINDS), ("compare", COMPARISONS)):
+        if getattr(problem, key) not in known:
+            raise wrong(key, f"one of {', '.join(known)}")
+    if not isinstance(problem.ids, dict) or not all(isinstance(x, str) for x in problem.ids.values()):
+        raise wrong("ids", "an object of texts")
+    if not isinstance(problem.classes, dict | None):
+        raise wrong("classes", "an object or null")
     for key in ("tests", "public_tests"):
         tests = getattr(problem, key)
-        if not isinstance(tests, list):
-            raise ValueError(f"{where}{key!r} must be a list, found {tests!r:.60}")
-        for i, test in enumerate(tests):
-            if not isinstance(test, dict) or not all(isinstance(test.get(k), str) for k in ("input", "output")):
-                raise ValueError(f"{where}{key}[{i}] must hold the texts 'input' and 'output', found {test!r:.60}")
+        if not isinstance(tests, list) or not all(
+                isinstance(t, dict) and isinstance(t.get("input"), str) and isinstance(t.get("output"), str)
+                for t in tests):
+            raise wrong(key, "a list of objects with the texts 'input' and 'output'")
         setattr(problem, key, [{"input": t["input"], "output": t["output"]} for t in tests])
     if problem.kind == "code" and not problem.tests:
-        raise ValueError(f"{where}no tests: nothing could ever be judged right")
+        raise wrong("tests", "there: without any, nothing could be judged right")
     if problem.kind != "code" and problem.answer is None:
-        raise ValueError(f"{where}a problem of kind {problem.kind!r} needs an 'answer'")
+        raise wrong("answer", f"there in a problem of kind {problem.kind}")
     return problem
 
 
@@ -133,9 +141,9 @@ def problem_to_json(problem: Problem) -> dict[str, Any]:
 
 
 def read_lines(path: str | os.PathLike) -> Iterator[tuple[int, Any]]:
-    """(line number, decoded value) of a JSON-lines file, blank lines left out. Raises ValueError "FILE line N: ..."."""
+    """(line number, value) of JSON lines, blank ones left out. Raises ValueError "FILE line N: ..."."""
+    number = 0
     with open(path, encoding="utf-8") as lines:
-        number = 0
         try:
             for number, line in enumerate(lines, 1):
                 if line.strip():
@@ -144,31 +152,6 @@ def read_lines(path: str | os.PathLike) -> Iterator[tuple[int, Any]]:
             raise ValueError(f"{path} line {number}: not JSON ({error})") from None
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} after line {number}: not UTF-8 text ({error.reason})") from None
-
-
-def load_problems(path: str | os.PathLike) -> list[Problem]:
-    """Read a pool. Raises ValueError "FILE line N: ..." for the first line that is not a usable problem."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no problem file at {path}: make the pools by `python data.py build`, or pass a file")
-    problems: list[Problem] = []
-    first_line: dict[str, int] = {}
-    unknown: set[str] = set()
-    for number, row in read_lines(path):
-        try:
-            problem = problem_from_json(row)
-        except ValueError as error:
-            raise ValueError(f"{path} line {number}: {error}") from None
-        if problem.id in first_line:
-            raise ValueError(f"{path} line {number}: id {problem.id!r} stands in line {first_line[problem.id]} too")
-        first_line[problem.id] = number
-        unknown |= {key for key in row if key not in FIELDS and not key.startswith("_")}
-        problems.append(problem)
-    if not problems:
-        raise ValueError(f"{path} holds no problems")
-    if unknown:
-        warnings.warn(f"{path}: keys that no problem has are ignored: {', '.join(sorted(unknown))}", stacklevel=2)
-    return problems
 
 
 def save_lines(path: str | os.PathLike, rows: Iterable[Any]) -> None:
@@ -181,16 +164,45 @@ def save_lines(path: str | os.PathLike, rows: Iterable[Any]) -> None:
     os.replace(aside, path)
 
 
+def load_problems(path: str | os.PathLike) -> list[Problem]:
+    """Read a pool. Raises ValueError "FILE line N: ..." for the first line that is not a usable problem."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no problem file at {path}: make the pools by `python data.py build`, or "
+                                f"pass a file")
+    problems: list[Problem] = []
+    first_line: dict[str, int] = {}
+    unknown: set[str] = set()
+    for number, row in read_lines(path):
+        try:
+            problem = problem_from_json(row)
+        except ValueError as error:
+            raise ValueError(f"{path} line {number}: {error}") from None
+        if problem.id in first_line:
+            raise ValueError(f"{path} line {number}: id {problem.id!r} stands in line "
+                             f"{first_line[problem.id]} too")
+        first_line[problem.id] = number
+        unknown |= {key for key in row if key not in FIELDS and not key.startswith("_")}
+        problems.append(problem)
+    if not problems:
+        raise ValueError(f"{path} holds no problems")
+    if unknown:
+        warnings.warn(f"{path}: keys that no problem has are ignored: {', '.join(sorted(unknown))}",
+                      stacklevel=2)
+    return problems
+
+
 def save_problems(path: str | os.PathLike, problems: Iterable[Problem]) -> None:
     """Write a pool as JSON lines, defaults left out. The file appears whole or not at all."""
     save_lines(path, map(problem_to_json, problems))
 
 
-def verifier_item(problem: Problem, code: str | None, want_outputs: bool = False, official_limits: bool = False) -> dict:
-    """The judge format of verifier.py for one program. The problem's own time limit counts on request only: the paper
-    gives every test 10 s, which is the verifier's default."""
+def verifier_item(problem: Problem, code: str | None, want_outputs: bool = False,
+                  official_limits: bool = False) -> dict[str, Any]:
+    """The judge format of verifier.py for one program. The problem's own time limit counts on request only:
+    the paper gives every test 10 s, which is the verifier's default."""
     if problem.kind != "code":
-        raise ValueError(f"problem {problem.id!r} is of kind {problem.kind!r}: its answers are compared, not run")
+        raise ValueError(f"problem {problem.id!r} is of kind {problem.kind!r}: answers are compared, not run")
     item: dict[str, Any] = {"code": code or "", "tests": problem.tests, "compare": problem.compare}
     if problem.fn_name is not None:
         item["fn_name"] = problem.fn_name
@@ -204,22 +216,13 @@ def verifier_item(problem: Problem, code: str | None, want_outputs: bool = False
 
 
 def outcome_hash(outputs: list[str | None]) -> str:
-    """Hash of a program's outputs on all tests, each normalised as comparison `lines` does; None (no normal end) stays
-    None. Programs with one hash are one outcome class."""
+    """Hash of a program's outputs on all tests, each normalised as comparison `lines` does; None (no normal
+    end) stays None. Programs with one hash are one outcome class."""
     normal = [None if o is None else [line.strip() for line in o.strip().split("\n")] for o in outputs]
     return hashlib.sha256(json.dumps(normal).encode()).hexdigest()[:16]
 
 
-# ------------------------------------------------------------------------------------------------ rows of the corpora
-
-class Refused(ValueError):
-    """A row that cannot become a problem. `reason` is one of the names in REASONS; `build` counts them."""
-
-    def __init__(self, reason: str, detail: str = ""):
-        assert reason in REASONS
-        super().__init__(f"{reason}: {REASONS[reason]}{f' ({detail})' if detail else ''}")
-        self.reason = reason
-
+# ---------------------------------------------------------------------------------------- rows of the corpora
 
 REASONS = {
     "no_statement": "the statement is empty",
@@ -235,127 +238,146 @@ REASONS = {
     "integer_keys": "an argument or a result is a dictionary with integer keys, which JSON does not have",
     "mixed_tests": "some tests call a function and some do not",
 }
-MAX_TEST_BYTES = 512 << 20      # of one row's decoded private tests; what compresses a thousandfold stops here
-MAX_DIGITS = 100_000            # of one integer in a call-based test; APPS has some of 9,131, Python's own limit is 4,300
-CC_SOURCES = ("unknown", "codechef", "codeforces", "hackerearth", "codejam", "atcoder", "aizu")
-# The index of the data set's ClassLabel, which has no gaps; the original protobuf has ATCODER = 6 and AIZU = 7.
+MAX_TEST_BYTES = 512 << 20      # of one row's unpacked private tests; what unpacks a thousandfold stops here
+MAX_DIGITS = 100_000  # of one integer in a call; APPS has some of 9,131, and Python's own limit is 4,300
+# The data set's ClassLabel counts without gaps; the protobuf it came from has ATCODER = 6 and AIZU = 7.
+CODE_CONTESTS_SOURCES = ("unknown", "codechef", "codeforces", "hackerearth", "codejam", "atcoder", "aizu")
+
+
+class Refused(ValueError):
+    """A row that cannot become a problem. `reason` is a name in REASONS; `build` counts them."""
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(f"{reason}: {REASONS[reason]}{f' ({detail:.120})' if detail else ''}")
+        self.reason = reason
 
 
 def from_code_contests(row: dict, split: str = "", index: int | None = None) -> Problem:
-    """A row of deepmind/code_contests: standard input, all official tests (public, private, generated), token comparison.
+    """A row of deepmind/code_contests: standard input, token comparison.
 
-    `index` is the row's place in its split: names are not unique. Without it the id is made of source and name.
+    `index` is the row's place in its split, for names are not unique; without it, the id is source and name.
     """
-    _need(row, "code_contests", "name", "description", "public_tests", "private_tests", "generated_tests")
+    _need(row, "code_contests", name=str, description=str, public_tests=object, private_tests=object,
+          generated_tests=object)
     if row.get("input_file") or row.get("output_file"):
         raise Refused("file_io", f"{row.get('input_file')!r} {row.get('output_file')!r}")
     if "interactive" in (row.get("cf_tags") or ()):
         raise Refused("interactive")
     number = row.get("source")
-    source = CC_SOURCES[number] if isinstance(number, int) and 0 <= number < len(CC_SOURCES) else "unknown"
+    known = isinstance(number, int) and 0 <= number < len(CODE_CONTESTS_SOURCES)
+    source = CODE_CONTESTS_SOURCES[number] if known else "unknown"
     ids = {}
     if source == "codeforces":
         named = re.match(r"(\d+)_([A-Z]\d?)\.", row["name"])
-        contest, letter = (row.get("cf_contest_id"), row.get("cf_index")) if row.get("cf_contest_id") else (
-            named.groups() if named else (None, None))
-        if contest and letter:
-            ids["codeforces"] = f"{contest}/{letter}".upper()
+        if row.get("cf_contest_id") and row.get("cf_index"):
+            ids["codeforces"] = f"{row['cf_contest_id']}/{row['cf_index']}".upper()
+        elif named:
+            ids["codeforces"] = f"{named[1]}/{named[2]}"
     elif source == "codechef":
         ids["codechef"] = row["name"].upper()
-    limit = row.get("time_limit")
-    seconds = (limit.get("seconds") or 0) + (limit.get("nanos") or 0) / 1e9 if limit else 0
+    limit = row.get("time_limit") or {}
+    seconds = (limit.get("seconds") or 0) + (limit.get("nanos") or 0) / 1e9
     public = _pairs(row["public_tests"])
     tests = public + _pairs(row["private_tests"]) + _pairs(row["generated_tests"])
-    name = str(index) if index is not None else f"{source}-{row['name'].strip()}"
-    return _checked(Problem("/".join(x for x in ("cc", split, name) if x), row["description"], f"code_contests/{source}",
-                            tests=tests, public_tests=public, time_limit=seconds or None, compare="tokens", ids=ids))
+    name = f"{source}-{row['name'].strip()}" if index is None else str(index)
+    return _checked(Problem(
+        "/".join(x for x in ("cc", split, name) if x), row["description"], f"code_contests/{source}",
+        tests=tests, public_tests=public, time_limit=seconds or None, compare="tokens", ids=ids))
 
 
 def from_apps(row: dict, split: str = "") -> Problem:
-    """A row of codeparrot/apps. The raw files call the id `id`, the converted ones `problem_id`; it starts anew in each split."""
-    _need(row, "apps", "question", "input_output")
-    if row.get("problem_id", row.get("id")) is None:
-        raise ValueError("a row of apps has neither 'problem_id' nor 'id': its schema has changed; pin another revision")
+    """A row of codeparrot/apps. Its number is `id` in the raw files, `problem_id` in converted ones, and
+    starts anew in each split."""
+    if "problem_id" not in row:
+        _need(row, "apps", id=int | str)
+    _need(row, "apps", question=str, input_output=str | dict)
     number = f"{split}/{row.get('problem_id', row.get('id'))}".lstrip("/")
     given = row["input_output"]
     if isinstance(given, str):
         given = _json(given) if given.strip() else {}
-    if not isinstance(given, dict):
-        raise Refused("undecodable", "input_output is not an object")
-    inputs, outputs = given.get("inputs") or [], given.get("outputs") or []
+    inputs, outputs = (given.get(side) or [] if isinstance(given, dict) else None
+                       for side in ("inputs", "outputs"))
     if not isinstance(inputs, list) or not isinstance(outputs, list):
-        raise Refused("undecodable", "inputs and outputs are not lists")
+        raise Refused("undecodable", "input_output is not an object with two lists")
     if len(inputs) != len(outputs):
         raise Refused("one_sided", f"{len(inputs)} inputs, {len(outputs)} outputs")
     fn_name = given.get("fn_name")
     if fn_name:
-        # A result is wrapped in a list of one, but not in every problem: it is taken off where all of a problem's are.
+        # A result is wrapped in a list of one, but not in every problem: unwrapped where all of them are.
         wrapped = all(isinstance(o, list) and len(o) == 1 for o in outputs)
-        tests = [_call(args, result[0] if wrapped else result) for args, result in zip(inputs, outputs, strict=True)]
+        tests = [_call(args, o[0] if wrapped else o) for args, o in zip(inputs, outputs, strict=True)]
     else:
         tests = _pairs({"input": [_joined(x) for x in inputs], "output": [_joined(x) for x in outputs]})
-    ids = {"apps": number} | _ids_of_url(row.get("url") or "")
-    return _checked(Problem(f"apps/{number}", row["question"], "apps", tests=tests, fn_name=fn_name or None,
-                            starter_code=(row.get("starter_code") or "") if fn_name else "", ids=ids))
+    return _checked(Problem(
+        f"apps/{number}", row["question"], "apps", tests=tests, fn_name=fn_name or None,
+        starter_code=(row.get("starter_code") or "") if fn_name else "",
+        ids={"apps": number} | _ids_of_url(row.get("url") or "")))
 
 
 def from_livecodebench(row: dict) -> Problem:
     """A row of livecodebench/code_generation_lite: graded on public and private tests, in that order."""
-    _need(row, "livecodebench", "question_id", "question_content", "public_test_cases", "private_test_cases", "metadata")
-    fn_name = (_json(row["metadata"] or "{}") or {}).get("func_name")
-    public = [_livecodebench_test(t, fn_name) for t in _json(row["public_test_cases"] or "[]")]
-    tests = public + [_livecodebench_test(t, fn_name) for t in _private_tests(row["private_test_cases"] or "[]")]
-    name, ids = str(row["question_id"]), {"livecodebench": str(row["question_id"])}
-    if row.get("platform") == "codeforces" and "_" in name:
+    _need(row, "livecodebench", question_id=int | str, question_content=str, public_test_cases=str | None,
+          private_test_cases=str | None, metadata=str | None)
+    metadata = _json(row["metadata"] or "{}")
+    fn_name = metadata.get("func_name") if isinstance(metadata, dict) else None
+    public = _livecodebench_tests(_json(row["public_test_cases"] or "[]"), fn_name)
+    tests = public + _livecodebench_tests(_private_tests(row["private_test_cases"] or "[]"), fn_name)
+    name, platform = str(row["question_id"]), str(row.get("platform") or "")
+    ids = {"livecodebench": name}
+    if platform == "codeforces" and "_" in name:
         ids["codeforces"] = name.replace("_", "/").upper()
-    elif row.get("platform") == "atcoder":
+    elif platform == "atcoder":
         ids["atcoder"] = name
-    elif row.get("platform") == "leetcode" and row.get("question_title"):
-        ids["leetcode"] = re.sub(r"[^a-z0-9]+", "-", row["question_title"].lower()).strip("-")
-    return _checked(Problem(f"lcb/{name}", row["question_content"], f"livecodebench/{row.get('platform', '')}".rstrip("/"),
-                            tests=tests, public_tests=public, fn_name=fn_name or None,
-                            starter_code=(row.get("starter_code") or "") if fn_name else "", ids=ids))
+    elif platform == "leetcode" and row.get("question_title"):
+        ids["leetcode"] = re.sub(r"[^a-z0-9]+", "-", str(row["question_title"]).lower()).strip("-")
+    return _checked(Problem(
+        f"lcb/{name}", row["question_content"], f"livecodebench/{platform}", tests=tests, public_tests=public,
+        fn_name=fn_name or None, starter_code=(row.get("starter_code") or "") if fn_name else "", ids=ids))
 
 
 def from_execution(row: dict) -> Problem:
     """A row of livecodebench/execution-v2: what does this call of this function give?"""
-    _need(row, "execution", "id", "code", "input", "output")
-    return _checked(Problem(f"lcb-execution/{row['id']}", f"What does `{row['input']}` return?\n\n```python\n{row['code']}\n```",
-                            "livecodebench/execution", kind="execution", code=row["code"], call=row["input"],
-                            answer=row["output"],
-                            ids={"livecodebench": str(row["question_id"])} if row.get("question_id") else {}))
+    _need(row, "execution", id=str, code=str, input=str, output=str)
+    return _checked(Problem(
+        f"lcb-execution/{row['id']}", f"What does `{row['input']}` return?\n\n```python\n{row['code']}\n```",
+        "livecodebench/execution", kind="execution", code=row["code"], call=row["input"],
+        answer=row["output"],
+        ids={"livecodebench": str(row["question_id"])} if row.get("question_id") else {}))
 
 
 def from_test_generation(row: dict) -> Problem:
     """A row of livecodebench/test_generation: what does a right solution give for this call?"""
-    _need(row, "test_generation", "question_id", "test_id", "question_content", "function_name", "test")
-    tests = _json(row["test"])
-    if not isinstance(tests, list) or len(tests) != 1 or not isinstance(tests[0], dict):
-        raise Refused("undecodable", "'test' is not a list of one test")
-    test = _livecodebench_test(tests[0] | {"testtype": "functional"}, row["function_name"])
+    _need(row, "test_generation", question_id=int | str, test_id=int | str, question_content=str,
+          function_name=str, test=str)
+    tests = _livecodebench_tests(_json(row["test"]), row["function_name"])
+    if len(tests) != 1:
+        raise Refused("undecodable", f"{len(tests)} tests instead of one")
     with long_integers():
-        call = f"{row['function_name']}({', '.join(map(repr, json.loads(test['input'])))})"
-        answer = repr(json.loads(test["output"]))
-    return _checked(Problem(f"lcb-test-output/{row['question_id']}/{row['test_id']}", row["question_content"],
-                            "livecodebench/test_generation", kind="test_output", starter_code=row.get("starter_code") or "",
-                            call=call, answer=answer, ids={"livecodebench": str(row["question_id"])}))
+        call = f"{row['function_name']}({', '.join(map(repr, json.loads(tests[0]['input'])))})"
+        answer = repr(json.loads(tests[0]["output"]))
+    return _checked(Problem(
+        f"lcb-test-output/{row['question_id']}/{row['test_id']}", row["question_content"],
+        "livecodebench/test_generation", kind="test_output", starter_code=row.get("starter_code") or "",
+        call=call, answer=answer, ids={"livecodebench": str(row["question_id"])}))
 
 
 def contest_day(row: dict) -> str:
-    """The contest date of a LiveCodeBench row as YYYY-MM-DD: raw files hold ISO text, the JSON reader makes a datetime of it."""
+    """A row's contest date as YYYY-MM-DD. Raw files hold ISO text, the hub's JSON reader makes a datetime."""
     return str(row.get("contest_date") or "")[:10]
 
 
-def _need(row: dict, corpus: str, *columns: str) -> None:
-    missing = [c for c in columns if c not in row]
-    if missing:
-        raise ValueError(f"a row of {corpus} has no column {missing[0]!r} (it has {', '.join(map(str, row)) or 'none'}): the schema "
-                         f"has changed; use the pinned revision {CORPORA[corpus].revision} of {CORPORA[corpus].repo}")
+def _need(row: dict, corpus: str, **columns: Any) -> None:
+    """A missing column, or one of another type, is a changed schema: an error and not a refusal."""
+    for name, kind in columns.items():
+        if name not in row or not isinstance(row[name], kind):
+            found = f"{name!r} holds {type(row[name]).__name__}" if name in row else f"no column {name!r}"
+            raise ValueError(f"a row of {corpus} has another schema ({found}): use the pinned revision "
+                             f"{CORPORA[corpus].revision} of {CORPORA[corpus].repo}")
 
 
 @contextmanager
 def long_integers() -> Iterator[None]:
-    """Lets integers of up to MAX_DIGITS digits be converted; more stays a ValueError (the conversion takes quadratic time)."""
+    """Inside, integers of up to MAX_DIGITS digits can be converted (which takes quadratic time)."""
     before = sys.get_int_max_str_digits()
     sys.set_int_max_str_digits(MAX_DIGITS)
     try:
@@ -364,36 +386,37 @@ def long_integers() -> Iterator[None]:
         sys.set_int_max_str_digits(before)
 
 
-def _json(text: Any) -> Any:
+def _json(text: str) -> Any:
     def refuse(name: str):
         raise ValueError(f"{name} is not JSON")
     try:
         with long_integers():
             return json.loads(text, parse_constant=refuse)
-    except (ValueError, TypeError, RecursionError) as error:
-        raise Refused("undecodable", f"{type(error).__name__}: {error}"[:120]) from None
+    except (ValueError, RecursionError) as error:
+        raise Refused("undecodable", f"{type(error).__name__}: {error}") from None
 
 
 def _pairs(tests: Any) -> list[dict[str, str]]:
     """Parallel lists {"input": [...], "output": [...]}, or a list of pairs, -> a list of tests."""
     if isinstance(tests, dict):
-        inputs, outputs = tests.get("input") or [], tests.get("output") or []
+        inputs, outputs = (list(tests.get(side) or []) for side in ("input", "output"))
         if len(inputs) != len(outputs):
             raise Refused("one_sided", f"{len(inputs)} inputs, {len(outputs)} outputs")
         tests = [{"input": i, "output": o} for i, o in zip(inputs, outputs, strict=True)]
+    if not isinstance(tests, list | None) or not all(isinstance(t, dict) for t in tests or []):
+        raise Refused("undecodable", f"{tests!r:.60} are no tests")
     for test in tests or []:
         if test.get("input") is None or test.get("output") is None:
-            raise Refused("one_sided")
+            raise Refused("one_sided", f"{test!r:.60}")
         if not isinstance(test["input"], str) or not isinstance(test["output"], str):
-            raise Refused("not_text")
-    return list(tests or [])
+            raise Refused("not_text", f"{test!r:.60}")
+    return [{"input": t["input"], "output": t["output"]} for t in tests or []]
 
 
 def _joined(text: Any) -> Any:
-    """APPS gives a text or a list of its lines."""
-    if isinstance(text, list) and all(isinstance(line, str) for line in text):
-        return "\n".join(text)
-    return text
+    """APPS gives a text, or the list of its lines."""
+    whole = isinstance(text, list) and all(isinstance(line, str) for line in text)
+    return "\n".join(text) if whole else text
 
 
 def _call(arguments: Any, result: Any) -> dict[str, str]:
@@ -401,64 +424,71 @@ def _call(arguments: Any, result: Any) -> dict[str, str]:
         raise Refused("bad_arguments", f"{arguments!r:.60}")
     for value in (*arguments, result):
         if isinstance(value, dict) and value and all(re.fullmatch(r"-?\d+", key) for key in value):
-            raise Refused("integer_keys")
+            raise Refused("integer_keys", f"{value!r:.60}")
     with long_integers():
         return {"input": json.dumps(arguments), "output": json.dumps(result)}
 
 
-def _livecodebench_test(test: Any, fn_name: str | None) -> dict[str, str]:
-    """{"input", "output", "testtype"} -> a test. A functional input holds one JSON value a line, one for each argument."""
-    if not isinstance(test, dict) or not isinstance(test.get("input"), str) or not isinstance(test.get("output"), str):
-        raise Refused("not_text", f"{test!r:.60}")
-    if (test.get("testtype") == "functional") != bool(fn_name):
-        raise Refused("mixed_tests", f"testtype {test.get('testtype')!r}, function {fn_name!r}")
-    if not fn_name:
-        return {"input": test["input"], "output": test["output"]}
-    lines = [line.strip() for line in test["input"].split("\n") if line.strip()]
-    for value in (*lines, test["output"]):
-        _json(value)
-    return {"input": f"[{', '.join(lines)}]", "output": test["output"].strip()}     # as written: no number is converted
-
-
-def _private_tests(text: str) -> list:
-    """LiveCodeBench's private tests: JSON, or base64 of zlib of a pickled JSON text.
-
-    Nothing is unpickled. A pickled text is one opcode that carries it between some that only frame it; the opcodes are
-    read as data, and any other one is a refusal. So nothing can be called, and a stored length allocates nothing.
-    """
-    try:
-        tests = json.loads(text)
-    except (ValueError, RecursionError):
-        try:
-            unpacker = zlib.decompressobj()
-            pickled = unpacker.decompress(base64.b64decode(text), MAX_TEST_BYTES)
-            if not unpacker.eof and (unpacker.unconsumed_tail or len(pickled) >= MAX_TEST_BYTES):
-                raise Refused("too_large", f"more than {MAX_TEST_BYTES >> 20} MiB")
-            opcodes = [(code.name, value) for code, value, _ in pickletools.genops(pickled)]
-        except Refused:
-            raise
-        except Exception as error:      # a damaged stream raises whatever it likes, and each of those means one thing
-            raise Refused("undecodable", f"{type(error).__name__}: {error}"[:120]) from None
-        strings = [value for name, value in opcodes if name in PICKLED_TEXT]
-        stray = [name for name, _ in opcodes if name not in PICKLED_TEXT | PICKLE_FRAME]
-        if stray or len(strings) != 1:
-            raise Refused("undecodable", f"the pickle is not one text (opcode {stray[0]})" if stray else "the pickle holds no text")
-        tests = _json(strings[0])
+def _livecodebench_tests(tests: Any, fn_name: str | None) -> list[dict[str, str]]:
+    """[{"input", "output", "testtype"}] -> tests. A functional input holds one argument a line, as JSON."""
     if not isinstance(tests, list):
-        raise Refused("undecodable", "the private tests are not a list")
-    return tests
+        raise Refused("undecodable", "the tests are not a list")
+    for t in tests:
+        if not isinstance(t, dict) or not all(isinstance(t.get(side), str) for side in ("input", "output")):
+            raise Refused("not_text", f"{t!r:.60}")
+        if (t.get("testtype") == "functional") != bool(fn_name):
+            raise Refused("mixed_tests", f"testtype {t.get('testtype')!r}, function {fn_name!r}")
+    if not fn_name:
+        return [{"input": t["input"], "output": t["output"]} for t in tests]
+    calls = []
+    for t in tests:
+        lines = [line.strip() for line in t["input"].split("\n") if line.strip()]
+        for value in (*lines, t["output"]):
+            _json(value)
+        calls.append({"input": f"[{', '.join(lines)}]", "output": t["output"].strip()})  # as it was written
+    return calls
 
 
 PICKLED_TEXT = {"UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
 PICKLE_FRAME = {"PROTO", "FRAME", "PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "STOP"}
 
 
+def _private_tests(text: str) -> Any:
+    """LiveCodeBench's private tests: JSON, or base64 of zlib of a pickled JSON text.
+
+    Nothing is unpickled. A pickled text is one opcode that carries it, among some that only frame it; the
+    opcodes are read as data, and any other is a refusal. So nothing can be called, and no stored length
+    allocates anything.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass                            # then it is packed
+    unpacker = zlib.decompressobj()
+    try:
+        pickled = unpacker.decompress(base64.b64decode(text), MAX_TEST_BYTES)
+        if not unpacker.eof and len(pickled) >= MAX_TEST_BYTES:
+            raise Refused("too_large", f"more than {MAX_TEST_BYTES >> 20} MiB")
+        opcodes = [(code.name, value) for code, value, _ in pickletools.genops(pickled)]
+    except Refused:
+        raise
+    except Exception as error:  # a damaged stream raises whatever it likes, and all of it means one thing
+        raise Refused("undecodable", f"{type(error).__name__}: {error}") from None
+    strings = [value for name, value in opcodes if name in PICKLED_TEXT]
+    stray = [name for name, _ in opcodes if name not in PICKLED_TEXT | PICKLE_FRAME]
+    if stray or len(strings) != 1:
+        raise Refused("undecodable", f"the pickle is not one text ({', '.join(stray[:1]) or 'no text'})")
+    return _json(strings[0])
+
+
 def _ids_of_url(url: str) -> dict[str, str]:
     """The official identifier that a problem's web address holds."""
-    for site, pattern in (("codeforces", r"codeforces\.com/(?:problemset/problem|contest|gym)/(\d+)/(?:problem/)?([A-Z]\d?)\b"),
-                          ("atcoder", r"atcoder\.jp/contests/[^/]+/tasks/(\w+)"),
-                          ("codechef", r"codechef\.com/(?:\w+/)?problems/(\w+)"),
-                          ("leetcode", r"leetcode\.com/problems/([\w-]+)")):
+    for site, pattern in (
+            ("codeforces",
+             r"codeforces\.com/(?:problemset/problem|contest|gym)/(\d+)/(?:problem/)?([A-Z]\d?)\b"),
+            ("codechef", r"codechef\.com/(?:\w+/)?problems/(\w+)"),
+            ("atcoder", r"atcoder\.jp/contests/[^/]+/tasks/(\w+)"),
+            ("leetcode", r"leetcode\.com/problems/([\w-]+)")):
         if found := re.search(pattern, url, re.IGNORECASE):
             name = "/".join(found.groups())
             return {site: name.lower() if site in ("atcoder", "leetcode") else name.upper()}
@@ -467,76 +497,82 @@ def _ids_of_url(url: str) -> dict[str, str]:
 
 def _checked(problem: Problem) -> Problem:
     """The refusals that every corpus shares."""
-    if not isinstance(problem.statement, str) or not re.search(r"\w", problem.statement):
+    if not re.search(r"\w", problem.statement):
         raise Refused("no_statement")
-    if problem.kind == "code":
-        if not problem.tests:
-            raise Refused("no_tests")
-        if not any(t["output"].strip() for t in problem.tests):
-            raise Refused("no_outputs")
+    if problem.kind == "code" and not problem.tests:
+        raise Refused("no_tests")
+    if problem.kind == "code" and not any(t["output"].strip() for t in problem.tests):
+        raise Refused("no_outputs")
     try:
-        for text in (problem.id, problem.statement, problem.starter_code, *(x for t in problem.tests for x in t.values())):
+        for text in (problem.id, problem.statement, *(x for t in problem.tests for x in t.values())):
             text.encode()
     except UnicodeEncodeError:
         raise Refused("not_text", "a lone surrogate") from None
     return problem_from_json(problem_to_json(problem))
 
 
-# ------------------------------------------------------------------------------------------------ where the rows come from
+# ----------------------------------------------------------------------------------- where the rows come from
 
 @dataclass(frozen=True)
 class Corpus:
     repo: str
     revision: str
     files: dict[str, tuple[str, ...]]       # split -> files of the repository (patterns allowed), in order
-    columns: tuple[str, ...] | None = None  # of parquet files, all if None
+    columns: tuple[str, ...] | None = None  # of parquet files; all if None
 
 
-# Explicit file addresses at pinned revisions: two of the five repositories hold a loading script, which `datasets` refuses to
-# see. Of execution-v2 no commit is known to us: "main" is resolved to one when it is read, and the manifest keeps that.
+# Explicit file addresses at pinned revisions, because two of the repositories hold a loading script and
+# `datasets` refuses those whole. Of execution-v2 no commit is known to us: its branch is resolved to one when
+# it is read.
 CORPORA = {
     "code_contests": Corpus(
         "deepmind/code_contests", "802411c3010cb00d1b05bad57ca77365a3c699d6",
         {split: (f"data/{split}-*.parquet",) for split in ("train", "valid", "test")},
-        ("name", "description", "public_tests", "private_tests", "generated_tests", "source", "cf_contest_id", "cf_index",
-         "cf_tags", "time_limit", "input_file", "output_file")),        # without the solutions, which are most of the bytes
+        # without the solutions, which are most of the bytes
+        ("name", "description", "public_tests", "private_tests", "generated_tests", "source", "cf_contest_id",
+         "cf_index", "cf_tags", "time_limit", "input_file", "output_file")),
     "apps": Corpus(
         "codeparrot/apps", "21e74ddf8de1a21436da12e3e653065c5213e9d1",
         {"train": ("train.jsonl",), "test": ("test.jsonl",)}),
-    "livecodebench": Corpus(                # release_v6: all six files
+    "livecodebench": Corpus(                # release_v6 is all six files
         "livecodebench/code_generation_lite", "0fe84c3912ea0c4d4a78037083943e8f0c4dd505",
         {"test": ("test.jsonl", *(f"test{i}.jsonl" for i in range(2, 7)))}),
     "execution": Corpus("livecodebench/execution-v2", "main", {"test": ("data/test-*.parquet",)}),
     "test_generation": Corpus(
-        "livecodebench/test_generation", "6f3ac40bbecf81eba15899139d279b077f2816fd", {"test": ("test.parquet",)}),
+        "livecodebench/test_generation", "6f3ac40bbecf81eba15899139d279b077f2816fd",
+        {"test": ("test.parquet",)}),
 }
 
 
-def rows(corpus: str, split: str, local: str | os.PathLike | None = None, revision: str | None = None) -> Iterator[dict]:
-    """The raw rows of a split: streamed from the hub, or of the parquet and JSON-lines files of a local folder (or one file).
-
-    Of a folder, every file below it whose name begins with the split's name is read, in the order of their paths.
-    """
-    if corpus not in CORPORA:
-        raise ValueError(f"unknown corpus {corpus!r}: one of {', '.join(CORPORA)}")
-    known = CORPORA[corpus]
+def rows(corpus: str, split: str, local: str | os.PathLike | None = None,
+         revision: str | None = None) -> Iterator[dict]:
+    """The raw rows of a split, streamed from the hub, or of the parquet and JSON-lines files of a local
+    folder (or of one file). Of a folder, every file below it whose name begins with the split's name is read,
+    in their order."""
+    known = _known(corpus)
     if split not in known.files:
         raise ValueError(f"{corpus} has no split {split!r}: one of {', '.join(known.files)}")
     if local is None:
         base = f"hf://datasets/{known.repo}@{revision or known.revision}"
-        return _stream([f"{base}/{name}" for name in known.files[split]], known.columns, corpus)
+        return _stream([f"{base}/{name}" for name in known.files[split]], corpus)
     path = Path(local)
     if not path.exists():
-        raise FileNotFoundError(f"there is no {path}: --local {corpus}= takes a folder with copies of the files of "
-                                f"{known.repo}, or one such file")
+        raise FileNotFoundError(f"there is no {path}: --local {corpus}= takes a folder with copies of the "
+                                f"files of {known.repo}, or one such file")
     found = [path] if path.is_file() else sorted(
         (p for p in path.rglob("*") if p.name.startswith(split) and p.suffix in (".parquet", ".jsonl")),
         key=lambda p: (str(p.parent), [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", p.stem)]))
     if not found:
-        raise FileNotFoundError(f"{path} holds no {split}*.parquet and no {split}*.jsonl: copy {', '.join(known.files[split])} of "
-                                f"{known.repo} into it")
-    return (row for p in found for row in (_stream([str(p)], known.columns, corpus) if p.suffix == ".parquet"
-                                           else _json_rows(p)))
+        raise FileNotFoundError(f"{path} holds no {split}*.parquet and no {split}*.jsonl: copy "
+                                f"{', '.join(known.files[split])} of {known.repo} into it")
+    readers = (_stream([str(p)], corpus) if p.suffix == ".parquet" else _json_rows(p) for p in found)
+    return itertools.chain.from_iterable(readers)
+
+
+def _known(corpus: str) -> Corpus:
+    if corpus not in CORPORA:
+        raise ValueError(f"unknown corpus {corpus!r}: one of {', '.join(CORPORA)}")
+    return CORPORA[corpus]
 
 
 def _json_rows(path: Path) -> Iterator[dict]:
@@ -546,35 +582,40 @@ def _json_rows(path: Path) -> Iterator[dict]:
         yield row
 
 
-def _stream(urls: list[str], columns: tuple[str, ...] | None, corpus: str) -> Iterator[dict]:
+def _stream(urls: list[str], corpus: str) -> Iterator[dict]:
     import datasets
 
-    options = {"columns": list(columns)} if columns and urls[0].endswith(".parquet") else {}
     kind = "parquet" if urls[0].endswith(".parquet") else "json"
+    known = CORPORA[corpus].columns if kind == "parquet" else None
+    columns = {"columns": list(known)} if known else {}
     try:
-        yield from datasets.load_dataset(kind, data_files={"rows": urls}, split="rows", streaming=True, **options)
-    except Exception as error:      # the hub's client, its file system and the parquet reader each have errors of their own
-        said = " ".join(str(error).split()) or "no message"
-        raise OSError(f"cannot read {urls[0]} ({type(error).__name__}: {said:.200}): try again with a network, or copy the files of "
-                      f"{CORPORA[corpus].repo} to a folder and pass --local {corpus}=FOLDER, or leave them out by --skip "
-                      f"{corpus}") from error
+        yield from datasets.load_dataset(kind, data_files={"rows": urls}, split="rows", streaming=True,
+                                         **columns)
+    except Exception as error:  # the hub's client, its file system and the readers have errors of their own
+        raise _unreadable(corpus, urls[0], error) from error
+
+
+def _unreadable(corpus: str, what: str, error: Exception) -> OSError:
+    said = " ".join(str(error).split())[:160]
+    return OSError(f"cannot read {what} ({type(error).__name__}: {said}): try again with a network, or build "
+                   f"from copies by `python data.py build --local {corpus}=FOLDER`, or without, by --skip "
+                   f"{corpus}")
 
 
 def resolved_revision(corpus: str) -> str:
-    """The commit that a corpus is read at: the pinned one, or what a branch points to now."""
-    known = CORPORA[corpus]
+    """The commit that a corpus is read at: the pinned one, or what the branch points to now."""
+    known = _known(corpus)
     if re.fullmatch("[0-9a-f]{40}", known.revision):
         return known.revision
     import huggingface_hub
 
     try:
         return huggingface_hub.HfApi().dataset_info(known.repo, revision=known.revision).sha
-    except Exception as error:      # as in _stream
-        raise OSError(f"cannot ask the hub for {known.repo} ({type(error).__name__}): try again with a network, pass --local "
-                      f"{corpus}=FOLDER, or leave it out by --skip {corpus}") from error
+    except Exception as error:          # as in _stream
+        raise _unreadable(corpus, f"{known.repo} on the hub", error) from error
 
 
-# ------------------------------------------------------------------------------------------------ build: the splits of Tables 3 and 9
+# -------------------------------------------------------------------------------------- build: Tables 3 and 9
 
 @dataclass(frozen=True)
 class Pool:
@@ -583,7 +624,7 @@ class Pool:
     split: str
     use: str                    # "train" and "dev" are cleaned; "eval" and "show" are held out
     size: int                   # default
-    stage: str                  # Table 9
+    stage: str                  # as Table 9 calls it
     newest: bool = False        # drawn by date, not by the seeded hash
 
 
@@ -592,48 +633,52 @@ POOLS = (
     Pool("gate", "code_contests", "train", "train", 700, "Reward model: offered to the teacher"),
     Pool("warmup", "apps", "train", "train", 500, "Planner warm-up"),
     Pool("joint", "code_contests", "train", "train", 300, "Joint CPPO rollout pool"),
-    Pool("dev", "code_contests", "train", "dev", 100, "Early stopping, sweeps (dev subset)"),
+    Pool("dev", "code_contests", "train", "dev", 100, "Sweeps, early stopping (dev subset)"),
     Pool("apps", "apps", "test", "eval", 200, "Held-out eval: APPS"),
     Pool("cc", "code_contests", "valid", "eval", 100, "Held-out eval: CodeContests"),
     Pool("lcb", "livecodebench", "test", "eval", 300, "Held-out eval: LCBv6", newest=True),
     Pool("apps-500", "apps", "test", "eval", 500, "Diagnostic slice: APPS"),
     Pool("lcb-500", "livecodebench", "test", "eval", 500, "Diagnostic slice: LiveCodeBench"),
-    Pool("execution", "execution", "test", "eval", 479, "Held-out eval: code execution (maj@4)"),
-    Pool("test-output", "test_generation", "test", "eval", 442, "Held-out eval: test output (maj@4)"),
+    Pool("execution", "execution", "test", "eval", 479, "Held-out eval: code execution"),
+    Pool("test-output", "test_generation", "test", "eval", 442, "Held-out eval: test output"),
     Pool("show", "code_contests", "test", "show", 20, "Qualitative examples"),
 )
 MANIFEST, HELD_OUT, BOILERPLATE_FILE = "manifest.json", "held_out.jsonl", "boilerplate.npy"
 READERS: dict[str, Callable[..., Problem]] = {
     "code_contests": from_code_contests, "apps": from_apps, "livecodebench": from_livecodebench,
     "execution": from_execution, "test_generation": from_test_generation}
+# Problems that the benchmark's own errata list as having several right answers, an interactor or wrong tests.
+# They stay where they were drawn, and the manifest says which were.
+LIVECODEBENCH_ERRATA = frozenset(
+    "abc311_c abc326_d abc327_b abc333_e abc343_e abc362_c abc343_a arc185_c abc337_e abc355_e abc350_c "
+    "arc189_a apply-operations-to-make-string-empty most-frequent-ids "
+    "find-words-containing-character find-the-peaks generate-binary-strings-without-adjacent-zeros".split())
 
 
-def read_split(corpus: str, split: str, local: str | None, revision: str | None, keep: Callable[[Problem, dict], None]) -> dict:
-    """Turn every row of a split into a problem, hand it to `keep`, and return the counts for the manifest.
-
-    Of APPS only the introductory problems are read: the paper uses no others.
-    """
+def read_split(corpus: str, split: str, local: str | None, revision: str | None,
+               keep: Callable[[Problem, dict], None]) -> dict:
+    """Hand every problem of a split to `keep`, and return the counts for the manifest. Of APPS only the
+    introductory problems are read: the paper uses no others."""
     refused: dict[str, list[str]] = defaultdict(list)
     number = other = loaded = 0
     for number, row in enumerate(rows(corpus, split, local, revision), 1):
         if corpus == "apps" and row.get("difficulty") != "introductory":
             other += 1
             continue
+        place = {"code_contests": (split, number - 1), "apps": (split,)}.get(corpus, ())
         try:
-            if corpus == "code_contests":
-                problem = from_code_contests(row, split, number - 1)
-            else:
-                problem = from_apps(row, split) if corpus == "apps" else READERS[corpus](row)
+            problem = READERS[corpus](row, *place)
         except Refused as error:
             refused[error.reason].append(f"row {number - 1}")
             continue
         loaded += 1
         keep(problem, row)
-    return {"rows": number, "not_introductory": other, "loaded": loaded, "refused": dict(sorted(refused.items()))}
+    return {"rows": number, "not_introductory": other, "loaded": loaded,
+            "refused": dict(sorted(refused.items()))}
 
 
 def deduplicate(problems: Sequence[Problem]) -> dict[str, str]:
-    """Id of a problem that repeats an earlier one of its corpus -> id of that one; by official identifier or hash."""
+    """Id of each problem that repeats an earlier one, by official identifier or hash -> that one's id."""
     first: dict[tuple[str, str], str] = {}
     repeats: dict[str, str] = {}
     for p in problems:
@@ -647,80 +692,84 @@ def deduplicate(problems: Sequence[Problem]) -> dict[str, str]:
 
 
 def draw_order(problems: Iterable[Problem], seed: int) -> list[Problem]:
-    """A random order that depends on ids and seed alone: a corpus that grows or loses problems shuffles no others."""
+    """A random order by seed and ids alone: problems that come or go do not reshuffle the others."""
     return sorted(problems, key=lambda p: hashlib.sha256(f"{seed}:{p.id}".encode()).digest())
 
 
-def build(out: str | os.PathLike, sizes: dict[str, int] | None = None, seed: int = 0, local: dict[str, str] | None = None,
-          skip: Iterable[str] = (), say: Callable[[str], None] = print) -> dict:
-    """Write the pools and the manifest, and return the manifest. `sizes` replaces Pool.size by name; 0 leaves a pool out.
+def build(out: str | os.PathLike, sizes: dict[str, int] | None = None, seed: int = 0,
+          local: dict[str, str] | None = None, skip: Iterable[str] = (),
+          say: Callable[[str], None] = print) -> dict:
+    """Write the pools and the manifest, and return it. `sizes` replaces Pool.size by name, 0 leaves one out.
 
-    A pool that comes out smaller than asked for is said and stands in the manifest. A folder that holds the same build
-    already is left alone; another build there is an error, for evaluation slices are fixed before any run.
+    A pool that comes out short is said, and stands in the manifest. A folder that holds this very build is
+    left alone; another build there is an error, for evaluation slices are fixed before any run.
     """
     out, local, skip = Path(out), dict(local or {}), sorted(set(skip))
     for name in (*local, *skip):
-        if name not in CORPORA:
-            raise ValueError(f"unknown corpus {name!r}: one of {', '.join(CORPORA)}")
+        _known(name)
     wanted = {pool.name: pool.size for pool in POOLS} | dict(sizes or {})
-    if unknown := set(wanted) - {pool.name for pool in POOLS}:
-        raise ValueError(f"unknown pool {sorted(unknown)[0]!r}: one of {', '.join(pool.name for pool in POOLS)}")
+    for name, size in wanted.items():
+        if name not in {pool.name for pool in POOLS} or size < 0:
+            raise ValueError(f"--{name} {size}: pools are {', '.join(p.name for p in POOLS)}, and a size is "
+                             f"0 or more")
     asked = {"seed": seed, "sizes": wanted, "local": local, "skip": skip}
     if (out / MANIFEST).exists():
         manifest = read_manifest(out)
-        if manifest["asked"] != asked:
-            changed = next(key for key in asked if manifest["asked"].get(key) != asked[key])
-            raise ValueError(f"{out} holds a build with another {changed} ({manifest['asked'].get(changed)}): choose another --out, "
-                             f"or delete that folder")
+        for key, value in asked.items():
+            if manifest["asked"][key] != value:
+                raise ValueError(f"{out} holds a build with another {key} ({manifest['asked'][key]}): choose "
+                                 f"another --out, or delete that folder")
         say(f"{out} holds this build already")
         return manifest
     pools = [pool for pool in POOLS if wanted[pool.name] > 0 and pool.corpus not in skip]
-    if not pools:
-        raise ValueError("nothing to build: every corpus is skipped or every size is 0")
-    if missing := sorted({pool.corpus for pool in POOLS if pool.use in ("eval", "show")} & set(skip)):
-        say(f"left out: {', '.join(missing)}: training pools are NOT cleaned against them")
-
-    # -------- read: whole rows to disk, statements and identifiers to memory
-    out.mkdir(parents=True, exist_ok=True)
     splits = sorted({(pool.corpus, pool.split) for pool in pools})
-    revisions = {corpus: {"local": local[corpus]} if corpus in local else
-                 {"repo": CORPORA[corpus].repo, "revision": resolved_revision(corpus)} for corpus, _ in splits}
+    trained = sorted({(pool.corpus, pool.split) for pool in pools if pool.use in ("train", "dev")})
+    if not pools:
+        raise ValueError("nothing to build: every corpus is skipped, or every size is 0")
+    unread = sorted({f"{pool.corpus} {pool.split}" for pool in POOLS
+                     if (pool.corpus, pool.split) not in splits})
+    if unread:
+        say(f"not read: {', '.join(unread)}; training pools are NOT cleaned against them")
+
+    # ---- read: whole problems to disk; identifiers and statements, all that choosing needs, to memory
+    sources = {corpus: {"local": local[corpus]} if corpus in local else
+               {"repo": CORPORA[corpus].repo, "revision": resolved_revision(corpus)} for corpus, _ in splits}
+    out.mkdir(parents=True, exist_ok=True)
     cards: dict[tuple[str, str], list[Problem]] = {}
     place: dict[str, int] = {}
     day: dict[str, str] = {}
     counts: dict[str, dict] = {}
-    with open(out / "rows.part", "w+b") as spool:
+    with tempfile.TemporaryFile(dir=out) as spool:
         for corpus, split in splits:
-            read = cards[corpus, split] = []
+            cards[corpus, split] = []
 
-            def keep(problem: Problem, row: dict) -> None:
+            def keep(problem: Problem, row: dict, cards: list[Problem] = cards[corpus, split]) -> None:
                 if problem.id in place:
-                    raise ValueError(f"{corpus} {split}: two rows have the id {problem.id!r}")
+                    raise ValueError(f"two rows have the id {problem.id!r}")
                 place[problem.id], day[problem.id] = spool.tell(), contest_day(row)
                 spool.write(json.dumps(problem_to_json(problem)).encode() + b"\n")
-                read.append(Problem(problem.id, problem.statement, ids=problem.ids))
+                cards.append(Problem(problem.id, problem.statement, ids=problem.ids))
 
-            counts[f"{corpus}/{split}"] = read_split(corpus, split, local.get(corpus), revisions[corpus].get("revision"), keep)
-            say(f"{corpus} {split}: {len(read)} problems; refused "
-                f"{ {r: len(found) for r, found in counts[f'{corpus}/{split}']['refused'].items()} or 'none'}")
+            found = read_split(corpus, split, local.get(corpus), sources[corpus].get("revision"), keep)
+            counts[f"{corpus}/{split}"] = found
+            refused = ", ".join(f"{len(which)} {reason}" for reason, which in found["refused"].items())
+            say(f"{corpus} {split}: {found['loaded']} problems{f'; refused: {refused}' if refused else ''}")
 
-        # -------- clean: each split of its own repeats, then training of everything held out
-        for corpus, split in splits:
-            repeats = deduplicate(cards[corpus, split]) if corpus not in ("execution", "test_generation") else {}
-            counts[f"{corpus}/{split}"]["repeats"] = repeats
-            cards[corpus, split] = [p for p in cards[corpus, split] if p.id not in repeats]
-        trained = {(pool.corpus, pool.split) for pool in pools if pool.use in ("train", "dev")}
+        # ---- clean: each split of its own repeats, then training of everything held out
+        for key in splits:
+            several_a_statement = key[0] in ("execution", "test_generation")
+            repeats = {} if several_a_statement else deduplicate(cards[key])
+            counts["/".join(key)]["repeats"] = repeats
+            cards[key] = [p for p in cards[key] if p.id not in repeats]
         held_out = [p for key in splits if key not in trained for p in cards[key]]
-        training = [p for key in splits if key in trained for p in cards[key]]
-        overlaps, common = find_overlaps(training, held_out)
-        for key in sorted(trained):
+        overlaps, common = find_overlaps([p for key in trained for p in cards[key]], held_out)
+        for key in trained:
             removed = {p.id: dataclasses.asdict(overlaps[p.id]) for p in cards[key] if p.id in overlaps}
             counts["/".join(key)]["removed"] = removed
             cards[key] = [p for p in cards[key] if p.id not in overlaps]
-            say(f"{' '.join(key)}: {len(removed)} removed as held-out problems "
-                f"{dict(Counter(x['rule'] for x in removed.values())) or ''}, {len(cards[key])} left")
+            say(f"{' '.join(key)}: {len(removed)} removed as held out, {len(cards[key])} left")
 
-        # -------- draw
+        # ---- draw
         taken: set[str] = set()
         entries: dict[str, dict] = {}
         for pool in pools:
@@ -728,23 +777,26 @@ def build(out: str | os.PathLike, sizes: dict[str, int] | None = None, seed: int
             if pool.newest:
                 candidates.sort(key=lambda p: (day[p.id], p.id), reverse=True)
             chosen = candidates[:wanted[pool.name]]
-            if pool.use in ("train", "dev"):
-                taken |= {p.id for p in chosen}
+            if not chosen:
+                raise ValueError(f"pool {pool.name}: no problem of {pool.corpus} {pool.split} is left; lower "
+                                 f"the sizes, or leave it out by --{pool.name} 0")
             if len(chosen) < wanted[pool.name]:
                 say(f"{pool.name}: only {len(chosen)} of {wanted[pool.name]} problems")
-            if not chosen:
-                raise ValueError(f"pool {pool.name!r}: no problem of {pool.corpus} {pool.split} is left: lower the sizes, or leave it out "
-                                 f"by --{pool.name} 0")
-            save_lines(out / f"{pool.name}.jsonl", (json.loads(_line_at(spool, place[p.id])) for p in chosen))
+            if pool.use in ("train", "dev"):
+                taken |= {p.id for p in chosen}
+            path = out / f"{pool.name}.jsonl"
+            save_lines(path, (json.loads(_line_at(spool, place[p.id])) for p in chosen))
             entries[pool.name] = {
-                "file": f"{pool.name}.jsonl", "use": pool.use, "stage": pool.stage, "split": f"{pool.corpus} {pool.split}",
-                "rule": "newest by contest date" if pool.newest else f"sha256 of '{seed}:id'", "wanted": wanted[pool.name],
-                "problems": len(chosen), "sha256": _sha256(out / f"{pool.name}.jsonl"), "ids": [p.id for p in chosen],
-                "hashes": [statement_hash(p.statement) for p in chosen]}
-    os.remove(out / "rows.part")
-    save_problems_without_tests(out / HELD_OUT, held_out)
+                "file": path.name, "use": pool.use, "stage": pool.stage,
+                "split": f"{pool.corpus} {pool.split}",
+                "rule": "newest by contest date" if pool.newest else "sha256 of 'seed:id'",
+                "wanted": wanted[pool.name], "problems": len(chosen), "sha256": _sha256(path),
+                "errata": [p.id for p in chosen if LIVECODEBENCH_ERRATA & set(p.ids.values())],
+                "ids": [p.id for p in chosen], "hashes": [statement_hash(p.statement) for p in chosen]}
+    save_lines(out / HELD_OUT, ({"id": p.id, "statement": p.statement, "ids": p.ids} for p in held_out))
     np.save(out / BOILERPLATE_FILE, common)
-    manifest = {"asked": asked, "sources": revisions, "splits": counts, "pools": entries, "held_out": len(held_out),
+    manifest = {"asked": asked, "sources": sources, "splits": counts, "pools": entries,
+                "held_out": len(held_out),
                 "rules": {"ngram": NGRAM, "containment": CONTAINMENT, "boilerplate": BOILERPLATE}}
     aside = out / (MANIFEST + ".part")
     aside.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
@@ -762,14 +814,10 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def save_problems_without_tests(path: Path, problems: Iterable[Problem]) -> None:
-    save_lines(path, ({"id": p.id, "statement": p.statement, "ids": p.ids} for p in problems))
-
-
 def read_manifest(folder: str | os.PathLike) -> dict:
     path = Path(folder) / MANIFEST
     if not path.is_file():
-        raise FileNotFoundError(f"no {path}: build the corpora by `python data.py build --out {folder}`")
+        raise FileNotFoundError(f"no {path}: make it by `python data.py build --out {folder}`")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -777,38 +825,44 @@ def read_manifest(folder: str | os.PathLike) -> dict:
 
 
 def default_pool(name: str, corpora: str | os.PathLike = "corpora") -> Path:
-    """The file of a pool, built with the paper's sizes on first use (call it on one rank first)."""
+    """The file of a pool. On first use the corpora are built, by the defaults: call it on one rank first."""
     if not (Path(corpora) / MANIFEST).exists():
         print(f"{corpora} is not built yet: building it", file=sys.stderr)
         build(corpora, say=lambda line: print(line, file=sys.stderr))
     entry = read_manifest(corpora)["pools"].get(name)
     if entry is None:
-        raise ValueError(f"{corpora} was built without the pool {name!r}: build it again with it, or pass a file by --problems")
+        raise ValueError(f"{corpora} was built without the pool {name!r}: build it with that, or pass "
+                         f"--problems FILE")
     return Path(corpora) / entry["file"]
 
 
-# ------------------------------------------------------------------------------------------------ audit: Tables 9 and 10
+# ------------------------------------------------------------------------------------- audit: Tables 9 and 10
 
 def load_held_out(corpora: str | os.PathLike) -> tuple[list[Problem], np.ndarray]:
-    """What nothing may be trained on, and the boilerplate grams, as `build` wrote them."""
-    problems = [Problem(row["id"], row["statement"], ids=row["ids"]) for _, row in read_lines(Path(corpora) / HELD_OUT)]
+    """What nothing may be trained on, and the boilerplate grams, as `build` left them."""
+    lines = read_lines(Path(corpora) / HELD_OUT)
+    problems = [Problem(row["id"], row["statement"], ids=row["ids"]) for _, row in lines]
     return problems, np.load(Path(corpora) / BOILERPLATE_FILE)
 
 
-def exposures(path: str | os.PathLike, held_out: Sequence[Problem], boilerplate: np.ndarray) -> tuple[list[str], dict[str, Overlap]]:
-    """Ids of the problems that a file speaks of (problems, gold tuples or gate labels), and those of them that are held out."""
+def exposures(path: str | os.PathLike, held_out: Sequence[Problem],
+              boilerplate: np.ndarray) -> tuple[list[str], dict[str, Overlap]]:
+    """Ids of the problems that a file speaks of (problems, gold tuples or gate labels), and which of them are
+    held out as what."""
     problems: dict[str, Problem] = {}
     for number, row in read_lines(path):
         name = row.get("problem_id", row.get("id")) if isinstance(row, dict) else None
         if name is None:
-            raise ValueError(f"{path} line {number}: neither 'id' nor 'problem_id', so nothing can be audited")
-        problems.setdefault(str(name), Problem(str(name), row.get("statement") or "", ids=row.get("ids") or {}))
+            raise ValueError(f"{path} line {number}: neither 'id' nor 'problem_id', so it cannot be audited")
+        problem = Problem(str(name), row.get("statement") or "", ids=row.get("ids") or {})
+        problems.setdefault(problem.id, problem)
     return list(problems), find_overlaps(list(problems.values()), held_out, boilerplate)[0]
 
 
 def audit_pool(path: str | os.PathLike, corpora: str | os.PathLike = "corpora") -> str:
-    """Check a training file before it is used. Raises ValueError if it holds an evaluation problem; otherwise returns what is
-    to be said about it and written into the run's config, "" if all is known and well."""
+    """Check a training file (problems, gold tuples or gate labels) before it is used. Raises ValueError if it
+    holds an evaluation problem; else returns what is to be said and written into the run's config, "" if all
+    is known and well."""
     path = Path(path)
     folder = next((f for f in (path.parent, Path(corpora)) if (f / MANIFEST).exists()), None)
     if folder is None:
@@ -816,78 +870,83 @@ def audit_pool(path: str | os.PathLike, corpora: str | os.PathLike = "corpora") 
     names, found = exposures(path, *load_held_out(folder))
     if found:
         name, overlap = next(iter(found.items()))
-        raise ValueError(f"{path} holds {len(found)} evaluation problem(s) among {len(names)}, the first {name!r} (held out as "
-                         f"{overlap.held_out!r}, found by {overlap.rule}): train on a pool that `python data.py build` cleaned")
+        raise ValueError(f"{path} holds {len(found)} evaluation problem(s) among {len(names)}, the first "
+                         f"{name!r} (held out as {overlap.held_out!r}, found by {overlap.rule}): use what "
+                         f"`python data.py build` made")
     for entry in read_manifest(folder)["pools"].values():
         if path.resolve() == (folder / entry["file"]).resolve() and _sha256(path) != entry["sha256"]:
-            return f"{path} is not the file that {folder / MANIFEST} describes: it was changed after the build"
+            return f"{path} is not what {folder / MANIFEST} describes: it was changed after the build"
     return ""
 
 
-COMPONENTS = (      # Table 10: component, files under corpora/, which runs (stage folder), what the paper notes
-    ("Teacher", ("sft.jsonl", "gate.jsonl", "gold.jsonl"), None, "candidate generation"),
-    ("LLM judge for plan validity", ("sft.jsonl", "gate.jsonl"), None, "keeps or drops candidates, labels plans"),
+# Table 10: component, its files under corpora/, the stage of the runs that belong to it, notes
+COMPONENTS = (
+    ("Teacher", ("sft.jsonl", "gate.jsonl", "gold.jsonl"), "", "candidate generation"),
+    ("LLM judge for plan validity", ("sft.jsonl", "gate.jsonl"), "", "candidates and plans"),
     ("Planner SFT", ("gold.jsonl",), "sft", ""),
     ("RM training labels", ("labels_train.jsonl",), "gate", "balanced pass/fail"),
-    ("RM val (acceptance, threshold)", ("labels_val.jsonl",), None, "disjoint from RM train"),
+    ("RM val (acceptance, threshold)", ("labels_val.jsonl",), "", "disjoint from RM train"),
     ("Planner warm-up", ("warmup.jsonl",), "warmup", ""),
     ("Joint CPPO rollout, RM refresh", ("joint.jsonl",), "cppo", ""),
-    ("Hyperparameter sweep / early stopping", ("dev.jsonl",), None, "dev disjoint from eval"),
+    ("Hyperparameter sweep, early stopping", ("dev.jsonl",), "", "dev disjoint from eval"),
 )
+MADE_BY_TEACHER = (("gold.jsonl", "Planner SFT: gold tuples", "sft"),
+                   ("labels_train.jsonl", "Reward model: labels, train", "gate"),
+                   ("labels_val.jsonl", "Reward model: labels, val", "gate"))
 
 
 def audit(corpora: str | os.PathLike = "corpora", runs: str | os.PathLike = "runs") -> tuple[str, list[str]]:
-    """Tables 9 and 10 as text, from the manifest and the config.json of every run, and the list of what is wrong."""
-    corpora, runs = Path(corpora), Path(runs)
-    manifest = read_manifest(corpora)
+    """Tables 9 and 10 as text, from the manifest and every run's config.json; and a list of what is wrong."""
+    corpora, manifest = Path(corpora), read_manifest(corpora)
     held_out, boilerplate = load_held_out(corpora)
+    split_of = {entry["file"]: entry["split"] for entry in manifest["pools"].values()}
+    split_of |= {name: split_of.get(f"{pool}.jsonl", "?") for name, _, pool in MADE_BY_TEACHER}
     wrong: list[str] = []
     checked: dict[Path, tuple[list[str], dict[str, Overlap]]] = {}
 
-    def seen(path: Path) -> str:
+    def line(component: str, path: Path, note: str = "") -> str:
         if not path.exists():
-            return f"unknown, {path} is gone"
+            return f"{component:38} {'unknown':10} {path} is gone"
         if path not in checked:
             checked[path] = exposures(path, held_out, boilerplate)
-            for name, overlap in checked[path][1].items():
-                wrong.append(f"{path}: {name} is held out as {overlap.held_out} (by {overlap.rule})")
-        return f"YES, {len(checked[path][1])}" if checked[path][1] else "no"
+            wrong.extend(f"{path}: {name} is held out as {overlap.held_out} (by {overlap.rule})"
+                         for name, overlap in checked[path][1].items())
+        seen = f"YES, {len(checked[path][1])}" if checked[path][1] else "no"
+        source = split_of.get(path.name, "?") if path.parent == corpora else "by flag"
+        return f"{component:38} {seen:10} {source:20} {path}{f' ({note})' if note else ''}"
 
-    lines = ["Table 9: splits", f"{'stage':44} {'source split':22} {'problems':>8}"]
+    lines = ["Table 9: splits", f"{'stage':38} {'problems':>10} source split"]
     for entry in manifest["pools"].values():
-        short = f"  (asked for {entry['wanted']})" if entry["problems"] < entry["wanted"] else ""
-        lines.append(f"{entry['stage']:44} {entry['split']:22} {entry['problems']:8}{short}")
+        short = f" ({entry['wanted']} were asked for)" if entry["problems"] < entry["wanted"] else ""
+        lines.append(f"{entry['stage']:38} {entry['problems']:10} {entry['split']}{short}")
         if _sha256(corpora / entry["file"]) != entry["sha256"]:
             wrong.append(f"{corpora / entry['file']} was changed after the build")
-    for name, stage in (("gold.jsonl", "Planner SFT (gold tuples)"), ("labels_train.jsonl", "Reward-model labels, train"),
-                        ("labels_val.jsonl", "Reward-model labels, val")):
-        if (corpora / name).exists():
-            count = sum(1 for _ in read_lines(corpora / name))
-            lines.append(f"{stage:44} {'of ' + ('sft' if name == 'gold.jsonl' else 'gate'):22} {count:8}")
+    lines += [f"{stage:38} {sum(1 for _ in read_lines(corpora / name)):10} {split_of[name]}"
+              for name, stage, _ in MADE_BY_TEACHER if (corpora / name).exists()]
     for name, split in manifest["splits"].items():
         rules = Counter(x["rule"] for x in split.get("removed", {}).values())
         lines.append(f"  {name}: {split['rows']} rows, {split['loaded']} loaded, "
                      f"{sum(map(len, split['refused'].values()))} refused, {len(split['repeats'])} repeats, "
-                     f"{sum(rules.values())} removed as held out {dict(rules) or ''}".rstrip())
+                     f"{sum(rules.values())} removed as held out"
+                     + "".join(f", {n} by {r}" for r, n in rules.items()))
 
-    lines += ["", "Table 10: exposure", f"{'component':40} {'held-out seen?':16} file"]
-    flags = run_files(runs)
+    lines += ["", "Table 10: exposure", f"{'component':38} {'held-out?':10} {'source split':20} file"]
+    given = run_files(Path(runs))
     for component, names, stage, note in COMPONENTS:
         files = [corpora / name for name in names if (corpora / name).exists()]
-        files += sorted({path for found, path in flags if found == stage and path not in files})
-        for path in files:
-            lines.append(f"{component:40} {seen(path):16} {path}{f'  ({note})' if note else ''}")
-        if not files:
-            lines.append(f"{component:40} {'not run':16}")
-    for found, path in sorted(flags):
-        if found not in {stage for *_, stage, _ in COMPONENTS}:
-            lines.append(f"{found:40} {seen(path):16} {path}")
-    shown = manifest["pools"].get("show")
-    lines.append(f"{'Qualitative examples':40} {'no' if shown else 'not run':16} {corpora / shown['file'] if shown else ''}")
-    lines.append(f"{'Final evaluation':40} {'N/A':16} no parameter updates")
+        files += sorted({path for found, path in given if found == stage} - set(files))
+        lines += [line(component, path, note) for path in files] or [f"{component:38} not run"]
+    others = sorted((found, path) for found, path in given
+                    if found not in {stage for *_, stage, _ in COMPONENTS})
+    lines += [line(f"stage {found}", path) for found, path in others]
+    if "show" in manifest["pools"]:
+        lines.append(f"{'Qualitative examples':38} {'no':10} {split_of['show.jsonl']:20} "
+                     f"{corpora / 'show.jsonl'}")
+    lines.append(f"{'Final evaluation':38} {'N/A':10} {'held out':20} no parameter updates")
     train, val = (checked.get(corpora / f"labels_{side}.jsonl", ([], {}))[0] for side in ("train", "val"))
     if both := set(train) & set(val):
-        wrong.append(f"{len(both)} problems have gate labels in training and validation, the first {min(both)}")
+        wrong.append(f"{len(both)} problems have gate labels on both sides, training and validation, like "
+                     f"{min(both)}")
     return "\n".join(lines), wrong
 
 
@@ -898,48 +957,47 @@ def run_files(runs: Path) -> set[tuple[str, Path]]:
         config = json.loads(path.read_text(encoding="utf-8"))
         if "eval" in path.relative_to(runs).parts or not isinstance(config.get("flags"), dict):
             continue                # an evaluation, or the config of a checkpoint
-        values = [x for value in (config["flags"], config.get("pools") or {}) for x in value.values()]
-        found |= {(path.parent.name, Path(x)) for x in values if isinstance(x, str) and x.endswith(".jsonl")}
+        found |= {(path.parent.name, Path(value)) for value in config["flags"].values()
+                  if isinstance(value, str) and value.endswith(".jsonl")}
     return found
 
 
-# ------------------------------------------------------------------------------------------------ commands
+# --------------------------------------------------------------------------------------------------- commands
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Problems: build the splits of the paper, audit what was exposed to which component.")
+    parser = argparse.ArgumentParser(description="Build the paper's splits; audit what saw what.")
     commands = parser.add_subparsers(dest="command", required=True)
     make = commands.add_parser("build", help="read the corpora, clean them, write the pools and the manifest")
     make.add_argument("--out", default="corpora", metavar="FOLDER", help="(default %(default)s)")
     make.add_argument("--seed", type=int, default=0, help="of every draw by hash (default %(default)s)")
     make.add_argument("--local", action="append", default=[], metavar="CORPUS=PATH",
-                      help="read a corpus from a folder with copies of its files, or from one file, instead of the hub; "
-                      f"corpora: {', '.join(CORPORA)}")
-    make.add_argument("--skip", action="append", default=[], metavar="CORPUS", help="leave a corpus and its pools out")
+                      help="read a corpus from a folder with copies of its files, or from one file, and not "
+                           f"from the hub; corpora: {', '.join(CORPORA)}")
+    make.add_argument("--skip", action="append", default=[], metavar="CORPUS",
+                      help="leave a corpus and its pools out")
     sizes = make.add_argument_group("sizes, in problems (0 leaves the pool out)")
     for pool in POOLS:
         sizes.add_argument(f"--{pool.name}", type=int, default=pool.size, metavar="N",
-                           help=f"{pool.stage}: {pool.corpus} {pool.split} (default %(default)s)")
-    check = commands.add_parser("audit", help="print Tables 9 and 10; exit status 1 if a component saw an evaluation problem")
+                           help=f"{pool.stage}; {pool.corpus} {pool.split} (default %(default)s)")
+    check = commands.add_parser("audit", help="print Tables 9 and 10; status 1 if an evaluation problem was seen")
     check.add_argument("--corpora", default="corpora", metavar="FOLDER", help="(default %(default)s)")
     check.add_argument("--runs", default="runs", metavar="FOLDER", help="(default %(default)s)")
     args = parser.parse_args(argv)
 
-    import common       # here, so that reading problems does not need torch
+    import common               # here, so that reading problems needs no torch
 
     with common.explain():
         if args.command == "build":
             if malformed := [x for x in args.local if "=" not in x]:
-                raise ValueError(f"--local {malformed[0]}: write CORPUS=PATH, for example --local apps=copies/apps")
+                raise ValueError(f"--local {malformed[0]}: write CORPUS=PATH, as in --local apps=copies/apps")
             chosen = {pool.name: getattr(args, pool.name.replace("-", "_")) for pool in POOLS}
-            if negative := [name for name, n in chosen.items() if n < 0]:
-                raise ValueError(f"--{negative[0]} {chosen[negative[0]]}: a size is 0 or more")
             build(args.out, chosen, args.seed, dict(x.split("=", 1) for x in args.local), args.skip)
             print(f"written to {args.out}")
         else:
             tables, wrong = audit(args.corpora, args.runs)
             print(tables)
-            for line in wrong:
-                print(f"EXPOSED: {line}" if "held out" in line else f"WRONG: {line}", file=sys.stderr)
+            for problem in wrong:
+                print(f"WRONG: {problem}", file=sys.stderr)
             raise SystemExit(1 if wrong else 0)
 
 

@@ -1,28 +1,33 @@
-"""Offline data for stages 1 and 2: gold tuples for the planner (Appendix C.4) and labels for the validity gate (Appendix D).
+"""Offline data for stages 1 and 2: gold tuples for the planner (Appendix C.4), labels for the validity gate
+(D).
 
-    python teacher.py gold   --teacher SPEC --judge SPEC     # -> corpora/gold.jsonl, for train_sft.py
-    python teacher.py labels --teacher SPEC --judge SPEC     # -> corpora/labels_train.jsonl, labels_val.jsonl, for train_rm.py
+    python teacher.py gold   --teacher SPEC --judge SPEC    # -> corpora/gold.jsonl, for train_sft.py
+    python teacher.py labels --teacher SPEC --judge SPEC    # -> corpora/labels_{train,val}.jsonl, train_rm.py
 
-    SPEC   http://host/v1#model   an endpoint with OpenAI's chat completions; its key comes from the environment alone
+    SPEC   http://host/v1#model   an endpoint with OpenAI's chat completions; its key is in the environment
            a folder or a hub id   a model, through rollout.py
-           module:name            a function: judge(statement, plan text) -> faults, teacher(problem, n) -> candidates
-           rule                   no model. As a judge: the visible contract and a few rules about words. As a teacher:
-                                  stock sentences filled with the statement's words, to try the wiring and not to train on
+           module:name            judge(statement, plan text) -> faults, or teacher(problem, n) -> candidates
+           rule                   no model. As a judge: the visible contract and a few rules about words. As a
+                                  teacher: stock sentences filled with the statement's words, to try the
+                                  wiring and not to train on
 
-The funnel: the teacher proposes six methods a problem; those that break the plan contract by their form are dropped; the judge
-keeps what is specific, actionable, code-free and new; a problem with at least K kept ones gives a gold tuple and the teacher
-writes the thought that leads to it. Gate labels start from the same funnel: every K of the kept methods are a positive, and from
-each a negative is made that looks as well formed (a method repeated in other words, an implementation given away, general
-advice, another problem's methods). `--candidates planner` labels samples of the current planner instead, `both` does both.
+The funnel: the teacher proposes six methods a problem; those whose form breaks the plan contract are dropped;
+the judge keeps what is specific, actionable, code-free and new; a problem with at least K kept ones gives a
+gold tuple, and the teacher writes the thought that leads to it. Gate labels start from the same funnel: K of
+the kept methods are a positive, and from it a negative is made that looks as well formed (a method repeated
+in other words, an implementation given away, general advice, another problem's methods). `--candidates
+planner` labels samples of the current planner instead, `both` does both.
 
-Every answer of a model is kept in CACHE under the hash of its request. A run that was cut off continues there, one that is
-finished gives the same files again without a model; what is paid for twice is at most what was under way when it was cut off.
+Every answer of a model is kept in CACHE under the hash of its request. A run that was cut off goes on there,
+and one that is finished gives the same files again without a model; what is paid for twice is at most what
+was under way at the cut.
 
 Departures from the paper, and what it leaves open:
  1. Appendix D labels teacher plans and made negatives, Appendix O samples of the planner: hence --candidates.
- 2. Training and validation labels share no problem; the paper says disjoint. As many Pass as Fail by problem (gate.balance).
+ 2. Training and validation labels share no problem; as many Pass as Fail, by problem (gate.balance).
  3. Negatives are labelled by how they were made; the judge is asked about planner samples only.
- 4. A judge's rubric is the gate's contract of section 3.2. No prompt asks whether a method would solve the problem.
+ 4. A judge's rubric is the gate's contract of section 3.2: no prompt asks whether a method would solve the
+    problem.
 """
 
 import argparse
@@ -52,41 +57,44 @@ from data import Problem
 
 T = TypeVar("T")
 CANDIDATES = 6              # Appendix B: proposals a problem
-ATTEMPTS = 3                # a reply that cannot be parsed is asked for again, with another seed, this often in all
-BATCH = 64                  # problems that go through the funnel together; it stops after a batch once there is enough
-FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0    # seconds between retries of a request, doubling from the first to the longest
+ATTEMPTS = 3                # how often a text is asked whose replies cannot be parsed
+BATCH = 64                  # problems that go through the funnel together; after each it may have enough
+FIRST_WAIT = 1.0            # seconds before a failed request is repeated, then twice that, and so on
+LONGEST_WAIT = 60.0
 GIVE_UP = 8                 # requests without an answer before the first answer: nobody is there
 REPEAT_TEMPERATURE = 0.7    # of a greedy judge that is asked again because its reply could not be used
 MAX_REPLY_BYTES = 16 << 20
-RETRIED = {408, 409, 425, 429}          # HTTP states that pass, beside 5xx
+RETRIED = {408, 409, 425, 429}      # HTTP states that pass, beside 5xx
 
-Judge = Callable[[str, str], list[str]]             # (statement, plan text) -> faults among prompts.FAULTS, [] for Pass
+Judge = Callable[[str, str], list[str]]             # (statement, plan text) -> faults; [] is Pass
 Teacher = Callable[[Problem, int], list[str]]       # (problem, n) -> candidates
 
 
-# ------------------------------------------------------------------------------------------------ models that answer
+# ----------------------------------------------------------------------------------------- models that answer
 
 class Endpoint:
     """An OpenAI-compatible server. `answer` is called from several threads at a time."""
 
-    def __init__(self, spec: str, key: str | None = None, options: dict | None = None, concurrency: int = 8, timeout: float = 120,
-                 retries: int = 6, first_wait: float = FIRST_WAIT):
+    def __init__(self, spec: str, key: str | None = None, options: dict | None = None, concurrency: int = 8,
+                 timeout: float = 120, retries: int = 6, first_wait: float = FIRST_WAIT):
         url, mark, name = spec.partition("#")
         if not mark or not name:
-            raise ValueError(f"{spec!r} names no model: write it as {url.rstrip('/') or 'http://host/v1'}#model")
+            raise ValueError(f"{spec!r} names no model: write it as {url.rstrip('/')}#model")
         self.url = url.rstrip("/") + "/chat/completions"
-        self.key, self.concurrency, self.timeout, self.retries, self.first_wait = key, concurrency, timeout, retries, first_wait
-        # an option that is null is not sent: some servers refuse a temperature, some call max_tokens something else
+        self.key, self.concurrency, self.timeout = key, concurrency, timeout
+        self.retries, self.first_wait = retries, first_wait
+        # an option that is null is not sent: some servers refuse a temperature, or have another max_tokens
         given = {"temperature": 0.7, "max_tokens": 2048} | (options or {})
         self.request = {"model": name} | {k: v for k, v in given.items() if v is not None}
         self.identity = self.request        # not the host: the same model elsewhere gives the same answers
         self.trouble = "no request yet"     # the last one, for the message when nobody answers
-        self.stopped = threading.Event()    # set when the caller leaves: threads that wait for a retry end at once
+        self.stopped = threading.Event()    # set when the caller leaves: threads that wait for a retry end
 
-    def answers(self, texts: Sequence[str], attempt: int, save: Callable[[str, str], None]) -> Iterator[tuple[int, str | None]]:
-        """(place, reply) as they come; None for a request that failed after all retries. ValueError if the server refuses.
+    def answers(self, texts: Sequence[str], attempt: int,
+                save: Callable[[str, str], None]) -> Iterator[tuple[int, str | None]]:
+        """(place, reply) as they come, None for what failed after all retries. ValueError on a refusal.
 
-        A thread saves an answer before it asks for the next: whatever ends the process, it costs the requests under way.
+        A thread saves an answer before it asks for the next, so that a kill costs no more than is under way.
         """
         def one(text: str) -> str | None:
             reply = self.answer(text, attempt)
@@ -107,9 +115,12 @@ class Endpoint:
 
     def answer(self, text: str, attempt: int) -> str | None:
         body = {**self.request, "messages": [{"role": "user", "content": text}]}
-        if attempt:                         # another answer than the last one; the first time without, not every server knows seeds
-            body |= {"seed": attempt} | ({"temperature": REPEAT_TEMPERATURE} if body.get("temperature") == 0 else {})
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
+        if attempt:             # another answer than the last; not every server knows seeds, so not at first
+            body["seed"] = attempt
+            body["temperature"] = body.get("temperature") or REPEAT_TEMPERATURE
+        headers = {"Content-Type": "application/json"}
+        if self.key:
+            headers["Authorization"] = f"Bearer {self.key}"
         wait = self.first_wait
         for turn in range(self.retries + 1):
             if turn:
@@ -129,19 +140,21 @@ class Endpoint:
                 said = " ".join(error.read(300).decode(errors="replace").split())
                 self.trouble = f"HTTP {error.code} {said.replace(self.key, '(key)') if self.key else said}"
                 if error.code < 500 and error.code not in RETRIED:
-                    mend = "set its key in the environment" if error.code in (401, 403) else "check the address, the model's name and the options"
+                    mend = ("set its key in the environment" if error.code in (401, 403) else
+                            "check the address, the model's name and the options")
                     raise ValueError(f"{self.url} refuses: {self.trouble}; {mend}") from None
                 asked = error.headers.get("Retry-After", "")
                 wait = max(wait, min(float(asked), LONGEST_WAIT)) if asked.isdigit() else wait
             except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as error:
-                self.trouble = f"{type(error).__name__}: {error}"       # cut, timed out, or not the JSON of a completion
+                self.trouble = f"{type(error).__name__}: {error}"   # cut, timed out, or no completion's JSON
         return None
 
 
 class LocalModel:
-    """A checkpoint on this machine, or on the hub. A reply depends on the text and the attempt, not on its neighbours."""
+    """A checkpoint, here or on the hub. A reply is a function of text and attempt, whatever else is asked."""
 
-    def __init__(self, path: str, max_new_tokens: int, temperature: float, device: str = "auto", slots: int = 64):
+    def __init__(self, path: str, max_new_tokens: int, temperature: float, device: str = "auto",
+                 slots: int = 64):
         import torch
         import transformers
 
@@ -153,23 +166,26 @@ class LocalModel:
         self.module = model.load(path, dtype=dtype, device=device).eval().requires_grad_(False)
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(path)
         self.max_new_tokens, self.temperature, self.slots = max_new_tokens, temperature, slots
-        self.identity = {"model": str(path), "sha256": common.tree_hash(path), "max_new_tokens": max_new_tokens,
-                         "temperature": temperature}
+        self.identity = {"model": str(path), "sha256": common.tree_hash(path),
+                         "max_new_tokens": max_new_tokens, "temperature": temperature}
 
-    def answers(self, texts: Sequence[str], attempt: int, save: Callable[[str, str], None]) -> Iterator[tuple[int, str | None]]:
+    def answers(self, texts: Sequence[str], attempt: int,
+                save: Callable[[str, str], None]) -> Iterator[tuple[int, str | None]]:
         import rollout
 
         temperature = REPEAT_TEMPERATURE if attempt and not self.temperature else self.temperature
-        engine = rollout.Engine(self.module, self.tokenizer, slots=min(self.slots, len(texts)), temperature=temperature)
-        jobs = [rollout.Job(prompts.encode(self.tokenizer, text), (attempt, hashlib.sha256(text.encode()).hexdigest()),
-                            self.max_new_tokens, tag=i) for i, text in enumerate(texts)]
+        engine = rollout.Engine(self.module, self.tokenizer, slots=min(self.slots, len(texts)),
+                                temperature=temperature)
+        jobs = [rollout.Job(prompts.encode(self.tokenizer, text),
+                            (attempt, hashlib.sha256(text.encode()).hexdigest()), self.max_new_tokens, tag=i)
+                for i, text in enumerate(texts)]
         for job, sample in engine.run(jobs):
             save(texts[job.tag], sample.text)
             yield job.tag, sample.text
 
 
 class Cache:
-    """One small JSON file an answer. A file appears whole or not at all, so that a process may be killed at any moment."""
+    """One small JSON file an answer, which appears whole or not at all: a process may be killed any time."""
 
     def __init__(self, folder: str | os.PathLike):
         self.folder = Path(folder)
@@ -190,14 +206,20 @@ class Cache:
         path = self.path(identity, text, attempt)
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.part")
-        aside.write_text(json.dumps({"source": identity, "attempt": attempt, "text": text, "reply": reply}), encoding="utf-8")
+        aside.write_text(json.dumps({"source": identity, "attempt": attempt, "text": text, "reply": reply}),
+                         encoding="utf-8")
         os.replace(aside, path)
+
+
+def silent(items: Iterable[T], desc: str, total: int) -> Iterable[T]:
+    """No progress shown; `common.progress` shows it."""
+    return items
 
 
 class Model:
     """A source of replies with its cache."""
 
-    def __init__(self, source: Endpoint | LocalModel, cache: Cache, progress: Callable = lambda items, desc, total: items):
+    def __init__(self, source: Endpoint | LocalModel, cache: Cache, progress: Callable = silent):
         self.source, self.cache, self.progress = source, cache, progress
         self.answered = 0                   # by the source itself, in this run
         self.unanswered = 0
@@ -207,40 +229,48 @@ class Model:
         source = self.source
         replies = {text: self.cache.get(source.identity, text, attempt) for text in texts}
         missing = [text for text, reply in replies.items() if reply is None]
-        came = source.answers(missing, attempt, lambda *both: self.cache.put(source.identity, attempt, *both)) if missing else ()
-        for i, reply in self.progress(came, desc, len(missing)):
+        if not missing:
+            return [replies[text] for text in texts]
+
+        def save(text: str, reply: str) -> None:
+            self.cache.put(source.identity, attempt, text, reply)
+
+        for i, reply in self.progress(source.answers(missing, attempt, save), desc, len(missing)):
             if reply is None:
                 self.unanswered += 1
                 if self.unanswered >= GIVE_UP and not self.answered:
-                    raise OSError(f"{source.url} does not answer ({source.trouble}): start it or mend the address, then run the "
-                                  f"same command again")
+                    raise OSError(f"{source.url} does not answer ({source.trouble}): start it or mend the "
+                                  f"address, then run the same command again")
             else:
                 self.answered += 1
                 replies[missing[i]] = reply
         return [replies[text] for text in texts]
 
-    def ask_parsed(self, texts: Sequence[str], parse: Callable[[str, int], T | None], counts: Counter, desc: str) -> list[T | None]:
-        """`parse(reply, place)` of each reply; where that is None the text is asked again. None after ATTEMPTS, counted."""
+    def ask_parsed(self, texts: Sequence[str], parse: Callable[[str, int], T | None], counts: Counter,
+                   desc: str) -> list[T | None]:
+        """`parse(reply, place)` of each reply. Where that is None the text is asked again, ATTEMPTS times in
+        all; what is still None is counted."""
         values: list[T | None] = [None] * len(texts)
         todo = list(range(len(texts)))
-        silent: list[int] = []
+        lost: list[int] = []
         for attempt in range(ATTEMPTS):
             replies = self.ask([texts[i] for i in todo], attempt, desc)
-            silent += [i for i, reply in zip(todo, replies, strict=True) if reply is None]
+            lost += [i for i, reply in zip(todo, replies, strict=True) if reply is None]
             for i, reply in zip(todo, replies, strict=True):
                 values[i] = None if reply is None else parse(reply, i)
-            todo = [i for i in todo if values[i] is None and i not in silent]
+            todo = [i for i in todo if values[i] is None and i not in lost]
             if not todo:
                 break
-        counts[f"{desc}: no answer"] += len(silent)
+        counts[f"{desc}: no answer"] += len(lost)
         counts[f"{desc}: unusable answer"] += len(todo)
         return values
 
 
-def open_source(spec: str, role: str, cache: Cache, *, k: int = 4, options: dict | None = None, concurrency: int = 8,
-                timeout: float = 120, retries: int = 6, max_new_tokens: int = 2048, temperature: float = 0.7, device: str = "auto",
-                progress: Callable = lambda items, desc, total: items) -> Model | Judge | Teacher:
-    """A SPEC -> a Model to be asked, or the function that a rule or a plug-in is. `role` is "teacher", "judge" or "planner"."""
+def open_source(spec: str, role: str, cache: Cache, *, k: int = 4, options: dict | None = None,
+                concurrency: int = 8, timeout: float = 120, retries: int = 6, max_new_tokens: int = 2048,
+                temperature: float = 0.7, device: str = "auto",
+                progress: Callable = silent) -> Model | Judge | Teacher:
+    """SPEC -> a Model to be asked, or the function that a rule or plug-in is; teacher, judge or planner."""
     if spec == "rule":
         if role == "planner":
             raise ValueError("--planner rule: a planner is a model or an endpoint")
@@ -257,18 +287,18 @@ def open_source(spec: str, role: str, cache: Cache, *, k: int = 4, options: dict
         except (ImportError, AttributeError) as error:
             raise ValueError(f"--{role} {spec}: cannot be loaded ({error}); give it as module:name") from None
     if not Path(spec).exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", spec):
-        raise ValueError(f"--{role} {spec}: no such folder; a SPEC is rule, module:name, http://host/v1#model, a model's folder, "
-                         f"or a hub id like Qwen/Qwen3.5-9B")
+        raise ValueError(f"--{role} {spec}: no such folder; a SPEC is rule, module:name, "
+                         f"http://host/v1#model, a model's folder, or a hub id like Qwen/Qwen3.5-9B")
     return Model(LocalModel(spec, max_new_tokens, temperature, device), cache, progress)
 
 
-# ------------------------------------------------------------------------------------------------ the rules
+# -------------------------------------------------------------------------------------------------- the rules
 
 STOCK = (
     "Simulate the process on the {a} step by step and keep the state of the {b} in an array.",
     "Sort the {a} by {b} and sweep over them once while keeping the best value so far.",
     "Run a dynamic program over the {a} whose state is the {b} handled so far.",
-    "Build a graph with the {a} as nodes and an edge wherever the {b} relate them, and search it breadth first.",
+    "Build a graph with the {a} as nodes and an edge wherever {b} relate them, and search it breadth first.",
     "Binary search on the result and check each guess by one pass over the {a} and the {b}.",
     "Count the {a} in a hash map keyed by {b} and combine the counts.",
     "Split the {a} in halves, solve each half, and merge the two by {b}.",
@@ -296,21 +326,43 @@ GIVEAWAYS = (
     "the final answer is {n} for the first sample and {m} for the second",
     "so the answer to print is always {n}",
 )
-OTHER_WORDS = (
-    (r"\buse\b", "employ"), (r"\busing\b", "by means of"), (r"\bsort\b", "order"), (r"\bsorted\b", "ordered"), (r"\barray\b", "list"),
-    (r"\bcompute\b", "work out"), (r"\bcalculate\b", "determine"), (r"\biterate over\b", "walk through"), (r"\bfind\b", "determine"),
-    (r"\bkeep\b", "hold on to"), (r"\bkeeping\b", "holding on to"), (r"\bcount\b", "tally"), (r"\bbuild\b", "construct"),
-    (r"\bcheck\b", "test"), (r"\bevery\b", "each"), (r"\bsmallest\b", "least"), (r"\blargest\b", "greatest"), (r"\bmaximum\b", "largest value"),
-    (r"\bminimum\b", "smallest value"), (r"\bstep by step\b", "one step after another"), (r"\btry\b", "go through"),
-    (r"\bstore\b", "save"), (r"\bthen\b", "after that"), (r"\bmerge\b", "join"), (r"\bsplit\b", "divide"), (r"\bsearch\b", "look through"),
-)
-COMMON_WORDS = frozenset("""about above after also answer any are array based been being between both case cases consists contain contains
-    correct could denote denoted denotes description each either element elements equal every exactly example first following follows for
-    from given gives have her him his input inputs integer integers into its kind length less line lines list long main make more most must
-    next number numbers only other output outputs over print problem program sample same second should single size some space separated
-    standard string such sum test than that the their them then there these they third this those time total two until use value values
-    want wants was way were what when where whether which while will with within would write you your""".split())
-NEARLY_EQUAL = 0.8          # share of words that two strategies must have in common for the rules to call them one
+OTHER_WORDS = """\
+use = employ
+using = by means of
+sort = order
+sorted = ordered
+array = list
+compute = work out
+calculate = determine
+iterate over = walk through
+find = determine
+keep = hold on to
+keeping = holding on to
+count = tally
+build = construct
+check = test
+every = each
+smallest = least
+largest = greatest
+maximum = largest value
+minimum = smallest value
+step by step = one step after another
+try = go through
+store = save
+then = after that
+merge = join
+split = divide
+search = look through"""
+COMMON_WORDS = frozenset("""\
+    about above after also answer any are array based been being between both case cases consists contain
+    contains correct could denote denoted denotes description each either element elements equal every
+    exactly example first following follows for from given gives have her him his input inputs integer
+    integers into its kind length less line lines list long main make more most must next number numbers
+    only other output outputs over print problem program sample same second should single size some space
+    separated standard string such sum test than that the their them then there these they third this those
+    time total two until use value values want wants was way were what when where whether which while will
+    with within would write you your""".split())
+NEARLY_EQUAL = 0.8          # share of words that two strategies have in common if the rules call them one
 
 
 def content_words(text: str) -> list[str]:
@@ -320,9 +372,9 @@ def content_words(text: str) -> list[str]:
 
 
 def rule_judge(statement: str, plan_text: str, k: int = 4) -> list[str]:
-    """The faults that can be told without understanding: the plan contract, words shared with the statement and among methods.
+    """The faults that show without understanding: the plan contract, and the words that methods share.
 
-    It takes no wording for vague but that of stock advice, and cannot see that two differently worded methods are one.
+    Vague is stock advice and nothing else; a method repeated in other words is not seen.
     """
     try:
         strategies = prompts.parse_plan(plan_text, k)
@@ -350,16 +402,18 @@ def rule_teacher(problem: Problem, n: int) -> list[str]:
     """Stock sentences about the statement's commonest words: well formed and on topic, and nothing more."""
     words = re.findall(r"[a-z]{4,}", problem.statement.lower())
     ranked = [w for w, _ in Counter(w for w in words if w not in COMMON_WORDS).most_common(8)] or ["items"]
-    return [STOCK[i % len(STOCK)].format(a=ranked[i % len(ranked)], b=ranked[(i + 1) % len(ranked)]) for i in range(n)]
+    return [STOCK[i % len(STOCK)].format(a=ranked[i % len(ranked)], b=ranked[(i + 1) % len(ranked)])
+            for i in range(n)]
 
 
-# ------------------------------------------------------------------------------------------------ the funnel (Appendix C.4)
+# ---------------------------------------------------------------------------------- the funnel (Appendix C.4)
 
-def propose(teacher: Model | Teacher, problems: Sequence[Problem], n: int, counts: Counter) -> list[list[str]]:
+def propose(teacher: Model | Teacher, problems: Sequence[Problem], n: int,
+            counts: Counter) -> list[list[str]]:
     """Up to n candidates a problem whose form keeps the plan contract, no two literally equal."""
     if isinstance(teacher, Model):
-        lists = teacher.ask_parsed([prompts.teacher(p, n) for p in problems], lambda text, _: prompts.parse_list(text) or None,
-                                   counts, "teacher")
+        lists = teacher.ask_parsed([prompts.teacher(p, n) for p in problems],
+                                   lambda text, _: prompts.parse_list(text) or None, counts, "teacher")
     else:
         lists = [teacher(p, n) for p in problems]
     proposed = []
@@ -379,15 +433,17 @@ def propose(teacher: Model | Teacher, problems: Sequence[Problem], n: int, count
     return proposed
 
 
-def keep(judge: Model | Judge, problems: Sequence[Problem], candidates: Sequence[list[str]], k: int, counts: Counter) -> list[list[str]]:
-    """The candidates that the judge keeps. A function judges whole plans: each candidate is shown to it alone, K times over."""
+def keep(judge: Model | Judge, problems: Sequence[Problem], candidates: Sequence[list[str]], k: int,
+         counts: Counter) -> list[list[str]]:
+    """The candidates that the judge keeps. A function judges plans: it is shown each one K times over."""
     asked = [i for i, found in enumerate(candidates) if found]
     kept: list[list[str]] = [[] for _ in candidates]
     if isinstance(judge, Model):
         texts = [prompts.judge_candidates(problems[i], candidates[i]) for i in asked]
-        verdicts = judge.ask_parsed(texts, lambda text, at: prompts.parse_verdicts(text, len(candidates[asked[at]])), counts, "judge")
+        verdicts = judge.ask_parsed(
+            texts, lambda text, at: prompts.parse_verdicts(text, len(candidates[asked[at]])), counts, "judge")
         for i, verdict in zip(asked, verdicts, strict=True):
-            kept[i] = [c for c, good in zip(candidates[i], verdict or [False] * len(candidates[i]), strict=True) if good]
+            kept[i] = [c for c, good in zip(candidates[i], verdict, strict=True) if good] if verdict else []
     else:
         for i in asked:
             kept[i] = [c for c in candidates[i]
@@ -397,7 +453,7 @@ def keep(judge: Model | Judge, problems: Sequence[Problem], candidates: Sequence
 
 
 def tuples(judge: Model | Judge, problem: Problem, kept: list[str], k: int) -> Iterator[list[str]]:
-    """Every K of the kept candidates, in the teacher's order; with a function as judge, those that it passes."""
+    """Every K of the kept candidates, in the teacher's order; a judge that is a function must pass them."""
     for chosen in itertools.combinations(kept, k):
         if isinstance(judge, Model) or not judge(problem.statement, prompts.format_plan(list(chosen))):
             yield list(chosen)
@@ -407,9 +463,9 @@ def batches(problems: Sequence[Problem]) -> Iterator[Sequence[Problem]]:
     return (problems[i:i + BATCH] for i in range(0, len(problems), BATCH))
 
 
-def make_gold(teacher: Model | Teacher, judge: Model | Judge, problems: Sequence[Problem], wanted: int, k: int = 4,
-              n: int = CANDIDATES, with_think: bool = True) -> tuple[list[dict], Counter]:
-    """Gold tuples of the first `wanted` problems, in the pool's order, that have K clean candidates; counts by stage."""
+def make_gold(teacher: Model | Teacher, judge: Model | Judge, problems: Sequence[Problem], wanted: int,
+              k: int = 4, n: int = CANDIDATES, with_think: bool = True) -> tuple[list[dict], Counter]:
+    """Gold tuples of the first `wanted` problems with K clean candidates, and what each stage counted."""
     gold: list[dict] = []
     counts: Counter = Counter()
     for batch in batches(problems):
@@ -425,16 +481,18 @@ def make_gold(teacher: Model | Teacher, judge: Model | Judge, problems: Sequence
         chosen = chosen[:wanted - len(gold)]
         thoughts: Sequence[str | None] = [""] * len(chosen)
         if with_think and isinstance(teacher, Model):
-            thoughts = teacher.ask_parsed([prompts.teacher_trace(p, s) for p, s in chosen],
-                                          lambda text, _: prompts.cut_thought(text).strip() or None, counts, "trace")
-        gold += [{"problem_id": p.id, "statement": p.statement, "think": thought or "", "strategies": strategies}
-                 for (p, strategies), thought in zip(chosen, thoughts, strict=True)]
+            texts = [prompts.teacher_trace(p, strategies) for p, strategies in chosen]
+            thoughts = teacher.ask_parsed(
+                texts, lambda text, _: prompts.cut_thought(text).strip() or None, counts, "trace")
+        for (p, strategies), thought in zip(chosen, thoughts, strict=True):
+            gold.append({"problem_id": p.id, "statement": p.statement, "think": thought or "",
+                         "strategies": strategies})
     counts["gold tuples"] = len(gold)
     counts["gold tuples without a thought"] = sum(not row["think"] for row in gold)
     return gold, counts
 
 
-# ------------------------------------------------------------------------------------------------ gate labels (Appendix D, O)
+# -------------------------------------------------------------------------------- gate labels (Appendix D, O)
 
 NEGATIVES = ("duplicate", "leak", "vague", "off_topic")
 
@@ -446,15 +504,18 @@ def shortened(strategy: str, words: int) -> str:
 def reworded(strategy: str) -> str:
     """The same method in other words, by a short list of them."""
     other = strategy
-    for pattern, word in OTHER_WORDS:
-        other = re.sub(pattern, lambda m, word=word: word.capitalize() if m[0][0].isupper() else word, other, flags=re.IGNORECASE)
+    for line in OTHER_WORDS.split("\n"):
+        word, _, new = line.partition(" = ")
+        other = re.sub(rf"\b{word}\b", new, other)
+        other = re.sub(rf"\b{word.capitalize()}\b", new.capitalize(), other)
     if prompts.normalise(other) == prompts.normalise(strategy):
         other = f"Once again {strategy[0].lower()}{strategy[1:]}"
     return shortened(other, prompts.MAX_WORDS) + "."
 
 
-def spoiled(kind: str, plan: list[str], rephrased: str | None, foreign: list[str], rng: random.Random) -> list[str]:
-    """A plan that is as well formed as `plan` and has the fault `kind`. `rephrased` says plan[0] in other words."""
+def spoiled(kind: str, plan: list[str], rephrased: str | None, foreign: list[str],
+            rng: random.Random) -> list[str]:
+    """A plan as well formed as `plan` that has the fault `kind`. `rephrased`: plan[0] in other words."""
     out = list(plan)
     i = rng.randrange(len(out))
     if kind == "duplicate":
@@ -467,20 +528,21 @@ def spoiled(kind: str, plan: list[str], rephrased: str | None, foreign: list[str
         for place in rng.sample(range(len(out)), rng.randint(1, 2)):
             out[place] = rng.choice([a for a in ADVICE if a not in out])
     else:
-        replaced = range(len(out)) if rng.random() < 0.5 else [i]        # all of another problem's plan, or one of its methods
+        replaced = range(len(out)) if rng.random() < 0.5 else [i]       # the whole plan, or one method of it
         for place in replaced:
             out[place] = foreign[place % len(foreign)]
     return out
 
 
-def teacher_labels(teacher: Model | Teacher, judge: Model | Judge, problems: Sequence[Problem], per_problem: int,
-                   wanted: tuple[int, int], k: int, n: int, seed: int, counts: Counter) -> list[gate.Label]:
-    """Positives from the funnel, up to `per_problem` a problem, and a made negative for each; it stops when there are enough
-    for `wanted` training and held-out labels."""
+def teacher_labels(teacher: Model | Teacher, judge: Model | Judge, problems: Sequence[Problem],
+                   per_problem: int, wanted: tuple[int, int], k: int, n: int, seed: int,
+                   counts: Counter) -> list[gate.Label]:
+    """Positives from the funnel, up to `per_problem` a problem, and a made negative for each; it stops when
+    there are enough for `wanted` training and held-out labels."""
     plans: list[tuple[Problem, list[str]]] = []
     positives: list[gate.Label] = []
     for batch in batches(problems):
-        if len(plans) >= sum(wanted) // 2 + per_problem:        # a problem may stand on the border of the two sides
+        if len(plans) >= sum(wanted) // 2 + per_problem:        # a problem may stand between the two sides
             break
         counts["problems offered"] += len(batch)
         kept = keep(judge, batch, propose(teacher, batch, n, counts), k, counts)
@@ -493,19 +555,21 @@ def teacher_labels(teacher: Model | Teacher, judge: Model | Judge, problems: Seq
                 plans.append((p, chosen))
                 positives.append(gate.Label(p.id, p.statement, prompts.format_plan(chosen), 1, gate.POSITIVE))
     if len({p.id for p, _ in plans}) < 2:
-        raise ValueError(f"{len(plans)} plans from {counts['problems offered']} problems passed the judge, too few to make labels of: "
-                         f"see the counts ({dict(counts)})")
+        raise ValueError(f"{len(plans)} plans from {counts['problems offered']} problems passed the judge, "
+                         f"too few to make labels of: see the counts ({dict(counts)})")
     kinds = [NEGATIVES[i % len(NEGATIVES)] for i in range(len(plans))]
     repeated = [i for i, kind in enumerate(kinds) if kind == "duplicate"]
     other_words: dict[int, str | None] = {}
     if isinstance(teacher, Model):
         texts = [prompts.rephrase(plans[i][1][0]) for i in repeated]
-        said = teacher.ask_parsed(texts, lambda text, at: usable_rephrasing(text, plans[repeated[at]][1][0]), counts, "rephrasing")
+        said = teacher.ask_parsed(texts, lambda text, at: usable_rephrasing(text, plans[repeated[at]][1][0]),
+                                  counts, "rephrasing")
         other_words = dict(zip(repeated, said, strict=True))
     labels = []
     for i, (p, plan) in enumerate(plans):
         rng = random.Random(f"{seed}:{p.id}:{i}")
-        foreign = next(plans[(i + step) % len(plans)][1] for step in itertools.count(rng.randrange(1, len(plans)))
+        foreign = next(plans[(i + step) % len(plans)][1]
+                       for step in itertools.count(rng.randrange(1, len(plans)))
                        if plans[(i + step) % len(plans)][0].id != p.id)
         bad = spoiled(kinds[i], plan, other_words.get(i), foreign, rng)
         labels += [positives[i], gate.Label(p.id, p.statement, prompts.format_plan(bad), 0, kinds[i])]
@@ -517,12 +581,12 @@ def teacher_labels(teacher: Model | Teacher, judge: Model | Judge, problems: Seq
 def usable_rephrasing(text: str, original: str) -> str | None:
     """The first line of a reply if it is one method of the right form and not the original itself."""
     lines = [line.strip() for line in prompts.cut_thought(text).strip().split("\n") if line.strip()]
-    if len(lines) != 1 or prompts.check_plan(lines) or prompts.normalise(lines[0]) == prompts.normalise(original):
-        return None
-    return lines[0]
+    same = len(lines) == 1 and prompts.normalise(lines[0]) == prompts.normalise(original)
+    return None if len(lines) != 1 or same or prompts.check_plan(lines) else lines[0]
 
 
-def judge_plans(judge: Model | Judge, pairs: Sequence[tuple[Problem, str]], k: int = 4, counts: Counter | None = None) -> list[list[str] | None]:
+def judge_plans(judge: Model | Judge, pairs: Sequence[tuple[Problem, str]], k: int = 4,
+                counts: Counter | None = None) -> list[list[str] | None]:
     """The faults of each (problem, plan text), [] for Pass, None where the judge gave no usable answer.
 
     A plan that does not parse is not shown to the judge.
@@ -546,26 +610,30 @@ def judge_plans(judge: Model | Judge, pairs: Sequence[tuple[Problem, str]], k: i
     return faults
 
 
-def planner_labels(planner: Model, judge: Model | Judge, problems: Sequence[Problem], per_problem: int, k: int,
-                   counts: Counter) -> list[gate.Label]:
-    """Judged samples of the planner under the prompt that CPPO uses (Appendix O); `per_problem` of them a problem."""
+def planner_labels(planner: Model, judge: Model | Judge, problems: Sequence[Problem], per_problem: int,
+                   k: int, counts: Counter) -> list[gate.Label]:
+    """Judged samples of the planner, `per_problem` a problem, under CPPO's own prompt (Appendix O)."""
     labels = []
     for draw in range(per_problem):
         replies = planner.ask([prompts.plan(p, k) for p in problems], draw, "planner")
-        pairs = [(p, prompts.cut_thought(text).strip()) for p, text in zip(problems, replies, strict=True) if text is not None]
+        pairs = [(p, prompts.cut_thought(text).strip()) for p, text in zip(problems, replies, strict=True)
+                 if text is not None]
         counts["planner samples"] += len(pairs)
         counts["planner: no answer"] += len(problems) - len(pairs)
         for (p, plan), faults in zip(pairs, judge_plans(judge, pairs, k, counts), strict=True):
             if faults is not None:
-                labels.append(gate.Label(p.id, p.statement, plan, int(not faults), faults[0] if faults else gate.POSITIVE))
-                counts[f"planner samples judged: {labels[-1].kind}"] += 1
+                kind = faults[0] if faults else gate.POSITIVE
+                labels.append(gate.Label(p.id, p.statement, plan, int(not faults), kind))
+                counts[f"planner samples judged: {kind}"] += 1
     return labels
 
 
-def divide(labels: list[gate.Label], sizes: tuple[int, int], seed: int) -> tuple[list[gate.Label], list[gate.Label]]:
-    """Training and held-out labels, at most `sizes` of them: as many Pass as Fail, no problem on both sides (Appendix D)."""
+def divide(labels: list[gate.Label], sizes: tuple[int, int],
+           seed: int) -> tuple[list[gate.Label], list[gate.Label]]:
+    """Training and held-out labels, at most `sizes`: as many Pass as Fail, no problem on both sides."""
     balanced = gate.balance(labels, seed)
-    order = sorted({x.problem_id for x in balanced}, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
+    order = sorted({x.problem_id for x in balanced},
+                   key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
     sides: list[list[gate.Label]] = [[], []]
     for name in order:              # the held-out side is filled first
         full = all(sum(x.label == label for x in sides[1]) >= sizes[1] // 2 for label in (0, 1))
@@ -581,7 +649,7 @@ def cut(labels: list[gate.Label], size: int, seed: int) -> list[gate.Label]:
     return chosen
 
 
-# ------------------------------------------------------------------------------------------------ commands
+# --------------------------------------------------------------------------------------------------- commands
 
 def report(counts: Counter) -> None:
     for name, n in counts.items():
@@ -589,46 +657,72 @@ def report(counts: Counter) -> None:
             print(f"{n:8}  {name}")
 
 
-def save_record(path: Path, args: argparse.Namespace, warning: str, counts: Counter, models: Iterable[Any]) -> None:
+def save_record(path: Path, args: argparse.Namespace, warning: str, counts: Counter,
+                models: Iterable[Any]) -> None:
     """What a file was made of, beside it."""
     record = {"flags": vars(args), "problems_sha256": common.tree_hash(args.problems), "warning": warning,
               "models": [m.source.identity for m in models if isinstance(m, Model)], "counts": dict(counts)}
     common.write_file(path, json.dumps(record, indent=1, default=str) + "\n")
 
 
+def read_options(role: str, text: str) -> dict:
+    try:
+        options = json.loads(text)
+    except ValueError:
+        options = None
+    if not isinstance(options, dict):
+        raise ValueError(f"--{role}-options must be a JSON object, not {text!r}")
+    return options
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Offline data of stages 1 and 2: gold tuples and gate labels.",
-                                     epilog="SPEC: http://host/v1#model, a model's folder or hub id, module:name, or rule. The keys of "
-                                     "endpoints are read from TEACHER_API_KEY, JUDGE_API_KEY, PLANNER_API_KEY, else OPENAI_API_KEY.")
+    parser = argparse.ArgumentParser(
+        description="Offline data of stages 1 and 2: gold tuples and gate labels.",
+        epilog="SPEC: http://host/v1#model, a model's folder or hub id, module:name, or rule. Keys of "
+               "endpoints: TEACHER_API_KEY, JUDGE_API_KEY, PLANNER_API_KEY, else OPENAI_API_KEY.")
     parser.add_argument("command", choices=["gold", "labels"])
     parser.add_argument("--teacher", metavar="SPEC", help="who proposes methods")
     parser.add_argument("--judge", metavar="SPEC", required=True, help="who says which are valid")
-    parser.add_argument("--problems", metavar="FILE", help="default: the pool sft (gold) or gate (labels) of --out")
-    parser.add_argument("--out", default="corpora", metavar="FOLDER", help="where the files go (default %(default)s)")
+    parser.add_argument("--problems", metavar="FILE",
+                        help="default: the pool sft (gold) or gate (labels) of --out")
+    parser.add_argument("--out", default="corpora", metavar="FOLDER",
+                        help="where the files go (default %(default)s)")
     parser.add_argument("--cache", metavar="FOLDER", help="where answers are kept (default: OUT/answers)")
     parser.add_argument("--prompts", metavar="FILE", help="JSON file {name: text} that replaces prompts")
-    parser.add_argument("--num-strategies", type=int, default=4, metavar="K", help="methods of a plan (default %(default)s)")
-    parser.add_argument("--num-candidates", type=int, default=CANDIDATES, metavar="N", help="proposals a problem (default %(default)s)")
+    parser.add_argument("--num-strategies", type=int, default=4, metavar="K",
+                        help="methods of a plan (default %(default)s)")
+    parser.add_argument("--num-candidates", type=int, default=CANDIDATES, metavar="N",
+                        help="proposals a problem (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default %(default)s)")
     g = parser.add_argument_group("gold")
-    g.add_argument("--gold", type=int, default=333, metavar="N", help="tuples wanted, one a problem (default %(default)s)")
+    g.add_argument("--gold", type=int, default=333, metavar="N",
+                   help="tuples wanted, one a problem (default %(default)s)")
     g.add_argument("--no-think", action="store_true", help="do not ask for the thought behind a tuple")
     g = parser.add_argument_group("labels")
-    g.add_argument("--candidates", choices=["teacher", "planner", "both"], default="teacher", help="what is labelled (default %(default)s)")
+    g.add_argument("--candidates", choices=["teacher", "planner", "both"], default="teacher",
+                   help="what is labelled (default %(default)s)")
     g.add_argument("--planner", metavar="SPEC", help="the planner whose samples are labelled")
-    g.add_argument("--per-problem", type=int, default=2, metavar="N", help="positives a problem, and planner samples (default %(default)s)")
-    g.add_argument("--train", type=int, default=1110, metavar="N", help="training labels (default %(default)s)")
+    g.add_argument("--per-problem", type=int, default=2, metavar="N",
+                   help="positives a problem, and planner samples (default %(default)s)")
+    g.add_argument("--train", type=int, default=1110, metavar="N",
+                   help="training labels (default %(default)s)")
     g.add_argument("--val", type=int, default=278, metavar="N", help="held-out labels (default %(default)s)")
     g = parser.add_argument_group("models")
-    g.add_argument("--concurrency", type=int, default=8, metavar="N", help="requests under way at a time (default %(default)s)")
-    g.add_argument("--timeout", type=float, default=120, metavar="S", help="seconds without a byte (default %(default)s)")
-    g.add_argument("--retries", type=int, default=6, metavar="N", help="of a request that fails, waiting 1 s, 2 s, 4 s, ... (default %(default)s)")
-    g.add_argument("--max-new-tokens", type=int, default=2048, metavar="N", help="of a reply (default %(default)s)")
-    g.add_argument("--temperature", type=float, default=0.7, metavar="T", help="of teacher and planner; a judge has 0 (default %(default)s)")
-    for role in ("teacher", "judge"):
+    g.add_argument("--concurrency", type=int, default=8, metavar="N",
+                   help="requests under way at a time (default %(default)s)")
+    g.add_argument("--timeout", type=float, default=120, metavar="S",
+                   help="seconds without a byte (default %(default)s)")
+    g.add_argument("--retries", type=int, default=6, metavar="N",
+                   help="of a request that fails, waiting 1 s, 2 s, 4 s, ... (default %(default)s)")
+    g.add_argument("--max-new-tokens", type=int, default=2048, metavar="N",
+                   help="of a reply (default %(default)s)")
+    g.add_argument("--temperature", type=float, default=0.7, metavar="T",
+                   help="of teacher and planner; a judge has 0 (default %(default)s)")
+    for role in ("teacher", "judge", "planner"):
         g.add_argument(f"--{role}-options", metavar="JSON", default="{}",
-                       help='fields to add to or, as null, to leave out of each request, e.g. \'{"max_tokens": null}\'')
-    g.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="of local models (default %(default)s)")
+                       help="fields to add to a request, or as null to leave out: '{\"max_tokens\": null}'")
+    g.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
+                   help="of local models (default %(default)s)")
     args = parser.parse_args(argv)
     with common.explain():
         run(args)
@@ -640,11 +734,12 @@ def run(args: argparse.Namespace) -> None:
     uses_teacher = args.command == "gold" or args.candidates != "planner"
     uses_planner = args.command == "labels" and args.candidates != "teacher"
     if not 2 <= k <= len(prompts.LABELS) or args.num_candidates < k:
-        raise ValueError(f"--num-strategies {k} --num-candidates {args.num_candidates}: K is 2 to {len(prompts.LABELS)}, and N at least K")
+        raise ValueError(f"--num-strategies {k} --num-candidates {args.num_candidates}: K is 2 to "
+                         f"{len(prompts.LABELS)}, and N at least K")
     for flag, needed in (("teacher", uses_teacher), ("planner", uses_planner)):
         if needed and not getattr(args, flag):
-            raise ValueError(f"`teacher.py {args.command}{' --candidates ' + args.candidates if args.command == 'labels' else ''}` needs "
-                             f"--{flag} SPEC")
+            mode = f" --candidates {args.candidates}" if args.command == "labels" else ""
+            raise ValueError(f"`teacher.py {args.command}{mode}` needs --{flag} SPEC")
     if args.prompts:
         prompts.load(args.prompts)
     args.problems = args.problems or str(data.default_pool("sft" if args.command == "gold" else "gate", out))
@@ -653,36 +748,37 @@ def run(args: argparse.Namespace) -> None:
     if warning:
         print(f"warning: {warning}", file=sys.stderr)
     cache = Cache(args.cache or out / "answers")
-    shared = {"k": k, "concurrency": args.concurrency, "timeout": args.timeout, "retries": args.retries, "device": args.device,
-              "max_new_tokens": args.max_new_tokens, "progress": common.progress}
+    shared = {"k": k, "concurrency": args.concurrency, "timeout": args.timeout, "retries": args.retries,
+              "device": args.device, "max_new_tokens": args.max_new_tokens, "progress": common.progress}
+    asked = {"teacher": args.teacher if uses_teacher else None, "judge": args.judge,
+             "planner": args.planner if uses_planner else None}
     models = {}
-    for role, spec, temperature in (("teacher", args.teacher if uses_teacher else None, args.temperature), ("judge", args.judge, 0.0),
-                                    ("planner", args.planner if uses_planner else None, args.temperature)):
+    for role, spec in asked.items():
         if spec:
-            try:
-                options = json.loads(getattr(args, f"{role}_options", "{}"))
-                assert isinstance(options, dict)
-            except (ValueError, AssertionError):
-                raise ValueError(f"--{role}-options must be a JSON object, not {getattr(args, f'{role}_options')!r}") from None
-            models[role] = open_source(spec, role, cache, options=options, temperature=temperature, **shared)
+            models[role] = open_source(
+                spec, role, cache, options=read_options(role, getattr(args, f"{role}_options")),
+                temperature=0.0 if role == "judge" else args.temperature, **shared)
 
     # -------- ask, and write
     counts: Counter = Counter()
     if args.command == "gold":
-        gold, counts = make_gold(models["teacher"], models["judge"], problems, args.gold, k, args.num_candidates, not args.no_think)
+        gold, counts = make_gold(models["teacher"], models["judge"], problems, args.gold, k,
+                                 args.num_candidates, not args.no_think)
         if not gold:
-            raise ValueError(f"no problem of {args.problems} has {k} clean candidates; counts: {dict(counts)}")
+            raise ValueError(f"no problem of {args.problems} has {k} clean candidates: {dict(counts)}")
         data.save_lines(out / "gold.jsonl", gold)
-        written, short = [out / "gold.jsonl"], len(gold) < args.gold and f"{len(gold)} of {args.gold} gold tuples"
+        written = [out / "gold.jsonl"]
+        short = f"{len(gold)} of {args.gold} gold tuples" if len(gold) < args.gold else ""
     else:
         labels: list[gate.Label] = []
         if uses_teacher:
-            labels += teacher_labels(models["teacher"], models["judge"], problems, args.per_problem, (args.train, args.val), k,
-                                     args.num_candidates, args.seed, counts)
+            labels += teacher_labels(models["teacher"], models["judge"], problems, args.per_problem,
+                                     (args.train, args.val), k, args.num_candidates, args.seed, counts)
         if uses_planner:
-            labels += planner_labels(models["planner"], models["judge"], problems, args.per_problem, k, counts)
+            labels += planner_labels(models["planner"], models["judge"], problems, args.per_problem, k,
+                                     counts)
         out.mkdir(parents=True, exist_ok=True)
-        written, short = [], False
+        written, short = [], ""
         sizes = args.train, args.val
         for name, size, chosen in zip(("train", "val"), sizes, divide(labels, sizes, args.seed), strict=True):
             counts[f"labels written: {name}"] = len(chosen)
@@ -694,10 +790,12 @@ def run(args: argparse.Namespace) -> None:
     save_record(out / f"{args.command}.json", args, warning, counts, models.values())
     print(f"written: {', '.join(map(str, written))}")
     if short:
-        print(f"only {short}: more problems are needed (data.py build --{'sft' if args.command == 'gold' else 'gate'} N)", file=sys.stderr)
+        print(f"only {short}: more problems are needed (data.py build "
+              f"--{'sft' if args.command == 'gold' else 'gate'} N)", file=sys.stderr)
     unanswered = sum(m.unanswered for m in models.values() if isinstance(m, Model))
     if unanswered:
-        print(f"{unanswered} requests had no answer: run the same command again, the answers so far are in {cache.folder}", file=sys.stderr)
+        print(f"{unanswered} requests had no answer: run the same command again, the answers so far are in "
+              f"{cache.folder}", file=sys.stderr)
         raise SystemExit(1)
 
 

@@ -30,18 +30,19 @@ def words(n: int, seed) -> str:
 
 def code_contests_row(number: int = 0, **changes) -> dict:
     row = {"name": f"{1000 + number}_A. Some Name", "description": words(80, f"cc {number}"),
-           "public_tests": {"input": ["1\n"], "output": ["2\n"]}, "private_tests": {"input": ["3\n"], "output": ["4\n"]},
-           "generated_tests": {"input": ["5\n", "7\n"], "output": ["6\n", "8\n"]}, "source": 2, "difficulty": 7,
-           "cf_contest_id": 1000 + number, "cf_index": "A", "cf_points": 0.0, "cf_rating": 800, "cf_tags": ["math"],
-           "time_limit": {"seconds": 1, "nanos": 500_000_000}, "memory_limit_bytes": 256_000_000, "input_file": "",
-           "output_file": ""}
+           "public_tests": {"input": ["1\n"], "output": ["2\n"]},
+           "private_tests": {"input": ["3\n"], "output": ["4\n"]},
+           "generated_tests": {"input": ["5\n", "7\n"], "output": ["6\n", "8\n"]}, "source": 2,
+           "difficulty": 7, "cf_contest_id": 1000 + number, "cf_index": "A", "cf_points": 0.0,
+           "cf_rating": 800, "cf_tags": ["math"], "time_limit": {"seconds": 1, "nanos": 500_000_000},
+           "memory_limit_bytes": 256_000_000, "input_file": "", "output_file": ""}
     return row | changes
 
 
 def apps_row(number: int = 0, tests=None, **changes) -> dict:
     tests = {"inputs": ["1 2\n"], "outputs": ["3\n"]} if tests is None else tests
-    row = {"id": number, "question": words(80, f"apps {number}"), "solutions": "",
-           "input_output": tests if isinstance(tests, str) else json.dumps(tests), "difficulty": "introductory",
+    row = {"id": number, "question": words(80, f"apps {number}"), "solutions": "", "input_output": tests
+           if isinstance(tests, str) else json.dumps(tests), "difficulty": "introductory",
            "url": f"https://codeforces.com/problemset/problem/{5000 + number}/B", "starter_code": ""}
     return row | changes
 
@@ -49,10 +50,11 @@ def apps_row(number: int = 0, tests=None, **changes) -> dict:
 def livecodebench_row(number: int = 0, public=None, private=None, **changes) -> dict:
     public = [{"input": "1\n", "output": "2\n", "testtype": "stdin"}] if public is None else public
     private = [{"input": "3\n", "output": "4\n", "testtype": "stdin"}] if private is None else private
-    row = {"question_title": f"Title {number}", "question_content": words(80, f"lcb {number}"), "platform": "atcoder",
-           "question_id": f"abc{number}_a", "contest_id": f"abc{number}", "contest_date": "2024-01-04T00:00:00",
-           "starter_code": "", "difficulty": "easy", "public_test_cases": json.dumps(public),
-           "private_test_cases": packed(json.dumps(private)), "metadata": "{}"}
+    row = {"question_title": f"Title {number}", "question_content": words(80, f"lcb {number}"),
+           "platform": "atcoder", "question_id": f"abc{number}_a", "contest_id": f"abc{number}",
+           "contest_date": "2024-01-04T00:00:00", "starter_code": "", "difficulty": "easy",
+           "public_test_cases": json.dumps(public), "private_test_cases": packed(json.dumps(private)),
+           "metadata": "{}"}
     return row | changes
 
 
@@ -60,39 +62,47 @@ def packed(value, protocol: int = 4) -> str:
     return base64.b64encode(zlib.compress(pickle.dumps(value, protocol))).decode()
 
 
-# ------------------------------------------------------------------------------------------------ the record and its file
+# ------------------------------------------------------------------------------------ the record and its file
 
 def test_a_pool_survives_a_round_trip_and_leaves_defaults_out(tmp_path):
-    problems = [Problem("a", "s", tests=[TEST]),
-                Problem("b", "s\u2028\ud800", source="x", tests=[TEST, TEST], public_tests=[TEST], fn_name="f", starter_code="def f():",
-                        time_limit=2.5, compare="tokens", float_tolerance=1e-6, ids={"codeforces": "1/A"}, classes={"h": 0.5}),
+    problems = [Problem("a", "s", tests=[TEST]), Problem("b", "s\u2028\ud800", source="x", tests=[TEST, TEST],
+                                                         public_tests=[TEST], fn_name="f",
+                                                         starter_code="def f():", time_limit=2.5,
+                                                         compare="tokens", float_tolerance=1e-6,
+                                                         ids={"codeforces": "1/A"}, classes={"h": 0.5}),
                 Problem("c", "s", kind="execution", code="def f(): pass", call="f()", answer="None")]
     data.save_problems(tmp_path / "p.jsonl", problems)
     assert data.load_problems(tmp_path / "p.jsonl") == problems
-    assert json.loads((tmp_path / "p.jsonl").read_text().splitlines()[0]) == {"id": "a", "statement": "s", "tests": [TEST]}
+    first = json.loads((tmp_path / "p.jsonl").read_text().splitlines()[0])
+    assert first == {"id": "a", "statement": "s", "tests": [TEST]}
+
+
+GOOD = {"id": "b", "statement": "s", "tests": [TEST]}
 
 
 @pytest.mark.parametrize("line, said", [
     ("{", "line 2: not JSON"),
     ("[" * 100_000, "line 2: not JSON"),
-    ("[]", "line 2: expected a JSON object, found list"),
-    ('{"statement": "s"}', "line 2: key 'id' is missing"),
-    ('{"id": "a", "statement": "s", "tests": [{"input": "", "output": "1"}]}', "line 2: id 'a' stands in line 1 too"),
-    ('{"id": "b", "statement": " ", "tests": [{"input": "", "output": "1"}]}', "the statement is empty"),
-    ('{"id": "b", "statement": "s"}', "no tests"),
-    ('{"id": "b", "statement": "s", "tests": [{"input": "1"}]}', "tests[0] must hold the texts"),
-    ('{"id": "b", "statement": "s", "tests": [{"input": 1, "output": "1"}]}', "tests[0] must hold the texts"),
-    ('{"id": "b", "statement": "s", "tests": {}}', "'tests' must be a list"),
-    ('{"id": "b", "statement": "s", "kind": "essay"}', "unknown kind 'essay'"),
-    ('{"id": "b", "statement": "s", "kind": "execution"}', "needs an 'answer'"),
-    ('{"id": "b", "statement": "s", "compare": "exact"}', "unknown comparison 'exact'"),
-    ('{"id": "b", "statement": "s", "time_limit": true}', "'time_limit' must be a positive number"),
-    ('{"id": "b", "statement": "s", "float_tolerance": NaN}', "'float_tolerance' must be a positive number"),
-    ('{"id": 3, "statement": "s"}', "'id' must be text"),
+    ([], "line 2: expected a JSON object, found list"),
+    ({"statement": "s"}, "line 2: key 'id' is missing"),
+    (GOOD | {"id": "a"}, "line 2: id 'a' stands in line 1 too"),
+    (GOOD | {"id": 3}, "'id' must be text"),
+    (GOOD | {"statement": " "}, "'statement' must be more than white space"),
+    (GOOD | {"tests": []}, "without any, nothing could be judged right"),
+    (GOOD | {"tests": {}}, "'tests' must be a list of objects with the texts"),
+    (GOOD | {"tests": [{"input": "1"}]}, "'tests' must be a list of objects with the texts"),
+    (GOOD | {"public_tests": [{"input": 1, "output": "1"}]}, "'public_tests' must be a list of objects"),
+    (GOOD | {"kind": "essay"}, "'kind' must be one of code, execution, test_output, found 'essay'"),
+    (GOOD | {"kind": "execution"}, "'answer' must be there"),
+    (GOOD | {"compare": "exact"}, "'compare' must be one of lines, tokens"),
+    (GOOD | {"time_limit": True}, "'time_limit' must be a positive number"),
+    (GOOD | {"float_tolerance": float("nan")}, "'float_tolerance' must be a positive number"),
+    (GOOD | {"ids": {"codeforces": 1}}, "'ids' must be an object of texts"),
 ])
 def test_a_line_that_is_no_problem_is_named_with_its_number(tmp_path, line, said):
     path = tmp_path / "p.jsonl"
-    path.write_text('{"id": "a", "statement": "s", "tests": [{"input": "", "output": "1"}]}\n' + line + "\n")
+    second = line if isinstance(line, str) else json.dumps(line)
+    path.write_text(json.dumps(GOOD | {"id": "a"}) + "\n" + second + "\n")
     with pytest.raises(ValueError) as error:
         data.load_problems(path)
     assert str(path) in str(error.value) and said in str(error.value)
@@ -120,8 +130,8 @@ def test_keys_that_no_problem_has_are_said_once_and_notes_are_not(tmp_path):
 
 
 def test_the_judge_gets_the_graded_tests_and_the_official_limit_on_request_only():
-    problem = Problem("a", "s", tests=[TEST], public_tests=[{"input": "9", "output": "9"}], fn_name="f", time_limit=2.0,
-                      compare="tokens", float_tolerance=1e-4)
+    problem = Problem("a", "s", tests=[TEST], public_tests=[{"input": "9", "output": "9"}], fn_name="f",
+                      time_limit=2.0, compare="tokens", float_tolerance=1e-4)
     item = {"code": "x", "tests": [TEST], "compare": "tokens", "fn_name": "f", "float_tolerance": 1e-4}
     assert data.verifier_item(problem, "x") == item
     assert data.verifier_item(problem, None, want_outputs=True, official_limits=True) == (
@@ -137,7 +147,7 @@ def test_outcome_classes_forgive_white_space_alone():
         assert data.outcome_hash(other) != same
 
 
-# ------------------------------------------------------------------------------------------------ CodeContests
+# ----------------------------------------------------------------------------------------------- CodeContests
 
 def test_code_contests_is_graded_on_public_private_and_generated_tests_in_that_order():
     problem = data.from_code_contests(code_contests_row(3), "train", 17)
@@ -149,18 +159,20 @@ def test_code_contests_is_graded_on_public_private_and_generated_tests_in_that_o
 
 def test_code_contests_sources_follow_the_data_sets_index_and_not_the_protobufs():
     names = [data.from_code_contests(code_contests_row(source=i)).source for i in range(8)]
-    assert names == [f"code_contests/{x}" for x in
-                     ("unknown", "codechef", "codeforces", "hackerearth", "codejam", "atcoder", "aizu", "unknown")]
+    assert names == [f"code_contests/{x}" for x in ("unknown", "codechef", "codeforces", "hackerearth",
+                                                    "codejam", "atcoder", "aizu", "unknown")]
 
 
 def test_code_contests_ids_come_from_the_columns_or_the_name():
-    assert data.from_code_contests(code_contests_row(cf_contest_id=0, cf_index="", name="1549_D1. X")).ids == {"codeforces": "1549/D1"}
+    assert data.from_code_contests(code_contests_row(cf_contest_id=0, cf_index="",
+                                                     name="1549_D1. X")).ids == {"codeforces": "1549/D1"}
     assert data.from_code_contests(code_contests_row(source=1, name="chefbm")).ids == {"codechef": "CHEFBM"}
     assert data.from_code_contests(code_contests_row(source=5, name="p02534 AtCoder")).ids == {}
 
 
 def test_code_contests_rows_may_lack_a_limit_and_may_list_pairs():
-    row = code_contests_row(time_limit=None, generated_tests=[{"input": "5", "output": "6"}], private_tests=None)
+    row = code_contests_row(time_limit=None, generated_tests=[{"input": "5", "output": "6"}],
+                            private_tests=None)
     problem = data.from_code_contests(row)
     assert problem.time_limit is None and [t["input"] for t in problem.tests] == ["1\n", "5"]
 
@@ -173,7 +185,8 @@ NOTHING = {"input": [], "output": []}
     ("no_tests", {"public_tests": NOTHING, "private_tests": NOTHING, "generated_tests": NOTHING}),
     ("one_sided", {"private_tests": {"input": ["1"], "output": []}}),
     ("one_sided", {"private_tests": {"input": ["1"], "output": [None]}}),
-    ("no_outputs", {"public_tests": {"input": ["1"], "output": ["\n"]}, "private_tests": NOTHING, "generated_tests": NOTHING}),
+    ("no_outputs", {"public_tests": {"input": ["1"], "output": ["\n"]}, "private_tests": NOTHING,
+                    "generated_tests": NOTHING}),
     ("file_io", {"input_file": "in.txt"}),
     ("interactive", {"cf_tags": ["interactive", "*special"]}),
     ("not_text", {"private_tests": {"input": [1], "output": ["1"]}}),
@@ -185,7 +198,7 @@ def test_a_code_contests_row_that_cannot_be_judged_is_refused_by_name(reason, ch
     assert refusal.value.reason == reason
 
 
-# ------------------------------------------------------------------------------------------------ APPS
+# ------------------------------------------------------------------------------------------------------- APPS
 
 def test_apps_ids_hold_the_split_because_numbers_start_anew_in_each():
     raw, converted = apps_row(7), apps_row(7)
@@ -214,9 +227,11 @@ def test_apps_texts_may_be_lists_of_lines():
 
 def test_apps_calls_have_one_encoding_and_results_are_unwrapped_only_where_all_are_wrapped():
     def outputs(found):
-        row = apps_row(tests={"fn_name": "f", "inputs": [[1, "x"]] * len(found), "outputs": found}, starter_code="def f(a, b):")
+        row = apps_row(tests={"fn_name": "f", "inputs": [[1, "x"]] * len(found), "outputs": found},
+                       starter_code="def f(a, b):")
         problem = data.from_apps(row)
-        assert problem.fn_name == "f" and problem.starter_code and json.loads(problem.tests[0]["input"]) == [1, "x"]
+        assert problem.fn_name == "f" and problem.starter_code
+        assert json.loads(problem.tests[0]["input"]) == [1, "x"]
         return [json.loads(t["output"]) for t in problem.tests]
     assert outputs([[False], [None]]) == [False, None]
     assert outputs([[[1, 2]], [[3]]]) == [[1, 2], [3]]
@@ -259,14 +274,15 @@ def test_an_apps_row_that_cannot_be_judged_is_refused_by_name(reason, tests):
     assert refusal.value.reason == reason
 
 
-# ------------------------------------------------------------------------------------------------ LiveCodeBench
+# ---------------------------------------------------------------------------------------------- LiveCodeBench
 
 @pytest.mark.parametrize("protocol", range(6))
 def test_private_tests_are_read_from_every_pickle_protocol_and_from_plain_json(protocol):
     tests = [{"input": "3\n", "output": "4 é\n", "testtype": "stdin"}]
     for private in (packed(json.dumps(tests), protocol), json.dumps(tests)):
         problem = data.from_livecodebench(livecodebench_row(private_test_cases=private))
-        assert [t["output"] for t in problem.tests] == ["2\n", "4 é\n"] and [t["output"] for t in problem.public_tests] == ["2\n"]
+        assert [t["output"] for t in problem.tests] == ["2\n", "4 é\n"]
+        assert [t["output"] for t in problem.public_tests] == ["2\n"]
 
 
 class Hostile:
@@ -297,7 +313,8 @@ def test_a_pickle_of_anything_but_one_text_is_refused(value):
 
 @pytest.mark.parametrize("private", [
     "!", "AAAA", packed("[]")[:-8], base64.b64encode(zlib.compress(b"\x80\x04X\xff\xff\xff\x7f[]")).decode(),
-    base64.b64encode(zlib.compress(b"\x80\x04r\xff\xff\xff\xff.")).decode(), packed("no JSON"), packed("{}"), packed("[1]")])
+    base64.b64encode(zlib.compress(b"\x80\x04r\xff\xff\xff\xff.")).decode(), packed("no JSON"), packed("{}"),
+    packed("[1]")])
 def test_damaged_private_tests_are_refused(private):
     with pytest.raises(Refused) as refusal:
         data.from_livecodebench(livecodebench_row(private_test_cases=private))
@@ -314,11 +331,13 @@ def test_what_unpacks_a_thousandfold_stops_at_the_limit(monkeypatch):
 
 def test_functional_tests_hold_one_argument_a_line_and_are_copied_digit_by_digit():
     big = "1" * 9131
-    tests = [{"input": f'["a", "b"]\n{big}\n', "output": "1.50\n", "testtype": "functional"}, {"input": "", "output": "[]",
-                                                                                              "testtype": "functional"}]
-    row = livecodebench_row(public=tests[:1], private=tests[1:], metadata='{"func_name": "go"}', starter_code="class Solution:")
+    tests = [{"input": f'["a", "b"]\n{big}\n', "output": "1.50\n", "testtype": "functional"},
+             {"input": "", "output": "[]", "testtype": "functional"}]
+    row = livecodebench_row(public=tests[:1], private=tests[1:], metadata='{"func_name": "go"}',
+                            starter_code="class Solution:")
     problem = data.from_livecodebench(row)
-    assert problem.tests == [{"input": f'[["a", "b"], {big}]', "output": "1.50"}, {"input": "[]", "output": "[]"}]
+    assert problem.tests == [{"input": f'[["a", "b"], {big}]', "output": "1.50"},
+                             {"input": "[]", "output": "[]"}]
     assert problem.fn_name == "go" and problem.starter_code == "class Solution:"
 
 
@@ -336,31 +355,39 @@ def test_a_livecodebench_row_that_cannot_be_judged_is_refused_by_name(reason, pu
 
 
 def test_livecodebench_ids_match_those_of_the_other_corpora():
-    assert data.from_livecodebench(livecodebench_row(platform="codeforces", question_id="1873_A")).ids["codeforces"] == "1873/A"
-    assert data.from_livecodebench(livecodebench_row(platform="atcoder", question_id="abc1_a")).ids["atcoder"] == "abc1_a"
-    row = livecodebench_row(platform="leetcode", question_id="2727", question_title="Number of Senior Citizens")
+    assert data.from_livecodebench(livecodebench_row(platform="codeforces",
+                                                     question_id="1873_A")).ids["codeforces"] == "1873/A"
+    assert data.from_livecodebench(livecodebench_row(platform="atcoder",
+                                                     question_id="abc1_a")).ids["atcoder"] == "abc1_a"
+    row = livecodebench_row(platform="leetcode", question_id="2727",
+                            question_title="Number of Senior Citizens")
     assert data.from_livecodebench(row).ids["leetcode"] == "number-of-senior-citizens"
 
 
-@pytest.mark.parametrize("date", ["2025-01-04T00:00:00", "2025-01-04 00:00:00", datetime(2025, 1, 4), "2025-01-04"])
+@pytest.mark.parametrize("date", ["2025-01-04T00:00:00", "2025-01-04 00:00:00", datetime(2025, 1, 4),
+                                  "2025-01-04"])
 def test_contest_dates_come_as_text_or_as_datetimes(date):
     assert data.contest_day({"contest_date": date}) == "2025-01-04"
 
 
 def test_output_prediction_rows_become_a_call_and_a_python_literal():
-    problem = data.from_execution({"id": "sample_3", "question_id": 2727, "code": "def f(a):\n    return a", "input": "f(a = 1)",
-                                   "output": "1"})
+    problem = data.from_execution({"id": "sample_3", "question_id": 2727, "code": "def f(a):\n    return a",
+                                   "input": "f(a = 1)", "output": "1"})
     assert (problem.id, problem.call, problem.answer) == ("lcb-execution/sample_3", "f(a = 1)", "1")
     assert problem.code in problem.statement and problem.call in problem.statement
     test = [{"input": "[1, null]\ntrue\n", "output": '["x", false]', "testtype": "functional"}]
-    problem = data.from_test_generation({"question_id": "9", "test_id": 2, "question_content": "Do it.", "function_name": "go",
-                                         "starter_code": "def go(a, b):", "test": json.dumps(test)})
-    assert (problem.id, problem.call, problem.answer) == ("lcb-test-output/9/2", "go([1, None], True)", "['x', False]")
+    problem = data.from_test_generation({"question_id": "9", "test_id": 2, "question_content": "Do it.",
+                                         "function_name": "go", "starter_code": "def go(a, b):",
+                                         "test": json.dumps(test)})
+    assert (problem.id, problem.call, problem.answer) == ("lcb-test-output/9/2", "go([1, None], True)",
+                                                          "['x', False]")
 
 
 @pytest.mark.parametrize("read, row, column", [
-    (data.from_code_contests, code_contests_row(), "generated_tests"), (data.from_apps, apps_row(), "input_output"),
-    (data.from_livecodebench, livecodebench_row(), "private_test_cases"), (data.from_execution, {"id": "a"}, "code"),
+    (data.from_code_contests, code_contests_row(), "generated_tests"),
+    (data.from_apps, apps_row(), "input_output"),
+    (data.from_livecodebench, livecodebench_row(), "private_test_cases"),
+    (data.from_execution, {"id": "a"}, "code"),
     (data.from_test_generation, {"question_id": 1}, "test_id")])
 def test_a_changed_schema_is_an_error_that_names_the_column_and_not_a_refusal(read, row, column):
     with pytest.raises(ValueError, match=f"no column '{column}'.*pinned revision") as error:
@@ -368,7 +395,7 @@ def test_a_changed_schema_is_an_error_that_names_the_column_and_not_a_refusal(re
     assert not isinstance(error.value, Refused)
 
 
-# ------------------------------------------------------------------------------------------------ reading
+# ---------------------------------------------------------------------------------------------------- reading
 
 def write_rows(path: Path, rows) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -379,7 +406,8 @@ def write_rows(path: Path, rows) -> Path:
 def test_unknown_corpora_and_splits_are_said_with_those_that_exist(tmp_path):
     with pytest.raises(ValueError, match="unknown corpus 'humaneval': one of code_contests, apps"):
         data.rows("humaneval", "test")
-    with pytest.raises(ValueError, match="code_contests has no split 'validation': one of train, valid, test"):
+    with pytest.raises(ValueError,
+                       match="code_contests has no split 'validation': one of train, valid, test"):
         data.rows("code_contests", "validation")
     with pytest.raises(FileNotFoundError, match="there is no .*nowhere"):
         data.rows("apps", "test", tmp_path / "nowhere")
@@ -394,7 +422,8 @@ def test_local_files_of_a_split_are_read_in_the_order_of_their_numbers(tmp_path)
     for name in ("test10", "test2", "test", "train"):
         write_rows(tmp_path / "deep" / f"{name}.jsonl", [{"file": name}])
     assert [r["file"] for r in data.rows("livecodebench", "test", tmp_path)] == ["test", "test2", "test10"]
-    assert [r["file"] for r in data.rows("livecodebench", "test", tmp_path / "deep" / "train.jsonl")] == ["train"]
+    assert [r["file"] for r in data.rows("livecodebench", "test",
+                                         tmp_path / "deep" / "train.jsonl")] == ["train"]
 
 
 def test_parquet_and_json_lines_of_the_same_rows_give_the_same_problems(tmp_path):
@@ -410,7 +439,7 @@ def test_parquet_and_json_lines_of_the_same_rows_give_the_same_problems(tmp_path
 
 def test_livecodebench_rows_read_by_the_hub_reader_give_the_same_problems(tmp_path):
     raw = [livecodebench_row(i) for i in range(3)]
-    rows = list(data._stream([str(write_rows(tmp_path / "test.jsonl", raw))], None, "livecodebench"))
+    rows = list(data._stream([str(write_rows(tmp_path / "test.jsonl", raw))], "livecodebench"))
     assert [data.from_livecodebench(r) for r in rows] == [data.from_livecodebench(r) for r in raw]
     assert data.contest_day(rows[0]) == data.contest_day(raw[0]) == "2024-01-04"
 
@@ -419,17 +448,19 @@ def test_without_a_network_the_mend_is_said(monkeypatch):
     import datasets
 
     def unreachable(*args, **kwargs):
-        assert kwargs["data_files"]["rows"] == ["hf://datasets/codeparrot/apps@21e74ddf8de1a21436da12e3e653065c5213e9d1/test.jsonl"]
+        commit = "21e74ddf8de1a21436da12e3e653065c5213e9d1"
+        assert kwargs["data_files"]["rows"] == [f"hf://datasets/codeparrot/apps@{commit}/test.jsonl"]
         raise ConnectionError("no route\nto host")
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     with pytest.raises(OSError, match="no route to host.*--local apps=FOLDER.*--skip apps"):
         list(data.rows("apps", "test"))
 
 
-# ------------------------------------------------------------------------------------------------ decontamination
+# -------------------------------------------------------------------------------------------- decontamination
 
-STORY = ("There is a row of n stones and every stone has a height. A frog wants to reach the last stone and pays for a jump the "
-         "difference of the two heights. You may lower k stones by one before it starts.")
+STORY = ("There is a row of n stones and every stone has a height. A frog wants to reach the last stone and "
+         "pays for a jump the " "difference of the two heights. You may lower k stones by one before it "
+                                "starts.")
 RULES = "Print one integer, the least total cost when the stones are lowered in the best way."
 CODE_CONTESTS_TEXT = f"""{STORY}
 
@@ -505,32 +536,39 @@ Note
 
 Nothing is lowered."""
 HTML_TEXT = f"""<div class="problem"><p>{STORY.replace(" frog", "&nbsp;<b>frog</b>")}</p><h3>Input</h3>
-<p>The only line contains <var>n</var> (1 &le; n &le; 10<sup>9</sup>) and <i>a<sub>i</sub></i> &ne; 0.</p><h3>Output</h3><p>{RULES}</p>
-<h3>Sample Input 1</h3><pre>1\n1</pre><h3>Sample Output 1</h3><pre>0</pre><h3>Note</h3>Nothing is lowered.</div>"""
+<p>The only line contains <var>n</var> (1 &le; n &le; 10<sup>9</sup>) and <i>a<sub>i</sub></i> &ne; 0.</p>
+<h3>Output</h3><p>{RULES}</p><h3>Sample Input 1</h3><pre>1\n1</pre><h3>Sample Output 1</h3><pre>0</pre>
+<h3>Note</h3>Nothing is lowered.</div>"""
 
 
 def test_one_statement_has_one_hash_in_the_layouts_of_all_corpora_and_in_html():
-    texts = [CODE_CONTESTS_TEXT, APPS_TEXT, LIVECODEBENCH_TEXT, HTML_TEXT, CODE_CONTESTS_TEXT.replace("\n", "\r\n").upper()]
+    texts = [CODE_CONTESTS_TEXT, APPS_TEXT, LIVECODEBENCH_TEXT, HTML_TEXT,
+             CODE_CONTESTS_TEXT.replace("\n", "\r\n").upper()]
     assert len({decontaminate.statement_hash(t) for t in texts}) == 1
     for text in texts:
-        assert "lowered in the best way" in decontaminate.canonical(text) and "nothing is lowered" in decontaminate.canonical(text)
-        assert not any(x in decontaminate.canonical(text) for x in ("sample", "example", "7 7", "5 4 3"))
+        plain = decontaminate.canonical(text)
+        assert "lowered in the best way" in plain and "nothing is lowered" in plain
+        assert not any(x in plain for x in ("sample", "example", "7 7", "5 4 3"))
 
 
 def test_leetcode_examples_go_and_its_constraints_stay():
-    text = "Return the sum.\n \nExample 1:\n\nInput: a = [1]\nOutput: 1\nExplanation: one.\n\nExample 2:\n\nInput: a = []\n\nConstraints:\n\n1 <= n"
+    text = ("Return the sum.\n \nExample 1:\n\nInput: a = [1]\nOutput: 1\nExplanation: one.\n\n"
+            "Example 2:\n\nInput: a = []\n\nConstraints:\n\n1 <= n")
     assert decontaminate.canonical(text).split() == ["return", "the", "sum.", "constraints:", "1", "<=", "n"]
 
 
 def test_statements_that_differ_in_more_than_layout_have_other_hashes():
-    hashes = {decontaminate.statement_hash(t) for t in (CODE_CONTESTS_TEXT, CODE_CONTESTS_TEXT.replace("least", "greatest"),
+    hashes = {decontaminate.statement_hash(t) for t in (CODE_CONTESTS_TEXT,
+                                                        CODE_CONTESTS_TEXT.replace("least", "greatest"),
                                                         CODE_CONTESTS_TEXT.replace("1 ≤ n", "1 ≥ n"),
-                                                        CODE_CONTESTS_TEXT.replace("10^9", "10^5"), "Examples\n\n1", "Examples\n\n2")}
+                                                        CODE_CONTESTS_TEXT.replace("10^9", "10^5"),
+                                                        "Examples\n\n1", "Examples\n\n2")}
     assert len(hashes) == 6
 
 
 def overlaps(training, held_out):
-    found, _ = decontaminate.find_overlaps([Problem(f"t{i}", *(x if isinstance(x, tuple) else (x,))) for i, x in enumerate(training)],
+    found, _ = decontaminate.find_overlaps([Problem(f"t{i}", *(x if isinstance(x, tuple) else (x,))) for i,
+                                            x in enumerate(training)],
                                            [Problem(f"h{i}", x) for i, x in enumerate(held_out)])
     return {name: (o.held_out, o.rule) for name, o in found.items()}
 
@@ -538,12 +576,16 @@ def overlaps(training, held_out):
 def test_planted_leaks_are_caught_each_by_its_rule():
     paragraph = words(60, "paragraph")
     held_out = [Problem("h0", words(150, "a"), ids={"codeforces": "1/A"}), Problem("h1", HTML_TEXT),
-                Problem("h2", f"{words(100, 'b')}\n\n{paragraph}\n\n{words(100, 'c')}"), Problem("h3", "Print the sum of two numbers.")]
+                Problem("h2", f"{words(100, 'b')}\n\n{paragraph}\n\n{words(100, 'c')}"),
+                Problem("h3", "Print the sum of two numbers.")]
     training = [Problem("same id", words(150, "d"), ids={"apps": "train/9", "codeforces": "1/A"}),
-                Problem("other layout", APPS_TEXT), Problem("other white space", " ".join(APPS_TEXT.split("\n"))),
+                Problem("other layout", APPS_TEXT), Problem("other white space",
+                                                            " ".join(APPS_TEXT.split("\n"))),
                 Problem("copied paragraph", f"{words(100, 'e')}\n{paragraph.upper()}\n{words(150, 'f')}"),
-                Problem("short text", "<p>Print the sum\nof two numbers</p>"), Problem("clean", words(200, "g")),
-                Problem("short and clean", "Print the sum of three numbers."), Problem("h2", words(150, "h"))]
+                Problem("short text", "<p>Print the sum\nof two numbers</p>"),
+                Problem("clean", words(200, "g")), Problem("short and clean",
+                                                           "Print the sum of three numbers."),
+                Problem("h2", words(150, "h"))]
     found, _ = decontaminate.find_overlaps(training, held_out)
     assert {name: (o.held_out, o.rule) for name, o in found.items()} == {
         "same id": ("h0", "id"), "other layout": ("h1", "hash"), "other white space": ("h1", "ngram"),
@@ -552,12 +594,14 @@ def test_planted_leaks_are_caught_each_by_its_rule():
 
 
 def test_unrelated_problems_that_share_boilerplate_are_not_caught():
-    boilerplate = ("The first line of the input contains a single integer t, the number of test cases. The description of the test cases "
-                   "follows. It is guaranteed that the sum of n over all test cases does not exceed 200000.")
+    boilerplate = ("The first line of the input contains a single integer t, the number of test cases. The "
+                   "description of the test cases " "follows. It is guaranteed that the sum of n over all "
+                                                    "test cases does not exceed 200000.")
     held_out = [f"{words(40, ('h', i))} {boilerplate}" for i in range(4)]
     training = [f"{words(40, ('t', i))} {boilerplate}" for i in range(4)]
     assert overlaps(training, held_out) == {}
-    assert len(overlaps(training[:1], held_out[:1])) == 1, "in fewer than six statements it is not known to be boilerplate"
+    assert len(overlaps(training[:1],
+                        held_out[:1])) == 1, "in fewer than six statements it is not known to be boilerplate"
 
 
 def test_ngram_containment_agrees_with_sets_of_word_tuples():
@@ -593,7 +637,8 @@ def test_ngram_containment_agrees_with_sets_of_word_tuples():
 
 
 def test_thirteen_thousand_against_five_thousand_take_minutes():
-    """A tenth of it, on the processor's clock: both sides are sorted once and met once, so the whole takes some ten times as long."""
+    """A tenth of it, on the processor's clock: both sides are sorted once and met once, so the whole takes
+    some ten times as long."""
     training = [Problem(f"t{i}", words(300, i % 1250)) for i in range(1300)]
     held_out = [Problem(f"h{i}", words(300, i)) for i in range(1000, 1500)]
     begun = time.process_time()
@@ -602,22 +647,22 @@ def test_thirteen_thousand_against_five_thousand_take_minutes():
     assert len(found) == 250
 
 
-# ------------------------------------------------------------------------------------------------ build and audit
+# -------------------------------------------------------------------------------------------- build and audit
 
-SIZES = {"sft": 6, "gate": 5, "warmup": 4, "joint": 5, "dev": 2, "apps": 3, "cc": 3, "lcb": 4, "apps-500": 5, "lcb-500": 5, "execution": 2,
-         "test-output": 2, "show": 2}
+SIZES = {"sft": 6, "gate": 5, "warmup": 4, "joint": 5, "dev": 2, "apps": 3, "cc": 3, "lcb": 4, "apps-500": 5,
+         "lcb-500": 5, "execution": 2, "test-output": 2, "show": 2}
 
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
-    """Small copies of the five corpora with five planted leaks, two repeats and three rows that cannot be judged."""
+    """Small copies of the five corpora with four planted leaks, two repeats and three rows of no use."""
     folder = tmp_path_factory.mktemp("sources")
     valid = [code_contests_row(100 + i) for i in range(5)]
     train = [code_contests_row(i) for i in range(24)]
-    train[3]["description"] = "<p>" + valid[2]["description"].replace(" ", "\n") + "</p>"             # same text
-    train[5].update(cf_contest_id=9000, cf_index="C")                                                # same official id as APPS test 2
-    train[7]["description"] = words(50, "x") + " " + " ".join(livecodebench_row(1)["question_content"].split()[:50])
-    train[9].update(cf_contest_id=1, cf_index="Z", description=train[8]["description"])              # a repeat
+    train[3]["description"] = "<p>" + valid[2]["description"].replace(" ", "\n") + "</p>"  # same text
+    train[5].update(cf_contest_id=9000, cf_index="C")  # same official id as APPS test 2
+    train[7]["description"] = words(50, "x") + " " + livecodebench_row(1)["question_content"][:300]
+    train[9].update(cf_contest_id=1, cf_index="Z", description=train[8]["description"])  # a repeat
     train[11]["input_file"] = "in.txt"
     train[12]["private_tests"] = {"input": ["1"], "output": []}
     write_rows(folder / "cc" / "train-00000.jsonl", train)
@@ -632,14 +677,18 @@ def sources(tmp_path_factory):
     write_rows(folder / "apps" / "test.jsonl", apps_test)
     lcb = [livecodebench_row(i, contest_date=f"2024-0{1 + i % 7}-0{1 + i}T00:00:00") for i in range(8)]
     write_rows(folder / "lcb" / "test.jsonl", lcb[:4])
-    write_rows(folder / "lcb" / "test2.jsonl", lcb[4:] + [livecodebench_row(0, question_id="abc77_b")])     # a repeat
-    write_rows(folder / "execution.jsonl", [{"id": f"sample_{i}", "code": f"def f{i}(): return {i}", "input": f"f{i}()", "output": f"{i}",
-                                             "question_id": 1} for i in range(2)])
+    # a repeat
+    write_rows(folder / "lcb" / "test2.jsonl", lcb[4:] + [livecodebench_row(0, question_id="abc77_b")])
+    write_rows(folder / "execution.jsonl", [{"id": f"sample_{i}", "code": f"def f{i}(): return {i}",
+                                             "input": f"f{i}()", "output": f"{i}", "question_id": 1}
+                                            for i in range(2)])
     test = json.dumps([{"input": "1", "output": "2", "testtype": "functional"}])
-    write_rows(folder / "test_generation.jsonl", [{"question_id": "1", "test_id": i, "question_content": words(30, "q"), "test": test,
-                                                   "function_name": "f"} for i in range(2)])
-    return {"code_contests": str(folder / "cc"), "apps": str(folder / "apps"), "livecodebench": str(folder / "lcb"),
-            "execution": str(folder / "execution.jsonl"), "test_generation": str(folder / "test_generation.jsonl")}
+    write_rows(folder / "test_generation.jsonl",
+               [{"question_id": "1", "test_id": i, "question_content": words(30, "q"), "test": test,
+                 "function_name": "f"} for i in range(2)])
+    return {"code_contests": str(folder / "cc"), "apps": str(folder / "apps"),
+            "livecodebench": str(folder / "lcb"), "execution": str(folder / "execution.jsonl"),
+            "test_generation": str(folder / "test_generation.jsonl")}
 
 
 @pytest.fixture(scope="module")
@@ -655,9 +704,11 @@ def test_a_build_refuses_counts_and_removes_what_was_planted(corpora):
     assert cc["rows"] == 24 and cc["refused"] == {"file_io": ["row 11"], "one_sided": ["row 12"]}
     assert cc["repeats"] == {"cc/train/9": "cc/train/8"}
     assert {name: (x["held_out"], x["rule"]) for name, x in cc["removed"].items()} == {
-        "cc/train/3": ("cc/valid/2", "hash"), "cc/train/5": ("apps/test/302", "id"), "cc/train/7": ("lcb/abc1_a", "ngram")}
+        "cc/train/3": ("cc/valid/2", "hash"), "cc/train/5": ("apps/test/302", "id"),
+        "cc/train/7": ("lcb/abc1_a", "ngram")}
     assert apps["refused"] == {"no_tests": ["row 6"]} and list(apps["removed"]) == ["apps/train/4"]
-    assert splits["apps/test"]["not_introductory"] == 1 and splits["livecodebench/test"]["repeats"] == {"lcb/abc77_b": "lcb/abc0_a"}
+    assert splits["apps/test"]["not_introductory"] == 1
+    assert splits["livecodebench/test"]["repeats"] == {"lcb/abc77_b": "lcb/abc0_a"}
     assert "removed" not in splits["code_contests/valid"], "evaluation is fixed, training is cleaned"
 
 
@@ -670,13 +721,15 @@ def test_pools_have_their_sizes_and_share_nothing(corpora):
         assert [decontaminate.statement_hash(p.statement) for p in found] == manifest["pools"][name]["hashes"]
     trained = [p.id for name in ("sft", "gate", "joint", "dev", "warmup") for p in pools[name]]
     assert len(trained) == len(set(trained))
-    assert not set(trained) & {p.id for name in ("apps", "cc", "lcb", "apps-500", "lcb-500", "show") for p in pools[name]}
+    assert not set(trained) & {p.id for name in ("apps", "cc", "lcb", "apps-500", "lcb-500", "show")
+                               for p in pools[name]}
     assert all(p.tests and p.time_limit for p in pools["joint"]), "whole problems, not their cards"
-    assert [p.id for p in pools["lcb"]] == ["lcb/abc6_a", "lcb/abc5_a", "lcb/abc4_a", "lcb/abc3_a"], "the newest, newest first"
+    assert [p.id for p in pools["lcb"]] == ["lcb/abc6_a", "lcb/abc5_a", "lcb/abc4_a",
+                                            "lcb/abc3_a"], "the newest, newest first"
     assert {p.id for p in pools["apps"]} < {p.id for p in pools["apps-500"]}
 
 
-def test_a_build_is_a_function_of_its_seed_and_a_draw_does_not_depend_on_other_problems(corpora, sources, tmp_path):
+def test_a_build_is_a_function_of_its_seed_and_a_draw_of_its_problems_ids(corpora, sources, tmp_path):
     again = data.build(tmp_path / "a", SIZES, local=sources, say=lambda line: None)
     assert again == data.read_manifest(corpora)
     for entry in again["pools"].values():
@@ -701,13 +754,14 @@ def test_a_pool_that_comes_out_short_is_said_and_recorded(sources, tmp_path):
     manifest = data.build(tmp_path / "c", SIZES | {"warmup": 1000}, local=sources, say=said.append)
     assert "warmup: only " in "\n".join(said) and manifest["pools"]["warmup"]["wanted"] == 1000
     said.clear()
-    data.build(tmp_path / "d", SIZES, local={k: v for k, v in sources.items() if k != "livecodebench"}, skip=["livecodebench"], say=said.append)
+    data.build(tmp_path / "d", SIZES, local={k: v for k, v in sources.items() if k != "livecodebench"},
+               skip=["livecodebench"], say=said.append)
     assert "NOT cleaned against" in said[0] and not (tmp_path / "d" / "lcb.jsonl").exists()
 
 
 def test_private_tests_are_in_no_statement_and_public_ones_are_apart(corpora):
     for p in data.load_problems(corpora / "lcb.jsonl"):
-        assert len(p.public_tests) == 1 and p.public_tests[0] == p.tests[0] and p.tests[1]["input"] not in p.statement
+        assert p.public_tests == p.tests[:1] and p.tests[1]["input"] not in p.statement
 
 
 def test_the_audit_of_a_clean_build_finds_nothing(corpora, tmp_path):
@@ -731,7 +785,9 @@ def copied(corpora, tmp_path):
 def test_the_audit_fails_if_a_component_saw_an_evaluation_problem(copied, tmp_path, leak):
     stolen = data.load_problems(copied / "cc.jsonl")[0]
     if leak == "statement in a label":
-        path = write_rows(copied / "labels_train.jsonl", [{"problem_id": "mine/1", "statement": stolen.statement, "plan": "A: x", "label": 1}])
+        path = write_rows(copied / "labels_train.jsonl",
+                          [{"problem_id": "mine/1", "statement": stolen.statement, "plan": "A: x",
+                            "label": 1}])
     else:
         stolen.id = stolen.id if leak == "whole line" else "cc/train/900"
         path = copied / "joint.jsonl"
@@ -745,11 +801,13 @@ def test_the_audit_fails_if_a_component_saw_an_evaluation_problem(copied, tmp_pa
 def test_the_audit_looks_at_what_runs_were_given(copied, tmp_path):
     runs = tmp_path / "runs"
     (runs / "X" / "cppo").mkdir(parents=True)
-    (runs / "X" / "cppo" / "config.json").write_text(json.dumps({"flags": {"problems": str(copied / "lcb.jsonl"), "lr": 1e-6}}))
+    flags = {"problems": str(copied / "lcb.jsonl"), "lr": 1e-6}
+    (runs / "X" / "cppo" / "config.json").write_text(json.dumps({"flags": flags}))
     (runs / "X" / "cppo" / "final").mkdir()
     (runs / "X" / "cppo" / "final" / "config.json").write_text(json.dumps({"model_type": "qwen"}))
     (runs / "X" / "eval").mkdir()
-    (runs / "X" / "eval" / "config.json").write_text(json.dumps({"flags": {"problems": str(copied / "cc.jsonl")}}))
+    flags = {"problems": str(copied / "cc.jsonl")}
+    (runs / "X" / "eval" / "config.json").write_text(json.dumps({"flags": flags}))
     _, wrong = data.audit(copied, runs)
     assert len(wrong) == 4 and all("lcb.jsonl" in line for line in wrong)
 
@@ -762,14 +820,16 @@ def test_the_audit_sees_changed_pools_and_labels_that_cross_the_split(copied, tm
     write_rows(copied / "labels_train.jsonl", [row])
     write_rows(copied / "labels_val.jsonl", [row])
     _, wrong = data.audit(copied, tmp_path)
-    assert [("changed" in line, "training and validation" in line) for line in wrong] == [(True, False), (False, True)]
+    assert [("changed" in line, "on both sides" in line) for line in wrong] == [(True, False), (False, True)]
 
 
-def test_a_file_outside_is_audited_against_the_corpora_and_without_them_warned_about(copied, corpora, tmp_path):
-    path = write_rows(tmp_path / "mine.jsonl", [{"id": "mine", "statement": words(40, "mine"), "tests": [TEST]}])
+def test_a_file_outside_is_audited_against_the_corpora_or_warned_about(copied, corpora, tmp_path):
+    path = write_rows(tmp_path / "mine.jsonl",
+                      [{"id": "mine", "statement": words(40, "mine"), "tests": [TEST]}])
     assert "has no manifest" in data.audit_pool(path, tmp_path / "nowhere")
     assert data.audit_pool(path, copied) == ""
-    write_rows(path, [{"id": "mine", "statement": data.load_problems(corpora / "apps.jsonl")[0].statement, "tests": [TEST]}])
+    write_rows(path, [{"id": "mine", "statement": data.load_problems(corpora / "apps.jsonl")[0].statement,
+                       "tests": [TEST]}])
     with pytest.raises(ValueError, match="found by hash"):
         data.audit_pool(path, copied)
 
@@ -786,8 +846,9 @@ def test_the_commands_say_mistakes_in_one_line_and_fail_the_audit_with_status_1(
         data.main(["audit", "--corpora", str(copied), "--runs", str(tmp_path)])
     out, err = capsys.readouterr()
     assert end.value.code == 1 and err.count("is held out as") == 3 and "Table 10" in out
-    for wrong, said in ((["--local", "humaneval=x"], "unknown corpus 'humaneval'"), (["--local", "apps"], "write CORPUS=PATH"),
-                        (["--joint", "-1"], "--joint -1"), (["--skip", "humaneval"], "unknown corpus 'humaneval'")):
+    for wrong, said in ((["--local", "humaneval=x"], "unknown corpus 'humaneval'"),
+                        (["--local", "apps"], "write CORPUS=PATH"), (["--joint", "-1"], "--joint -1"),
+                        (["--skip", "humaneval"], "unknown corpus 'humaneval'")):
         done = [sys.executable, str(ROOT / "data.py"), "build", "--out", str(tmp_path / "x"), *wrong]
         if wrong[0] == "--joint":       # one of them as a command: it takes seconds to start
             ended = subprocess.run(done, cwd=tmp_path, capture_output=True, text=True)

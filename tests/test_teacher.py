@@ -1,6 +1,5 @@
 """teacher.py: the funnel, gate labels, and an endpoint that misbehaves in every way that a real one does."""
 
-import hashlib
 import json
 import os
 import random
@@ -9,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,15 +23,17 @@ from data import Problem
 
 ROOT = Path(__file__).resolve().parent.parent
 K, N = 4, 6
-NOUNS = ("frogs", "towers", "ribbons", "planets", "bridges", "lanterns", "beetles", "castles", "rivers", "tickets", "mirrors", "violins")
-PROBLEMS = [Problem(f"p{i}", f"Count the {noun} that {NOUNS[i - 1]} can see, number {i}.", tests=[{"input": "", "output": "1"}])
-            for i, noun in enumerate(NOUNS)]
+NOUNS = ("frogs", "towers", "ribbons", "planets", "bridges", "lanterns", "beetles", "castles", "rivers",
+         "tickets", "mirrors", "violins")
+PROBLEMS = [Problem(f"p{i}", f"Count the {noun} that {NOUNS[i - 1]} can see, number {i}.",
+                    tests=[{"input": "", "output": "1"}]) for i, noun in enumerate(NOUNS)]
 
 
-# ------------------------------------------------------------------------------------------------ a server and the model in it
+# ------------------------------------------------------------------------------- a server and the model in it
 
 def reply_of(text: str, seed: int) -> str | None:
-    """What the imaginary model says: about each problem in PROBLEMS, to the teacher's and the judge's prompts."""
+    """What the imaginary model says: about each problem in PROBLEMS, to the teacher's and the judge's
+    prompts."""
     for i, p in enumerate(PROBLEMS):
         methods = [f"Sort the {NOUNS[i]} by key {j} and sweep over them with method {j}." for j in range(N)]
         if text == prompts.teacher(p, N):
@@ -53,12 +55,13 @@ def reply_of(text: str, seed: int) -> str | None:
             dropped = {7: {1, 2, 3}, 8: {2}}.get(i, set())
             return "\n".join(f"{j}: {'DROP' if j in dropped else 'KEEP'}" for j in range(1, count + 1))
     if text.startswith("Say this method again"):
-        return "Arrange what is given in order and walk along it once, by " + hashlib.md5(text.encode()).hexdigest()[:6] + "."
+        return f"Arrange what is given in order and walk along it once, by {zlib.crc32(text.encode())}."
     raise AssertionError(f"nobody should ask {text!r}")
 
 
 class Server:
-    """OpenAI's chat completions on 127.0.0.1. `trouble(visit)` says what happens on a request's n-th visit; None is an answer."""
+    """OpenAI's chat completions on 127.0.0.1. `trouble(visit)` says what happens on a request's n-th visit;
+    None is an answer."""
 
     def __init__(self, trouble=lambda visit: None, reply=reply_of):
         self.visits, self.served, self.requests, self.headers = Counter(), Counter(), [], []
@@ -85,10 +88,14 @@ class Server:
                     content = reply(*mark)
                     with lock:
                         server.served[mark] += 1
-                    message = {"role": "assistant", "content": content} | ({"refusal": "no"} if content is None else {})
-                    return self.say(200, json.dumps({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}).encode())
+                    message = {"role": "assistant",
+                               "content": content} | ({"refusal": "no"} if content is None else {})
+                    return self.say(200,
+                                    json.dumps({"choices": [{"index": 0, "message": message,
+                                                             "finish_reason": "stop"}]}).encode())
                 if isinstance(what, int):
-                    return self.say(what, b'{"error": {"message": "not now sk-secret"}}', {"Retry-After": "0"} if what == 429 else {})
+                    return self.say(what, b'{"error": {"message": "not now sk-secret"}}',
+                                    {"Retry-After": "0"} if what == 429 else {})
                 if what == "cut":
                     self.wfile.write(b'HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{"choices": [')
                 elif what == "gone":
@@ -133,24 +140,31 @@ def gold_from(spec: str, cache: Path, wanted: int = 100, **options):
     return (*teacher.make_gold(model, model, PROBLEMS, wanted, K, N), model)
 
 
-MISBEHAVIOUR = (429, 500, "cut", "gone", "not http", "{", '{"choices": []}', '[]', '{"choices": [{"message": {"content": null}}]}', None)
+MISBEHAVIOUR = (429, 500, "cut", "gone", "not http", "{", '{"choices": []}', '[]',
+                '{"choices": [{"message": {"content": null}}]}', None)
 
 
-# ------------------------------------------------------------------------------------------------ the funnel
+# ------------------------------------------------------------------------------------------------- the funnel
 
 def test_the_funnel_counts_each_stage_and_keeps_problems_with_k_clean_methods(tmp_path):
     with Server() as server:
         gold, counts, _ = gold_from(server.spec, tmp_path)
     assert [row["problem_id"] for row in gold] == [f"p{i}" for i in range(12) if i not in (3, 4, 6, 7)]
     assert counts == Counter({
-        "problems offered": 12, "problems with candidates": 11, "candidates proposed": 66, "candidates dropped: code": 1,
-        "candidates dropped: too_long": 1, "candidates dropped: literal duplicate": 1, "candidates of the right form": 63,
-        "candidates kept by the judge": 63 - 6 - 3 - 1, "problems with 4 clean candidates": 8, "gold tuples": 8,
+        "problems offered": 12, "problems with candidates": 11, "candidates proposed": 66,
+        "candidates dropped: code": 1,
+        "candidates dropped: too_long": 1, "candidates dropped: literal duplicate": 1,
+        "candidates of the right form": 63,
+        "candidates kept by the judge": 63 - 6 - 3 - 1, "problems with 4 clean candidates": 8,
+        "gold tuples": 8,
         "teacher: unusable answer": 1, "judge: unusable answer": 1})
-    assert gold[0]["strategies"] == [f"Sort the frogs by key {j} and sweep over them with method {j}." for j in range(4)]
-    assert gold[0]["think"] == "frogs can be looked at in several ways." and gold[0]["statement"] == PROBLEMS[0].statement
+    assert gold[0]["strategies"] == [f"Sort the frogs by key {j} and sweep over them with method {j}."
+                                     for j in range(4)]
+    assert gold[0]["think"] == "frogs can be looked at in several ways."
+    assert gold[0]["statement"] == PROBLEMS[0].statement
     eighth = next(row for row in gold if row["problem_id"] == "p8")
-    assert [s[-2] for s in eighth["strategies"]] == ["0", "2", "3", "4"], "the second one was dropped by the judge"
+    assert [s[-2] for s in eighth["strategies"]] == ["0", "2", "3",
+                                                     "4"], "the second one was dropped by the judge"
 
 
 def test_the_funnel_stops_when_it_has_enough(tmp_path, monkeypatch):
@@ -163,13 +177,15 @@ def test_the_funnel_stops_when_it_has_enough(tmp_path, monkeypatch):
 def test_an_unusable_reply_is_asked_for_again_with_another_seed_and_then_given_up(tmp_path):
     with Server() as server:
         gold_from(server.spec, tmp_path)
-    seeds = {mark[1] for mark in server.served if "KEEP or DROP" in mark[0] and PROBLEMS[5].statement in mark[0]}
+    seeds = {mark[1] for mark in server.served if "KEEP or DROP" in mark[0]
+             and PROBLEMS[5].statement in mark[0]}
     assert seeds == {0, 1}
-    seeds = {mark[1] for mark in server.served if "KEEP or DROP" in mark[0] and PROBLEMS[6].statement in mark[0]}
+    seeds = {mark[1] for mark in server.served if "KEEP or DROP" in mark[0]
+             and PROBLEMS[6].statement in mark[0]}
     assert seeds == {0, 1, 2}
 
 
-# ------------------------------------------------------------------------------------------------ misbehaving endpoints
+# -------------------------------------------------------------------------------------- misbehaving endpoints
 
 def test_a_server_that_fails_in_every_way_gives_the_same_gold_and_nothing_twice(tmp_path):
     with Server() as good:
@@ -211,7 +227,8 @@ def test_what_failed_for_good_is_counted_and_asked_for_by_the_next_run_alone(tmp
         healed, before = True, Counter(server.served)
         found = gold_from(server.spec, tmp_path / "bad")[:2]
     assert found == expected
-    assert all(mark[0] in broken or any(PROBLEMS[i].statement in mark[0] for i in (1, 2)) for mark in server.served - before)
+    assert all(mark[0] in broken or any(PROBLEMS[i].statement in mark[0] for i in (1, 2))
+               for mark in server.served - before)
 
 
 def test_a_damaged_answer_on_disk_is_asked_for_again(tmp_path):
@@ -236,7 +253,8 @@ def test_a_refusal_is_an_answer_without_content(tmp_path):
         assert model_at(server.spec, tmp_path).ask(["x"]) == [""]
 
 
-@pytest.mark.parametrize("status, mend", [(401, "set its key in the environment"), (404, "check the address"), (400, "the options")])
+@pytest.mark.parametrize("status, mend", [(401, "set its key in the environment"), (404, "check the address"),
+                                          (400, "the options")])
 def test_a_request_that_can_never_succeed_ends_the_run_in_one_line_without_the_key(tmp_path, status, mend):
     with Server(lambda visit: status) as server:
         with pytest.raises(ValueError, match=mend) as error:
@@ -257,20 +275,23 @@ def test_keys_come_from_the_environment_and_options_change_the_request(tmp_path,
     monkeypatch.setenv("JUDGE_API_KEY", "special")
     with Server(reply=lambda text, seed: "hello") as server:
         for role in ("teacher", "judge"):
-            source = teacher.open_source(server.spec, role, teacher.Cache(tmp_path), temperature=0.0, max_new_tokens=9,
-                                         options={"max_tokens": None, "max_completion_tokens": 7, "top_p": len(role)})
+            source = teacher.open_source(server.spec, role, teacher.Cache(tmp_path), temperature=0.0,
+                                         max_new_tokens=9,
+                                         options={"max_tokens": None, "max_completion_tokens": 7,
+                                                  "top_p": len(role)})
             source.ask(["x"])
             source.ask(["x"], attempt=1)
     assert [h["Authorization"] for h in server.headers] == ["Bearer general"] * 2 + ["Bearer special"] * 2
-    assert server.requests[0] == {"model": "imaginary", "messages": [{"role": "user", "content": "x"}], "temperature": 0.0,
-                                  "max_completion_tokens": 7, "top_p": 7}
-    assert server.requests[1] | {"temperature": 0.0} == server.requests[0] | {"seed": 1} and server.requests[1]["temperature"] > 0
+    assert server.requests[0] == {"model": "imaginary", "messages": [{"role": "user", "content": "x"}],
+                                  "temperature": 0.0, "max_completion_tokens": 7, "top_p": 7}
+    assert server.requests[1] == server.requests[0] | {"seed": 1, "temperature": teacher.REPEAT_TEMPERATURE}
     assert "special" not in "".join(p.read_text() for p in tmp_path.rglob("*.json"))
 
 
 def command(*args, **options):
-    return [sys.executable, str(ROOT / "teacher.py"), *map(str, args)], {"cwd": ROOT, "text": True, "stderr": subprocess.PIPE,
-                                                                         "stdout": subprocess.PIPE, **options}
+    return [sys.executable, str(ROOT / "teacher.py"),
+            *map(str, args)], {"cwd": ROOT, "text": True, "stderr": subprocess.PIPE,
+                               "stdout": subprocess.PIPE, **options}
 
 
 def test_a_killed_run_continues_where_it_was_and_pays_for_nothing_twice(tmp_path):
@@ -285,8 +306,8 @@ def test_a_killed_run_continues_where_it_was_and_pays_for_nothing_twice(tmp_path
         return reply_of(text, seed)
     resumed = False
     with Server(reply=reply) as server:
-        flags = ["gold", "--teacher", server.spec, "--judge", server.spec, "--problems", tmp_path / "pool.jsonl", "--out", tmp_path,
-                 "--gold", 100, "--concurrency", 1]
+        flags = ["gold", "--teacher", server.spec, "--judge", server.spec, "--problems",
+                 tmp_path / "pool.jsonl", "--out", tmp_path, "--gold", 100, "--concurrency", 1]
         argv, options = command(*flags)
         first = subprocess.Popen(argv, **options)
         assert enough.wait(60)
@@ -301,13 +322,14 @@ def test_a_killed_run_continues_where_it_was_and_pays_for_nothing_twice(tmp_path
     assert [json.loads(line) for line in (tmp_path / "gold.jsonl").read_text().splitlines()] == expected
     assert server.served == good.served, "each request was answered once, before the kill or after it"
     record = json.loads((tmp_path / "gold.json").read_text())
-    assert record["counts"]["gold tuples"] == 8 and "no manifest" in record["warning"] and record["models"][0]["model"] == "imaginary"
+    assert record["counts"]["gold tuples"] == 8 and "no manifest" in record["warning"]
+    assert record["models"][0]["model"] == "imaginary"
 
 
-# ------------------------------------------------------------------------------------------------ judges
+# ----------------------------------------------------------------------------------------------------- judges
 
-PLAN = ["Sort the frogs by weight and sweep once.", "Build a graph of frogs and search it.", "Binary search the number of frogs seen.",
-        "Simulate every frog with a queue."]
+PLAN = ["Sort the frogs by weight and sweep once.", "Build a graph of frogs and search it.",
+        "Binary search the number of frogs seen.", "Simulate every frog with a queue."]
 
 
 @pytest.mark.parametrize("change, faults", [
@@ -345,7 +367,8 @@ def test_a_judge_that_is_a_function_selects_the_first_k_that_it_passes_together(
         return (["duplicate"] if len(set(kinds)) < K else []) + (["vague"] if "bad" in kinds else [])
 
     def propose(problem, n):
-        return ["Try one way.", "Try one road.", "Try bad things.", "Try two ways.", "Try three ways.", "Try four ways."][:n]
+        return ["Try one way.", "Try one road.", "Try bad things.", "Try two ways.", "Try three ways.",
+                "Try four ways."][:n]
     gold, counts = teacher.make_gold(propose, judge, PROBLEMS[:2], 2)
     assert gold[0]["strategies"] == ["Try one way.", "Try two ways.", "Try three ways.", "Try four ways."]
     assert counts["candidates kept by the judge"] == 10 and gold[1]["think"] == ""
@@ -355,7 +378,8 @@ def test_a_plan_that_does_not_parse_is_a_fault_that_nobody_is_asked_about(tmp_pa
     plan = prompts.format_plan(PLAN)
     with Server(reply=lambda text, seed: "faults: vague, leak" if "frogs" in text else "nonsense") as server:
         model = model_at(server.spec, tmp_path)
-        pairs = [(PROBLEMS[0], "no plan"), (PROBLEMS[0], plan), (PROBLEMS[1], plan.replace("frogs", "towers").replace("frog", "tower"))]
+        pairs = [(PROBLEMS[0], "no plan"), (PROBLEMS[0], plan),
+                 (PROBLEMS[1], plan.replace("frogs", "towers").replace("frog", "tower"))]
         pairs[2] = (Problem("x", "About towers."), pairs[2][1])
         counts = Counter()
         assert teacher.judge_plans(model, pairs, counts=counts) == [["parse"], ["leak", "vague"], None]
@@ -403,10 +427,12 @@ def test_labels_hold_a_made_negative_for_each_positive_of_the_same_problem(tmp_p
         labels, counts = made_labels(server, tmp_path)
     by_problem = Counter((x.problem_id, x.label) for x in labels)
     assert all(by_problem[x.problem_id, 0] == by_problem[x.problem_id, 1] == 2 for x in labels)
-    assert counts["labels made: positive"] == 16 and [counts[f"labels made: {kind}"] for kind in teacher.NEGATIVES] == [4] * 4
+    assert counts["labels made: positive"] == 16 and [counts[f"labels made: {kind}"]
+                                                      for kind in teacher.NEGATIVES] == [4] * 4
     positives = {(x.problem_id, x.plan) for x in labels if x.label}
     assert len(positives) == 16 and not positives & {(x.problem_id, x.plan) for x in labels if not x.label}
-    assert all("Arrange what is given" in x.plan for x in labels if x.kind == "duplicate"), "said by the teacher in other words"
+    assert all("Arrange what is given" in x.plan for x in labels
+               if x.kind == "duplicate"), "said by the teacher in other words"
     statements = {p.id: p.statement for p in PROBLEMS}
     assert all(x.statement == statements[x.problem_id] for x in labels)
     for x in labels:
@@ -420,15 +446,17 @@ def test_the_two_sides_are_balanced_and_share_no_problem(tmp_path):
         labels, _ = made_labels(server, tmp_path)
     for sizes, found in (((12, 6), (12, 6)), ((1000, 6), (24, 6)), ((1000, 1000), (0, 32))):
         train, val = teacher.divide(labels, sizes, 0)
-        assert (len(train), len(val)) == found and not {x.problem_id for x in train} & {x.problem_id for x in val}
+        assert (len(train), len(val)) == found and not {x.problem_id
+                                                        for x in train} & {x.problem_id for x in val}
         for side in (train, val):
             assert sum(x.label for x in side) * 2 == len(side)
     assert Counter(x.problem_id for x in val if x.label) == Counter(x.problem_id for x in val if not x.label)
 
 
 def test_too_few_clean_problems_are_said_with_the_counts(tmp_path):
-    with Server(reply=lambda text, seed: "no") as server, pytest.raises(ValueError, match="too few to make labels of.*problems offered"):
-        made_labels(server, tmp_path)
+    with Server(reply=lambda text, seed: "no") as server:
+        with pytest.raises(ValueError, match="too few to make labels of.*problems offered"):
+            made_labels(server, tmp_path)
 
 
 def test_planner_samples_are_labelled_by_the_judge(tmp_path):
@@ -440,7 +468,8 @@ def test_planner_samples_are_labelled_by_the_judge(tmp_path):
         model = model_at(server.spec, tmp_path)
         counts = Counter()
         labels = teacher.planner_labels(model, model, PROBLEMS[:1], 2, K, counts)
-    assert [(x.label, x.kind, x.plan) for x in labels] == [(0, "parse", "A: only one."), (1, "positive", prompts.format_plan(PLAN))]
+    assert [(x.label, x.kind, x.plan) for x in labels] == [(0, "parse", "A: only one."),
+                                                           (1, "positive", prompts.format_plan(PLAN))]
     assert counts["planner samples"] == 2
 
 
@@ -448,22 +477,26 @@ def test_a_local_models_replies_do_not_depend_on_what_else_is_asked(tmp_path):
     import tiny
 
     folder = str(tiny.qwen(tmp_path / "model"))
-    model = teacher.open_source(folder, "planner", teacher.Cache(tmp_path / "a"), max_new_tokens=8, device="cpu")
+    model = teacher.open_source(folder, "planner", teacher.Cache(tmp_path / "a"), max_new_tokens=8,
+                                device="cpu")
     texts = [p.statement for p in PROBLEMS[:3]]
     replies = model.ask(texts)
-    assert teacher.Model(model.source, teacher.Cache(tmp_path / "b")).ask(texts[::-1][:2]) == replies[::-1][:2]
+    assert teacher.Model(model.source,
+                         teacher.Cache(tmp_path / "b")).ask(texts[::-1][:2]) == replies[::-1][:2]
     assert model.ask(texts, attempt=1) != replies
     before = model.answered
     assert model.ask(texts) == replies and model.answered == before
-    labels = teacher.planner_labels(model, teacher.open_source("rule", "judge", None), PROBLEMS[:3], 2, K, Counter())
+    labels = teacher.planner_labels(model, teacher.open_source("rule", "judge", None), PROBLEMS[:3], 2, K,
+                                    Counter())
     assert len(labels) == 6 and {x.kind for x in labels} == {"parse"}, "an untrained model writes no plans"
 
 
-# ------------------------------------------------------------------------------------------------ commands
+# --------------------------------------------------------------------------------------------------- commands
 
 def test_rules_alone_run_both_commands_and_the_trainers_read_the_files(tmp_path, capsys):
     data.save_problems(tmp_path / "pool.jsonl", PROBLEMS)
-    common = ["--teacher", "rule", "--judge", "rule", "--problems", str(tmp_path / "pool.jsonl"), "--out", str(tmp_path)]
+    common = ["--teacher", "rule", "--judge", "rule", "--problems", str(tmp_path / "pool.jsonl"), "--out",
+              str(tmp_path)]
     teacher.main(["gold", "--gold", "5", *common])
     teacher.main(["labels", "--train", "12", "--val", "4", *common])
     import train_sft
@@ -482,13 +515,16 @@ def test_rules_alone_run_both_commands_and_the_trainers_read_the_files(tmp_path,
 @pytest.mark.parametrize("flags, said", [
     (["gold", "--judge", "rule"], "needs --teacher SPEC"),
     (["labels", "--candidates", "both", "--teacher", "rule", "--judge", "rule"], "needs --planner SPEC"),
-    (["gold", "--teacher", "http://host/v1", "--judge", "rule"], "names no model: write it as http://host/v1#model"),
+    (["gold", "--teacher", "http://host/v1", "--judge", "rule"],
+     "names no model: write it as http://host/v1#model"),
     (["gold", "--teacher", "nowhere", "--judge", "rule"], "no such folder; a SPEC is"),
     (["gold", "--teacher", "rule", "--judge", "no.such:thing"], "cannot be loaded"),
     (["gold", "--teacher", "rule", "--judge", "prompts:nothing"], "cannot be loaded"),
     (["gold", "--teacher", "rule", "--judge", "rule", "--num-candidates", "3"], "N at least K"),
-    (["gold", "--teacher", "rule", "--judge", "rule", "--judge-options", "[]"], "--judge-options must be a JSON object"),
-    (["labels", "--candidates", "planner", "--planner", "rule", "--judge", "rule"], "a planner is a model or an endpoint"),
+    (["gold", "--teacher", "rule", "--judge", "rule", "--judge-options", "[]"],
+     "--judge-options must be a JSON object"),
+    (["labels", "--candidates", "planner", "--planner", "rule", "--judge", "rule"],
+     "a planner is a model or an endpoint"),
 ])
 def test_a_wrong_flag_is_said_in_one_line(tmp_path, capsys, flags, said):
     data.save_problems(tmp_path / "pool.jsonl", PROBLEMS)
@@ -506,16 +542,18 @@ def test_unanswered_requests_end_in_status_1_and_say_how_to_go_on(tmp_path, caps
         assert text != prompts.teacher(PROBLEMS[0], N), "a wrong reply"
         return reply_of(text, seed)
     with Server(reply=reply) as server, pytest.raises(SystemExit) as end:
-        teacher.main(["gold", "--teacher", server.spec, "--judge", server.spec, "--problems", str(tmp_path / "pool.jsonl"), "--out",
-                      str(tmp_path), "--retries", "0"])
-    assert end.value.code == 1 and "1 requests had no answer: run the same command again" in capsys.readouterr().err
+        teacher.main(["gold", "--teacher", server.spec, "--judge", server.spec, "--problems",
+                      str(tmp_path / "pool.jsonl"), "--out", str(tmp_path), "--retries", "0"])
+    assert end.value.code == 1
+    assert "1 requests had no answer: run the same command again" in capsys.readouterr().err
     assert len((tmp_path / "gold.jsonl").read_text().splitlines()) == 7
 
 
 def test_the_teacher_is_never_shown_an_evaluation_problem(tmp_path, capsys):
     np = pytest.importorskip("numpy")
     data.save_problems(tmp_path / "sft.jsonl", PROBLEMS)
-    data.save_lines(tmp_path / data.HELD_OUT, [{"id": "lcb/x", "statement": PROBLEMS[4].statement.upper(), "ids": {}}])
+    data.save_lines(tmp_path / data.HELD_OUT, [{"id": "lcb/x", "statement": PROBLEMS[4].statement.upper(),
+                                                "ids": {}}])
     np.save(tmp_path / data.BOILERPLATE_FILE, np.empty(0, np.uint64))
     (tmp_path / data.MANIFEST).write_text(json.dumps({"pools": {"sft": {"file": "sft.jsonl"}}}))
     with pytest.raises(SystemExit) as end:
