@@ -51,10 +51,16 @@ import sys
 if sys.argv[1:2] in (["--zygote"], ["--supervisor"]) and sys.version_info < (3, 11):
     del sys.path[0]     # this folder, whose files could shadow the standard library; later Pythons have PYTHONSAFEPATH
 
+import atexit
+import builtins
+import gc
 import json
 import os
 import struct
+import threading
 import time
+from io import BufferedReader, BufferedWriter, FileIO, TextIOWrapper
+from types import ModuleType
 
 # ------------------------------------------------------------------------------------------------------------- limits
 
@@ -415,8 +421,8 @@ class Zygote:
 
     def warm_up(self) -> None:
         """Import what programs use most. More would slow every fork: each module is pages to map and to copy."""
-        import array, bisect, builtins, cmath, collections, copy, datetime, functools, gc, heapq        # noqa: E401
-        import io, itertools, math, operator, queue, random, re, string, threading, types, typing       # noqa: E401, F401
+        import array, bisect, collections, copy, datetime, functools, heapq, itertools, math        # noqa: E401, F401
+        import operator, queue, random, re, string, typing      # noqa: E401, F401
         from _sitebuiltins import Quitter
         builtins.exit, builtins.quit = Quitter("exit", "Ctrl-D"), Quitter("quit", "Ctrl-D")     # site is not loaded (-S)
         if hasattr(sys, "set_int_max_str_digits"):
@@ -431,7 +437,9 @@ class Zygote:
         self.random_state, self.recursion_limit = random.getstate(), sys.getrecursionlimit()
         self.call_names, self.tameness = names_for_calls(), Tameness()
         sys.argv[:] = ["main.py"]
+        open_standard_streams()
         sys.path_importer_cache.clear()
+        compile("0", "", "eval")        # makes the types of the syntax tree, which would cost each program 1.3 ms
         gc.collect()
         gc.freeze()
 
@@ -593,7 +601,7 @@ class Zygote:
 
 def names_for_calls() -> dict:
     """What solutions in the style of LeetCode use without importing it. No builtin is shadowed: pow stays pow."""
-    import bisect, builtins, collections, copy, datetime, functools, heapq, itertools, math     # noqa: E401
+    import bisect, collections, copy, datetime, functools, heapq, itertools, math     # noqa: E401
     import operator, random, re, string, typing         # noqa: E401
     names: dict = {}
     for module in (typing, string, random, operator, math, itertools, functools, copy, bisect, heapq, datetime, collections):
@@ -635,7 +643,6 @@ class Tameness:
 
     def __init__(self):
         import opcode
-        from types import ModuleType
         self.wild = set(_WILD_NAMES) | (vars(sys).keys() - _SAFE_IN_SYS)
         self.shared: dict[int, dict] = {}
         for module in (sys.modules[name] for name in _TAME_MODULES & sys.modules.keys()):
@@ -714,11 +721,13 @@ class Program:
         for module in modules & _IMPORTED_AHEAD:        # here once, not in each test
             __import__(module)
         self.together = bool(flags & _BATCH) and tame
+        self.draws = not modules.isdisjoint(("random", "numpy", "numpy.random")) or self.function is not None
         self.entries = zygote.tameness.entries() if self.together and stores else None
 
     def serve(self) -> None:
         import _socket
         room, clock, flags = _socket.CMSG_SPACE(8), time.perf_counter, _FRESH
+        gc.freeze()     # or the first collection in a test would touch, and so copy, all that compiling left
         while True:
             message, ancillary, _, _ = self.talk.recvmsg(8, room)
             if not message:
@@ -768,19 +777,15 @@ class Program:
 
     def restore(self) -> None:
         """What a tame program may have changed for its next test."""
-        import random
+        open_standard_streams()
         sys.setrecursionlimit(self.zygote.recursion_limit)
-        random.setstate(self.zygote.random_state)
-        if self.zygote.numpy_random:
+        if self.draws:
+            sys.modules["random"].setstate(self.zygote.random_state)
+        if self.draws and self.zygote.numpy_random:
             self.zygote.numpy_random.set_state(self.zygote.numpy_state)
 
     def test(self, given: int, result: int) -> int:
         """Run one test in this process, as a Python started for it would; the exit status."""
-        import atexit
-        import builtins
-        import threading
-        from io import BufferedReader, BufferedWriter, FileIO, TextIOWrapper
-        from types import ModuleType
         arguments = None
         if self.function is None:
             os.dup2(given, 0), os.dup2(result, 1)
@@ -792,10 +797,7 @@ class Program:
                 result = _TALK
             self.zygote.close_from(_TALK + (self.function is not None))
         os.ftruncate(2, 0), os.lseek(2, 0, 0)
-        sys.stdin = sys.__stdin__ = TextIOWrapper(BufferedReader(FileIO(0, closefd=False)), "utf-8")
-        output = sys.stdout = sys.__stdout__ = TextIOWrapper(BufferedWriter(FileIO(1, "w", closefd=False)), "utf-8")
-        sys.stderr = sys.__stderr__ = TextIOWrapper(BufferedWriter(FileIO(2, "w", closefd=False)), "utf-8",
-                                                    "backslashreplace", line_buffering=True)
+        output = sys.stdout
         sys.modules["__main__"] = module = ModuleType("__main__")
         names, status = vars(module), 0
         names.update(__builtins__=builtins, __file__="/tmp/main.py")
@@ -817,8 +819,10 @@ class Program:
             os.write(2, explain(error))
         try:        # the end of an interpreter: threads, exit functions, standard output, then what the program still holds
             if not self.together:
-                threading._shutdown()
-                atexit._run_exitfuncs()
+                if threading.active_count() > 1:
+                    threading._shutdown()
+                if atexit._ncallbacks():        # each of these calls costs pages even where there is nothing to do
+                    atexit._run_exitfuncs()
             flush(sys.stdout)
             names.clear()
             flush(output)
@@ -838,6 +842,15 @@ class Program:
         text = json.dumps(function(*arguments), default=plain).encode()
         with open(result, "wb", closefd=False) as file:
             file.write(text)
+
+
+def open_standard_streams() -> None:
+    """As a fresh interpreter has them. Made once in the zygote, since in a test they would cost a third of its page faults; made
+    anew only between tests that share a process."""
+    sys.stdin = sys.__stdin__ = TextIOWrapper(BufferedReader(FileIO(0, closefd=False)), "utf-8")
+    sys.stdout = sys.__stdout__ = TextIOWrapper(BufferedWriter(FileIO(1, "w", closefd=False)), "utf-8")
+    sys.stderr = sys.__stderr__ = TextIOWrapper(BufferedWriter(FileIO(2, "w", closefd=False)), "utf-8",
+                                                "backslashreplace", line_buffering=True)
 
 
 def flush(stream) -> None:
@@ -1546,7 +1559,6 @@ class Worker:
     """The caller's end of one supervisor: a thread that sends an item, waits for its verdict, and replaces what dies."""
 
     def __init__(self, config: dict, jobs):
-        import threading
         from concurrent.futures import Future
         self.config, self.jobs = config, jobs
         self.process, self.stopping, self.lock = None, False, threading.Lock()
