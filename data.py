@@ -259,13 +259,12 @@ def from_code_contests(row: dict, split: str = "", index: int | None = None) -> 
     """
     _need(row, "code_contests", name=str, description=str, public_tests=object, private_tests=object,
           generated_tests=object)
+    _may(row, "code_contests", source=int, time_limit=dict, cf_tags=list, cf_contest_id=int, cf_index=str)
     if row.get("input_file") or row.get("output_file"):
         raise Refused("file_io", f"{row.get('input_file')!r} {row.get('output_file')!r}")
     if "interactive" in (row.get("cf_tags") or ()):
         raise Refused("interactive")
-    number = row.get("source")
-    known = isinstance(number, int) and 0 <= number < len(CODE_CONTESTS_SOURCES)
-    source = CODE_CONTESTS_SOURCES[number] if known else "unknown"
+    source = dict(enumerate(CODE_CONTESTS_SOURCES)).get(row.get("source"), "unknown")
     ids = {}
     if source == "codeforces":
         named = re.match(r"(\d+)_([A-Z]\d?)\.", row["name"])
@@ -276,6 +275,7 @@ def from_code_contests(row: dict, split: str = "", index: int | None = None) -> 
     elif source == "codechef":
         ids["codechef"] = row["name"].upper()
     limit = row.get("time_limit") or {}
+    _may(limit, "code_contests", seconds=int, nanos=int)
     seconds = (limit.get("seconds") or 0) + (limit.get("nanos") or 0) / 1e9
     public = _pairs(row["public_tests"])
     tests = public + _pairs(row["private_tests"]) + _pairs(row["generated_tests"])
@@ -291,6 +291,7 @@ def from_apps(row: dict, split: str = "") -> Problem:
     if "problem_id" not in row:
         _need(row, "apps", id=int | str)
     _need(row, "apps", question=str, input_output=str | dict)
+    _may(row, "apps", url=str, starter_code=str)
     number = f"{split}/{row.get('problem_id', row.get('id'))}".lstrip("/")
     given = row["input_output"]
     if isinstance(given, str):
@@ -301,7 +302,7 @@ def from_apps(row: dict, split: str = "") -> Problem:
         raise Refused("undecodable", "input_output is not an object with two lists")
     if len(inputs) != len(outputs):
         raise Refused("one_sided", f"{len(inputs)} inputs, {len(outputs)} outputs")
-    fn_name = given.get("fn_name")
+    fn_name = _fn_name(given.get("fn_name"))
     if fn_name:
         # A result is wrapped in a list of one, but not in every problem: unwrapped where all of them are.
         wrapped = all(isinstance(o, list) and len(o) == 1 for o in outputs)
@@ -309,7 +310,7 @@ def from_apps(row: dict, split: str = "") -> Problem:
     else:
         tests = _pairs({"input": [_joined(x) for x in inputs], "output": [_joined(x) for x in outputs]})
     return _checked(Problem(
-        f"apps/{number}", row["question"], "apps", tests=tests, fn_name=fn_name or None,
+        f"apps/{number}", row["question"], "apps", tests=tests, fn_name=fn_name,
         starter_code=(row.get("starter_code") or "") if fn_name else "",
         ids={"apps": number} | _ids_of_url(row.get("url") or "")))
 
@@ -318,8 +319,9 @@ def from_livecodebench(row: dict) -> Problem:
     """A row of livecodebench/code_generation_lite: graded on public and private tests, in that order."""
     _need(row, "livecodebench", question_id=int | str, question_content=str, public_test_cases=str | None,
           private_test_cases=str | None, metadata=str | None)
+    _may(row, "livecodebench", starter_code=str)
     metadata = _json(row["metadata"] or "{}")
-    fn_name = metadata.get("func_name") if isinstance(metadata, dict) else None
+    fn_name = _fn_name(metadata.get("func_name") if isinstance(metadata, dict) else None)
     public = _livecodebench_tests(_json(row["public_test_cases"] or "[]"), fn_name)
     tests = public + _livecodebench_tests(_private_tests(row["private_test_cases"] or "[]"), fn_name)
     name, platform = str(row["question_id"]), str(row.get("platform") or "")
@@ -332,7 +334,7 @@ def from_livecodebench(row: dict) -> Problem:
         ids["leetcode"] = re.sub(r"[^a-z0-9]+", "-", str(row["question_title"]).lower()).strip("-")
     return _checked(Problem(
         f"lcb/{name}", row["question_content"], f"livecodebench/{platform}", tests=tests, public_tests=public,
-        fn_name=fn_name or None, starter_code=(row.get("starter_code") or "") if fn_name else "", ids=ids))
+        fn_name=fn_name, starter_code=(row.get("starter_code") or "") if fn_name else "", ids=ids))
 
 
 def from_execution(row: dict) -> Problem:
@@ -349,6 +351,7 @@ def from_test_generation(row: dict) -> Problem:
     """A row of livecodebench/test_generation: what does a right solution give for this call?"""
     _need(row, "test_generation", question_id=int | str, test_id=int | str, question_content=str,
           function_name=str, test=str)
+    _may(row, "test_generation", starter_code=str)
     tests = _livecodebench_tests(_json(row["test"]), row["function_name"])
     if len(tests) != 1:
         raise Refused("undecodable", f"{len(tests)} tests instead of one")
@@ -375,6 +378,17 @@ def _need(row: dict, corpus: str, **columns: Any) -> None:
                              f"{CORPORA[corpus].revision} of {CORPORA[corpus].repo}")
 
 
+def _may(row: dict, corpus: str, **columns: Any) -> None:
+    """The same for columns that may be absent or null."""
+    _need(row, corpus, **{name: kind for name, kind in columns.items() if row.get(name) is not None})
+
+
+def _fn_name(name: Any) -> str | None:
+    if not isinstance(name, str | None):
+        raise Refused("undecodable", f"{name!r:.60} is no function's name")
+    return name or None
+
+
 @contextmanager
 def long_integers() -> Iterator[None]:
     """Inside, integers of up to MAX_DIGITS digits can be converted (which takes quadratic time)."""
@@ -399,7 +413,9 @@ def _json(text: str) -> Any:
 def _pairs(tests: Any) -> list[dict[str, str]]:
     """Parallel lists {"input": [...], "output": [...]}, or a list of pairs, -> a list of tests."""
     if isinstance(tests, dict):
-        inputs, outputs = (list(tests.get(side) or []) for side in ("input", "output"))
+        inputs, outputs = (tests.get(side) or [] for side in ("input", "output"))
+        if not isinstance(inputs, list) or not isinstance(outputs, list):
+            raise Refused("undecodable", f"{tests!r:.60} are no tests")
         if len(inputs) != len(outputs):
             raise Refused("one_sided", f"{len(inputs)} inputs, {len(outputs)} outputs")
         tests = [{"input": i, "output": o} for i, o in zip(inputs, outputs, strict=True)]
@@ -596,10 +612,11 @@ def _stream(urls: list[str], corpus: str) -> Iterator[dict]:
 
 
 def _unreadable(corpus: str, what: str, error: Exception) -> OSError:
-    said = " ".join(str(error).split())[:160]
-    return OSError(f"cannot read {what} ({type(error).__name__}: {said}): try again with a network, or build "
-                   f"from copies by `python data.py build --local {corpus}=FOLDER`, or without, by --skip "
-                   f"{corpus}")
+    known, said = CORPORA[corpus], " ".join(str(error).split())[:160]
+    mend = (f"try again with a network, or build from copies by `python data.py build --local "
+            f"{corpus}=FOLDER`, or without, by --skip {corpus}" if what.startswith("hf://")
+            else f"it must be a copy of a file of {known.repo} at revision {known.revision}")
+    return OSError(f"cannot read {what} ({type(error).__name__}: {said}): {mend}")
 
 
 def resolved_revision(corpus: str) -> str:
@@ -612,7 +629,7 @@ def resolved_revision(corpus: str) -> str:
     try:
         return huggingface_hub.HfApi().dataset_info(known.repo, revision=known.revision).sha
     except Exception as error:          # as in _stream
-        raise _unreadable(corpus, f"{known.repo} on the hub", error) from error
+        raise _unreadable(corpus, f"hf://datasets/{known.repo}", error) from error
 
 
 # -------------------------------------------------------------------------------------- build: Tables 3 and 9
@@ -979,7 +996,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for pool in POOLS:
         sizes.add_argument(f"--{pool.name}", type=int, default=pool.size, metavar="N",
                            help=f"{pool.stage}; {pool.corpus} {pool.split} (default %(default)s)")
-    check = commands.add_parser("audit", help="print Tables 9 and 10; status 1 if an evaluation problem was seen")
+    check = commands.add_parser("audit",
+                                help="print Tables 9 and 10; status 1 if an evaluation problem was seen")
     check.add_argument("--corpora", default="corpora", metavar="FOLDER", help="(default %(default)s)")
     check.add_argument("--runs", default="runs", metavar="FOLDER", help="(default %(default)s)")
     args = parser.parse_args(argv)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import zlib
+from collections import Counter
 from datetime import datetime
 from pathlib import Path
 
@@ -395,6 +396,36 @@ def test_a_changed_schema_is_an_error_that_names_the_column_and_not_a_refusal(re
     assert not isinstance(error.value, Refused)
 
 
+JUNK = (None, True, -1, 1.5, "", "x", "[]", "{}", [], {}, [None], [[]], {"input": 1}, "\ud800", 10 ** 30,
+        float("nan"), b"x", {"seconds": "x"}, [{"input": "1", "output": "2"}], '{"func_name": [1]}',
+        '{"inputs": [1], "outputs": [2]}', '{"inputs": {"a": 1}, "outputs": {"a": 1}}',
+        '{"inputs": [[1]], "outputs": [[2]], "fn_name": 3}',
+        '[{"input": "1", "output": "1", "testtype": "functional"}]')
+
+
+def test_whatever_stands_in_a_row_it_ends_as_a_problem_a_refusal_or_an_error_of_the_schema():
+    test = json.dumps([{"input": "1", "output": "2", "testtype": "functional"}])
+    makers = [(data.from_code_contests, code_contests_row()), (data.from_apps, apps_row()),
+              (data.from_livecodebench, livecodebench_row()),
+              (data.from_execution, {"id": "sample_1", "code": "x", "input": "f()", "output": "1"}),
+              (data.from_test_generation, {"question_id": "1", "test_id": 1, "question_content": "q",
+                                           "test": test, "function_name": "f", "starter_code": ""})]
+    rng, ends = random.Random(0), Counter()
+    for _ in range(20_000):
+        make, row = rng.choice(makers)
+        row = row | {name: rng.choice(JUNK) for name in rng.choices(list(row), k=rng.randint(1, 3))}
+        try:
+            problem = make(row)
+            assert data.problem_from_json(json.loads(json.dumps(data.problem_to_json(problem)))) == problem
+            ends["problem"] += 1
+        except Refused as refusal:
+            ends[refusal.reason] += 1
+        except ValueError as error:
+            assert "schema" in str(error), (row, error)
+            ends["schema"] += 1
+    assert min(ends["problem"], ends["schema"], ends["undecodable"]) > 500 and len(ends) > 6
+
+
 # ---------------------------------------------------------------------------------------------------- reading
 
 def write_rows(path: Path, rows) -> Path:
@@ -442,6 +473,17 @@ def test_livecodebench_rows_read_by_the_hub_reader_give_the_same_problems(tmp_pa
     rows = list(data._stream([str(write_rows(tmp_path / "test.jsonl", raw))], "livecodebench"))
     assert [data.from_livecodebench(r) for r in rows] == [data.from_livecodebench(r) for r in raw]
     assert data.contest_day(rows[0]) == data.contest_day(raw[0]) == "2024-01-04"
+
+
+def test_a_local_file_that_is_no_copy_is_said(tmp_path):
+    import datasets
+
+    datasets.Dataset.from_list([{"name": "x"}]).to_parquet(tmp_path / "valid-0.parquet")
+    (tmp_path / "test-0.parquet").write_bytes(b"PAR1 nonsense")
+    for split in ("valid", "test"):
+        with pytest.raises(OSError,
+                           match="must be a copy of a file of deepmind/code_contests at revision 802411c"):
+            list(data.rows("code_contests", split, tmp_path))
 
 
 def test_without_a_network_the_mend_is_said(monkeypatch):
