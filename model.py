@@ -1,4 +1,4 @@
-"""The policy network: the Qwen3.5 text model in plain PyTorch, with a decoding state whose rows can be copied.
+"""The policy network: the Qwen3.5 text model in plain PyTorch, and decoding states whose rows can be copied.
 
     policy = model.load("Qwen/Qwen3.5-2B", dtype=torch.bfloat16, device="cuda")     # or a folder
     logits = policy(ids)                                    # (B, T) -> (B, T, V)
@@ -15,7 +15,7 @@ What keeps it short: a layer works on *segments*. `mixer(x, past, span) -> (y, p
 sequence and what the layer remembers of all that came before. A plain forward is one segment; the loss on
 many continuations of one prompt is two (the prompt once, then all continuations from its memory, with
 gradients through that memory); prefilling is a segment that leaves its memory in buffers; decoding is a
-segment of one token. Other architectures (Gemma 4, any causal model of transformers) are at the end.
+segment of one token. Other architectures (Gemma 4, ...) are in adapter.py, behind the same calls.
 
 Shapes: B rows, T tokens, H hidden, V vocabulary; h heads, d head width, C tokens of a chunk, n attended
 positions; columns: positions that a decoding buffer has room for.
@@ -24,11 +24,9 @@ positions; columns: positions that a decoding buffer has room for.
 import json
 import re
 import shutil
-import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from fnmatch import fnmatch
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -41,6 +39,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 BUCKET = 64                 # decoding buffers are a multiple of this many columns wide
+MIN_ROWS = 8                # matrix products with fewer rows take other kernels, which round differently
 L2_EPS = 1e-6               # under the root, where the DeltaNet normalises queries and keys
 SHARD_BYTES = 5 * 10**9     # largest weight file that `save` writes
 # Tensors of a Qwen3.5 checkpoint that the text model has no use for; `save` copies them through.
@@ -83,8 +82,8 @@ class Config:
             for i in range(1, self.num_hidden_layers + 1)]
         unknown = set(self.layer_types) - {"linear_attention", "full_attention"}
         if unknown or len(self.layer_types) != self.num_hidden_layers:
-            raise ValueError(f"config: layer_types must name {self.num_hidden_layers} layers (num_hidden_layers), "
-                             f"each linear_attention or full_attention, not {self.layer_types}")
+            raise ValueError(f"config: layer_types must name {self.num_hidden_layers} layers (num_hidden_"
+                             f"layers), each linear_attention or full_attention, not {self.layer_types}")
         for many, few in (("num_attention_heads", "num_key_value_heads"),
                           ("linear_num_value_heads", "linear_num_key_heads")):
             if getattr(self, many) % getattr(self, few):
@@ -98,7 +97,7 @@ class Config:
         text |= text.get("rope_parameters") or {}
         for key, only in (("hidden_act", "silu"), ("attention_bias", False), ("rope_type", "default")):
             if text.get(key, only) != only:
-                raise ValueError(f"config: {key} is {text[key]!r}, and this Qwen3.5 model knows only {only!r}")
+                raise ValueError(f"config: {key} is {text[key]!r}, and this model knows only {only!r}")
         if lacking := [f.name for f in fields(cls)[:7] if f.name not in text]:
             raise ValueError(f"config: {', '.join(lacking)} missing, which a Qwen3.5 text model needs")
         return cls(**{f.name: text[f.name] for f in fields(cls) if f.name in text})
@@ -180,8 +179,8 @@ class Decay(nn.Module):
 # that are not orthogonal would blur each other. `delta_step` is just these four lines.
 #
 # Token by token, that is T dependent steps of little work each. Chunk by chunk it is matrix products. With S0
-# the memory before the chunk and G_i = g_1 + ... + g_i, token i finds exp(G_i) S0, and what the tokens j < i of
-# the chunk have written, decayed since then: exp(G_i - G_j) k_j w_j^T. So it writes
+# the memory before the chunk and G_i = g_1 + ... + g_i, token i finds exp(G_i) S0, and what the tokens j < i
+# of the chunk have written, decayed since then: exp(G_i - G_j) k_j w_j^T. So it writes
 #   w_i = beta_i (v_i - exp(G_i) S0^T k_i - sum_{j<i} exp(G_i - G_j) (k_i . k_j) w_j)
 # which is one triangular system for all the writes W (C, dv) of the chunk, known as the UT transform:
 #   (I + A) W = beta (V - exp(G) K S0)        A_ij = beta_i exp(G_i - G_j) (k_i . k_j) for j < i, else 0
@@ -193,12 +192,12 @@ class Decay(nn.Module):
 # Every exponent is at most 0: nothing overflows.
 
 def delta_rule(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, S: Tensor) -> tuple[Tensor, Tensor]:
-    """q, k (B, T, h, dk), v (B, T, h, dv), g, beta (B, T, h), S (B, h, dk, dv) -> o (B, T, h, dv), S after T."""
+    """q, k (B, T, h, dk), v (B, T, h, dv), g, beta (B, T, h), S (B, h, dk, dv) -> o (B, T, h, dv), last S."""
     T = q.shape[1]
-    C = 32 if q.is_cpu else 64      # a CPU is 18 % faster with 32 (measured); a GPU wants fewer, larger products
+    C = 32 if q.is_cpu else 64      # on a CPU 32 is 18 % faster (measured); a GPU likes larger products
     pad = -T % C                    # padding neither writes (k = 0) nor forgets (g = 0)
     q, k, v = (F.pad(x.transpose(1, 2), (0, 0, 0, pad)).unflatten(2, (-1, C)) for x in (q, k, v))
-    g, beta = (F.pad(x.transpose(1, 2), (0, pad)).unflatten(2, (-1, C)) for x in (g, beta))    # (B, h, T / C, C)
+    g, beta = (F.pad(x.transpose(1, 2), (0, pad)).unflatten(2, (-1, C)) for x in (g, beta))  # (B, h, T/C, C)
     G = g.cumsum(-1)
     future = torch.ones(C, C, dtype=torch.bool, device=q.device).triu(1)
     decay = (G.unsqueeze(-1) - G.unsqueeze(-2)).masked_fill(future, -torch.inf).exp()
@@ -222,12 +221,13 @@ def delta_rule(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, S: Tens
 def invert_unit_lower(A: Tensor) -> Tensor:
     """(I + A)^-1 for strictly lower triangular A (..., C, C), C a power of two, in log2(C) batched products.
 
-    [[P, 0], [R, Q]] has the inverse [[P', 0], [-Q' R P', Q']], with P' and Q' those of its halves; so inverses of
-    the blocks on the diagonal grow from 1 x 1 to C x C. (The power series I - A + A^2 ... is off by 1e10 where keys
-    repeat.) They are made without a graph; one Newton step X <- 2X - X (I + A) X, with X a constant, costs two
-    products and has the exact derivative -X dA X.
-    Beside torch's triangular solve, forward and backward, one CPU thread: equal at dk = 32, 1.8 times faster at
-    128. With two threads the solve is 16 times slower than with one: it meets a barrier for each small matrix."""
+    [[P, 0], [R, Q]] has the inverse [[P', 0], [-Q' R P', Q']], where P' and Q' are those of its halves; so
+    inverses of the blocks on the diagonal grow from 1 x 1 to C x C. (The power series I - A + A^2 ... is off
+    by 1e10 where keys repeat.) They are made without a graph; then one Newton step, X <- 2X - X (I + A) X
+    with X a constant, costs two products and has the exact derivative -X dA X.
+
+    Beside torch's triangular solve, forward and backward on one CPU thread, it is as fast at dk = 32 and 1.8
+    times faster at 128. With two threads the solve takes 16 times longer: a barrier for each small matrix."""
     C, eye = A.shape[-1], torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
     with torch.no_grad():
         X, b = eye.repeat(*A.shape[:-2], 1, 1), 1
@@ -240,7 +240,7 @@ def invert_unit_lower(A: Tensor) -> Tensor:
 
 
 def delta_step(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, S: Tensor) -> Tensor:
-    """One token: q, k (B, h, dk), v (B, h, dv), g, beta (B, h) -> o (B, h, dv). S (B, h, dk, dv) changes in place.
+    """One token: q, k (B, h, dk), v (B, h, dv), g, beta (B, h) -> o (B, h, dv); S (B, h, dk, dv) is updated.
 
     S is the largest thing a step touches. It is read once for both look-ups, before it changes:
     o = (exp(g) S + k w^T)^T q = exp(g) S^T q + (q . k) w."""
@@ -252,12 +252,13 @@ def delta_step(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, S: Tens
 
 
 class DeltaNet(nn.Module):
-    """Remembers the last kernel - 1 inputs of its convolution (B, kernel - 1, channels), and S (B, h, dk, dv)."""
+    """Remembers the last inputs of its convolution (B, kernel - 1, channels) and S (B, h, dk, dv)."""
 
     def __init__(self, c: Config):
         super().__init__()
-        self.hk, self.hv = c.linear_num_key_heads, c.linear_num_value_heads
-        self.dk, self.dv, self.kernel = c.linear_key_head_dim, c.linear_value_head_dim, c.linear_conv_kernel_dim
+        self.hk, self.dk = c.linear_num_key_heads, c.linear_key_head_dim
+        self.hv, self.dv = c.linear_num_value_heads, c.linear_value_head_dim
+        self.kernel = c.linear_conv_kernel_dim
         channels = 2 * self.hk * self.dk + self.hv * self.dv
         self.in_proj_qkv = nn.Linear(c.hidden_size, channels, bias=False)
         self.in_proj_z = nn.Linear(c.hidden_size, self.hv * self.dv, bias=False)
@@ -280,7 +281,7 @@ class DeltaNet(nn.Module):
         window = torch.cat([tail.expand(B, -1, -1), qkv], 1)
         if span.lengths is None:
             tail = window[:, T:]
-        else:       # padding must neither write nor forget, and the convolution's memory ends where the row does
+        else:       # padding must neither write nor forget, and what the convolution remembers ends before it
             ends = span.lengths.unsqueeze(1)
             real = (torch.arange(T, device=x.device) < ends).unsqueeze(-1)
             g, beta = g * real, beta * real
@@ -298,11 +299,11 @@ class DeltaNet(nn.Module):
         return self.out_proj(self.norm(o, z).flatten(2)), (tail, S)
 
     def convolve(self, window: Tensor) -> Tensor:
-        """Weighted sum of each channel's last `kernel` inputs, (B, kernel - 1 + T, channels) -> (B, T, channels)."""
+        """Sums of each channel's last `kernel` inputs, (B, kernel - 1 + T, channels) -> (B, T, channels)."""
         weight = self.conv1d.weight                                         # (channels, 1, kernel)
         if window.shape[1] == self.kernel:
-            return (window * weight.squeeze(1).mT).sum(1, keepdim=True)
-        # As an image of height 1 the input is channels-last just as it lies, where conv1d would transpose it: on a
+            return (window * weight.squeeze(1).T.contiguous()).sum(1, keepdim=True)
+        # As an image of height 1 the input is channels-last just as it lies; conv1d would transpose it. On a
         # CPU 9 times faster, 6 times with the backward, and equal to the last bit.
         return F.conv2d(window.mT.unsqueeze(2), weight.unsqueeze(2), groups=len(weight)).squeeze(2).mT
 
@@ -325,7 +326,7 @@ def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Softmax attention whose output is gated by its input. Remembers keys and values (B, kv heads, columns, d)."""
+    """Softmax attention, gated by its input. Remembers keys and values (B, kv heads, columns, d)."""
 
     def __init__(self, c: Config):
         super().__init__()
@@ -350,12 +351,12 @@ class Attention(nn.Module):
             past[0][span.at], past[1][span.at] = k, v
             k, v = (buffer[:, :, :span.limit] for buffer in past)
         elif past is not None:
-            k, v = (torch.cat([old.expand(B, -1, -1, -1), new], 2) for old, new in zip(past, (k, v), strict=True))
+            k, v = (torch.cat([p.expand(B, -1, -1, -1), new], 2) for p, new in ((past[0], k), (past[1], v)))
         group = self.h // self.kv           # heads that share keys and values
         if span.mask is None:
             o = F.scaled_dot_product_attention(
                 q, k.repeat_interleave(group, 1), v.repeat_interleave(group, 1), is_causal=True)
-        else:       # with a mask at hand they can as well be further queries of one head: the keys are not copied
+        else:       # with a mask at hand they can as well be further queries of one head: keys are not copied
             mask = span.mask if T == 1 else torch.cat([span.mask] * group, -2)
             o = F.scaled_dot_product_attention(q.reshape(B, self.kv, group * T, self.d), k, v, attn_mask=mask)
             o = o.reshape(B, self.h, T, self.d)
@@ -390,7 +391,7 @@ class Block(nn.Module):
 
     def forward(self, xs: list[Tensor], spans: list[Span], past: tuple | None = None,
                 recompute: bool = False) -> list[Tensor]:
-        if recompute:       # in here, not around the block: FSDP's hooks must not run again with the recomputation
+        if recompute:       # in here, not around the block: FSDP's hooks must not run a second time with it
             return checkpoint(self.run, xs, spans, past, use_reentrant=False, preserve_rng_state=False)
         return self.run(xs, spans, past)
 
@@ -411,19 +412,14 @@ class State:
     """Decoding buffers of some rows. A row's memory is its slice of every tensor in `layers`."""
     layers: list[tuple[Tensor, ...]]            # keys and values (rows, h, columns + 1, d); or tail and S
     pos: Tensor                                 # (rows,) tokens that each row has read
-    columns: int                                # tokens a row can hold; one more column takes what nobody reads
+    columns: int                                # tokens a row can hold; one column more takes the padding
     rope: tuple[Tensor, Tensor] | None = None   # of every position, (columns + 1, 1, rotary)
-    wave: tuple | None = None                   # only for an Adapter that cannot fork: its own cache, and a mask
-
-    def first(self, rows: int) -> "State":
-        """The first rows, sharing their memory with this state: fewer rows to step, nothing copied."""
-        layers = [tuple(t[:rows] for t in layer) for layer in self.layers]
-        return State(layers, self.pos[:rows], self.columns, self.rope)
+    wave: tuple | None = None                   # only where a model cannot fork, see adapter.py
 
 
 class Model(nn.Module):
     can_fork = True
-    per_layer_tables = ()       # embeddings too large to train by default: see Adapter
+    per_layer_tables = ()       # embeddings too large to train by default, see adapter.py
 
     def __init__(self, c: Config):
         super().__init__()
@@ -450,8 +446,9 @@ class Model(nn.Module):
         """ids (B, T) -> logits (B, T, V), or with `head` what head(hidden (B, T, H), weight (V, H), softcap)
         returns; it is called in here because here a sharded model has its weights together.
 
-        With suffixes (B, S), ids are the one prompt (1, P) that they all continue, computed once. Then hidden[:, t]
-        is the state that predicts suffixes[:, t]: for t = 0 the prompt's last. Right padding needs no care."""
+        With suffixes (B, S), ids are the one prompt (1, P) that they all continue, computed once. Then
+        hidden[:, t] is the state that predicts suffixes[:, t]: for t = 0 the prompt's last. Padding on the
+        right needs no mask, since nothing looks ahead."""
         P, xs = ids.shape[1], [self.embed_tokens(ids)]
         spans = [Span(self._rope(0, P, xs[0]))]
         if suffixes is not None:
@@ -487,28 +484,34 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def segment(self, ids: Tensor, lengths: Tensor, state: State) -> Tensor:
-        """Run right-padded ids (B, T), lengths (B,) of them real, on from what the state's rows have read; logits
-        (B, V) after each row's last. Padding changes nothing. The host waits for the device once."""
+        """Run right-padded ids (B, T), lengths (B,) of them real, on from what the state's rows have read;
+        logits (B, V) after each row's last. The host waits for the device once.
+
+        In fp32 on one CPU thread a row's bits depend neither on B nor, from 8 on, on T."""
         if (longest := int((state.pos + lengths).max())) > state.columns:
-            raise ValueError(f"a row would hold {longest} tokens, and this state has room for {state.columns}")
+            raise ValueError(f"a row would hold {longest} tokens; this state has room for {state.columns}")
         i = torch.arange(ids.shape[1], device=ids.device)
         at = torch.where(i < lengths.unsqueeze(1), state.pos.unsqueeze(1) + i, state.columns)
         x = self._advance(ids, at, -(-longest // BUCKET) * BUCKET, lengths, state)
         state.pos += lengths
-        return self._logits(x[torch.arange(len(ids), device=ids.device), lengths - 1])
+        last = x[torch.arange(len(ids), device=ids.device), lengths - 1]
+        return self._logits(F.pad(last, (0, 0, 0, max(0, MIN_ROWS - len(ids)))))[:len(ids)]
 
     @torch.no_grad()
     def step(self, ids: Tensor, state: State, limit: int) -> Tensor:
-        """One token a row: ids (B,) -> logits (B, V). `limit` columns are looked at, more than the `pos` of any row
-        that matters. A row that is full goes on in the spare column, so idle rows may be left alone."""
-        x = self._advance(ids.unsqueeze(1), state.pos.clamp(max=state.columns).unsqueeze(1), limit, None, state)
+        """One token a row: ids (B,) -> logits (B, V). The first `limit` columns are looked at, more than the
+        `pos` of any row that matters. A full row goes on in the spare column: idle rows may be left alone.
+
+        In fp32 on one CPU thread a row's bits depend neither on B, from 8 on, nor on `limit` in BUCKETs."""
+        at = state.pos.clamp(max=state.columns).unsqueeze(1)
+        x = self._advance(ids.unsqueeze(1), at, limit, None, state)
         state.pos += 1
         return self._logits(x.squeeze(1))
 
     def _advance(self, ids: Tensor, at: Tensor, limit: int, lengths: Tensor | None, state: State) -> Tensor:
         """Hidden states (B, T, H) of ids at positions `at` (B, T); the state's buffers change."""
         x = self.embed_tokens(ids)
-        mask = (torch.arange(limit, device=ids.device) <= at.unsqueeze(-1)).unsqueeze(1)            # (B, 1, T, n)
+        mask = (torch.arange(limit, device=ids.device) <= at.unsqueeze(-1)).unsqueeze(1)        # (B, 1, T, n)
         index = buffer_index(at, self.config.num_key_value_heads)
         span = Span(tuple(t[at] for t in state.rope), mask, lengths, index, limit)
         for block, past in zip(self.layers, state.layers, strict=True):
@@ -516,7 +519,7 @@ class Model(nn.Module):
         return self.norm(x)
 
     @torch.no_grad()
-    def fork(self, dst: State, dst_rows: Tensor | list[int], src: State, src_rows: Tensor | list[int]) -> None:
+    def fork(self, dst: State, dst_rows: Tensor | list, src: State, src_rows: Tensor | list) -> None:
         """dst[dst_rows[i]] = src[src_rows[i]]. The two may be one state, and may differ in columns."""
         dst_rows, src_rows = (torch.as_tensor(rows, device=dst.pos.device) for rows in (dst_rows, src_rows))
         dst.pos[dst_rows] = src.pos[src_rows]
@@ -524,6 +527,38 @@ class Model(nn.Module):
             for a, b in zip(mine, theirs, strict=True):
                 n = min(a.shape[2], b.shape[2])             # dimension 2 differs only where it counts columns
                 a[dst_rows, :, :n] = b[src_rows, :, :n]
+
+    def write(self, folder: Path, writes: bool) -> None:
+        """Weights, gathered and written one file at a time, and config.json. See `save`."""
+        source, own, shards, size = self.source, named_for_checkpoint(self), [[]], 0
+        files = {} if source.folder is None else tensor_files(source.folder)
+        through = {name: file for name, file in files.items() if is_ignored(name)}
+        for name in [*own, *through]:
+            nbytes = (own[name] if name in own else read_tensor(through[name], name)).nbytes
+            if size + nbytes > SHARD_BYTES and shards[-1]:
+                shards, size = [*shards, []], 0
+            shards[-1].append(name)
+            size += nbytes
+        weight_map, total = {}, 0
+        for i, names in enumerate(shards, 1):
+            part = f"-{i:05}-of-{len(shards):05}" if len(shards) > 1 else ""
+            file = f"model{part}.safetensors"
+            tensors = {name: whole(own[name]) if name in own else read_tensor(through[name], name)
+                       for name in names}
+            weight_map |= dict.fromkeys(names, file)
+            total += sum(t.nbytes for t in tensors.values())
+            if writes:
+                save_file(tensors, folder / file, metadata={"format": "pt"})
+        if not writes:
+            return
+        if len(shards) > 1:
+            write_json(folder / "model.safetensors.index.json",
+                       {"metadata": {"total_size": total}, "weight_map": weight_map})
+        dtype = {"dtype": str(self.head_weight.dtype).removeprefix("torch.")}
+        raw = {k: v for k, v in source.raw.items() if k != "torch_dtype"} | dtype       # its older name
+        if "text_config" in raw:
+            raw["text_config"] = {k: v for k, v in raw["text_config"].items() if k != "torch_dtype"} | dtype
+        write_json(folder / "config.json", raw)
 
 
 def buffer_index(at: Tensor, heads: int) -> tuple[Tensor, ...]:
@@ -555,19 +590,22 @@ def cast(module: Model, dtype: torch.dtype) -> Model:
 
 def build(config: dict | Config, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu",
           seed: int = 0) -> Model:
-    """A randomly initialised Qwen3.5. A dict has the keys of `Config`, with defaults but for the six sizes."""
+    """A randomly initialised Qwen3.5. A dict has the keys of `Config`, all but its six sizes optional."""
     if isinstance(config, dict):
         known = {f.name for f in fields(Config)} | {"architectures", "model_type", "rope_parameters"}
         if unknown := sorted(set(config) - known):
-            raise ValueError(f"config: no key of a Qwen3.5 model is called {unknown[0]}; there are {sorted(known)}")
+            raise ValueError(f"config: {unknown[0]!r} is no key of a Qwen3.5; those are "
+                             f"{', '.join(sorted(known))}")
         config = Config.from_json({"tie_word_embeddings": True, "rope_theta": 1e7} | config)
     module, random = Model(config), torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in module.named_parameters():
             if name.endswith("A_log"):
                 p.uniform_(1, 16, generator=random).log_()
-            elif name.endswith("dt_bias"):      # softplus(dt_bias) log-uniform in 0.001 to 0.1: heads that remember
-                p.copy_(p.uniform_(-6.9, -2.3, generator=random).exp().expm1().log())   # from 1 to 1000 tokens
+            elif name.endswith("dt_bias"):
+                # softplus(dt_bias) is log-uniform in 0.001 to 0.1: heads that remember from 1 to 1000 tokens.
+                # transformers starts with 1, where nearly every head forgets all within a token
+                p.copy_(p.uniform_(-6.9, -2.3, generator=random).exp().expm1().log())
             elif name.endswith("conv1d.weight"):
                 p.uniform_(-0.5, 0.5, generator=random)
             elif p.ndim == 2:
@@ -581,7 +619,7 @@ def load(path_or_id: str | Path, dtype: torch.dtype = torch.float32, device: tor
          revision: str | None = None) -> nn.Module:
     """A checkpoint folder or hub id (at `revision`): Qwen3.5 as a `Model`, anything else as an `Adapter`.
 
-    The model is laid out on the device in `dtype` and the weights go to their places one by one, so that it never
+    A Qwen3.5 is laid out on the device in `dtype`, and the weights go to their places one by one: it never
     exists twice, and on the host not even once if the device is another."""
     folder = find(path_or_id, revision)
     raw = read_json(folder / "config.json")
@@ -591,6 +629,7 @@ def load(path_or_id: str | Path, dtype: torch.dtype = torch.float32, device: tor
         module.source = Source(folder, raw)
         fill(module.to_empty(device=device))
     else:
+        from adapter import Adapter         # which imports this file
         module = Adapter.load(folder, raw, dtype, device)
     generation = folder / "generation_config.json"
     for holder in (raw, raw.get("text_config", {}), read_json(generation) if generation.exists() else {}):
@@ -599,7 +638,7 @@ def load(path_or_id: str | Path, dtype: torch.dtype = torch.float32, device: tor
 
 
 def find(path_or_id: str | Path, revision: str | None = None) -> Path:
-    """The folder of a checkpoint. A hub id is downloaded, or found in the cache, without what is not used here."""
+    """The folder of a checkpoint; a hub id is downloaded, or found in the cache."""
     folder = Path(path_or_id)
     if folder.is_dir():
         if not (folder / "config.json").exists():
@@ -623,6 +662,10 @@ def read_json(path: Path) -> dict:
         raise ValueError(f"{path} is not JSON: {e}") from e
 
 
+def write_json(path: Path, value: dict) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n")
+
+
 def tensor_files(folder: Path) -> dict[str, Path]:
     """{tensor name: its safetensors file} of a checkpoint, single or sharded."""
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
@@ -632,8 +675,8 @@ def tensor_files(folder: Path) -> dict[str, Path]:
             raise FileNotFoundError(f"{lacking[0]} is not there, though {index.name} names it")
         return files
     if not single.exists():
-        raise FileNotFoundError(f"{folder} holds neither {single.name} nor {index.name}; weights in another format "
-                                f"must be converted first (save_pretrained of transformers does it)")
+        raise FileNotFoundError(f"{folder} holds neither {single.name} nor {index.name}; another format must "
+                                f"be converted first (save_pretrained of transformers does it)")
     try:
         with safe_open(single, "pt") as tensors:
             return dict.fromkeys(tensors.keys(), single)
@@ -661,12 +704,12 @@ def named_for_checkpoint(module: Model) -> dict[str, nn.Parameter]:
 
 @torch.no_grad()
 def fill(module: Model) -> None:
-    """Read the module's checkpoint into its parameters: every tensor is used or IGNORED, every parameter filled."""
+    """Read the checkpoint into the parameters. Every tensor is used or IGNORED, every parameter filled."""
     folder = module.source.folder
     files = {name: file for name, file in tensor_files(folder).items() if not is_ignored(name)}
     embeddings = [name for name in files if name.endswith("embed_tokens.weight")]
     if len(embeddings) != 1:
-        raise ValueError(f"{folder}: one tensor must be called ...embed_tokens.weight, and {len(embeddings)} are")
+        raise ValueError(f"{folder}: {len(embeddings)} tensors are named ...embed_tokens.weight, not one")
     module.source.prefix = embeddings[0].removesuffix("embed_tokens.weight")
     wanted = named_for_checkpoint(module)
     tied = read_tensor(files.pop("lm_head.weight"), "lm_head.weight") \
@@ -674,8 +717,8 @@ def fill(module: Model) -> None:
     for problem, names in (("lacks the tensor", wanted.keys() - files.keys()),
                            ("has an unknown tensor", files.keys() - wanted.keys())):
         if names:
-            raise ValueError(f"{folder}: the checkpoint {problem} {min(names)} (one of {len(names)} such): weights "
-                             f"and config.json do not belong together")
+            raise ValueError(f"{folder}: the checkpoint {problem} {min(names)} (one of {len(names)}); its "
+                             f"weights and config.json do not belong together")
     for name, p in wanted.items():
         value = read_tensor(files[name], name)
         if value.shape != p.shape:
@@ -694,20 +737,21 @@ def whole(p: Tensor) -> Tensor:
 
 
 def save(module: nn.Module, folder: str | Path, tokenizer=None) -> None:
-    """Write a Hugging Face folder in the layout that the module was loaded from, weights in the dtype they have.
+    """Write a Hugging Face folder in the layout that the module came in, weights in the dtype they have.
 
-    Tensors that loading ignored are copied through, and the generation config and tokenizer files are carried along
-    (the tokenizer is written anew if given). Of a sharded module every rank calls; the first writes."""
+    Tensors that loading ignored are copied through; the generation config and the tokenizer's files are
+    carried along (a tokenizer that is given is written anew). With a sharded module every rank calls, and the
+    first writes."""
     folder, source = Path(folder), module.source
     if source.folder is not None and folder.resolve() == source.folder.resolve():
         raise ValueError(f"{folder} is where the model was loaded from; save it to another folder")
     if tokenizer is not None and len(tokenizer) > module.config.vocab_size:
-        raise ValueError(f"the tokenizer has {len(tokenizer)} words and the model {module.config.vocab_size}: "
-                         f"they do not belong together")
+        raise ValueError(f"the tokenizer has {len(tokenizer)} words and the model "
+                         f"{module.config.vocab_size}: they do not belong together")
     writes = not dist.is_initialized() or dist.get_rank() == 0
     if writes:
         folder.mkdir(parents=True, exist_ok=True)
-    module.write(folder, writes) if isinstance(module, Adapter) else write(module, folder, writes)
+    module.write(folder, writes)
     if not writes:
         return
     for file in sorted(source.folder.iterdir()) if source.folder is not None else []:
@@ -715,220 +759,3 @@ def save(module: nn.Module, folder: str | Path, tokenizer=None) -> None:
             shutil.copyfile(file, folder / file.name)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
-
-
-def write(module: Model, folder: Path, writes: bool) -> None:
-    """config.json and weights, gathered and written one file at a time."""
-    source, own = module.source, named_for_checkpoint(module)
-    through = {} if source.folder is None else {n: f for n, f in tensor_files(source.folder).items() if is_ignored(n)}
-    shards, size = [[]], 0
-    for name in [*own, *through]:
-        nbytes = own[name].nbytes if name in own else read_tensor(through[name], name).nbytes
-        if size + nbytes > SHARD_BYTES and shards[-1]:
-            shards, size = [*shards, []], 0
-        shards[-1].append(name)
-        size += nbytes
-    weight_map, total = {}, 0
-    for i, names in enumerate(shards, 1):
-        file = "model.safetensors" if len(shards) == 1 else f"model-{i:05}-of-{len(shards):05}.safetensors"
-        tensors = {name: whole(own[name]) if name in own else read_tensor(through[name], name) for name in names}
-        weight_map |= dict.fromkeys(names, file)
-        total += sum(t.nbytes for t in tensors.values())
-        if writes:
-            save_file(tensors, folder / file, metadata={"format": "pt"})
-    if not writes:
-        return
-    if len(shards) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
-    dtype = {"dtype": str(module.head_weight.dtype).removeprefix("torch.")}
-    raw = {k: v for k, v in source.raw.items() if k != "torch_dtype"} | dtype      # the older name of dtype
-    if "text_config" in raw:
-        raw["text_config"] = {k: v for k, v in raw["text_config"].items() if k != "torch_dtype"} | dtype
-    (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
-
-
-# ------------------------------------------------------------------------------------------------ other models
-
-class Adapter(nn.Module):
-    """Any other causal language model of transformers (Gemma 4 E2B and E4B, Llama, ...) behind the same calls.
-
-    Decoding hands transformers a cache of ours, with the position-indexed buffers of `State`, and masks to match;
-    so its rows fork as well. Whether a model plays along is tried on a few tokens. One that does not (a recurrent
-    state, an attention of its own kind) says so once, has `can_fork` False, and decodes in waves: a state takes one
-    segment, of whole prompts, and then steps. The loss gives every continuation its own copy of the prompt."""
-    fp32_units = ()
-
-    def __init__(self, hf: nn.Module):
-        super().__init__()
-        self.hf, self.source, self.eos_ids, self.checkpointing = hf, None, set(), False
-        self.config = hf.config.get_text_config()
-        self.softcap = getattr(self.config, "final_logit_softcapping", None)
-        self.cells: list[tuple[int, ...]] = []      # (layer, heads, key width, value width), if it has a cache
-        for m in hf.modules():                      # training mode is used below for checkpointing alone
-            for name in ("p", "dropout", "attention_dropout"):
-                if isinstance(getattr(m, name, None), float):
-                    setattr(m, name, 0.0)
-        hf.requires_grad_(False)                    # towers for pictures and sound: saved again, else unused
-        self.decoder.requires_grad_(True)
-        self.head_weight.requires_grad_(True)
-
-    @classmethod
-    def load(cls, folder: Path, raw: dict, dtype: torch.dtype, device: torch.device | str) -> "Adapter":
-        import transformers
-        kind = raw.get("model_type")
-        if kind not in transformers.CONFIG_MAPPING or \
-                transformers.CONFIG_MAPPING[kind] not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
-            raise ValueError(f"{folder}: transformers {transformers.__version__} has no causal language model of "
-                             f"the type {kind!r}")
-        hf, report = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True)
-        for problem, key in (("lacks the tensor", "missing_keys"), ("has an unknown tensor", "unexpected_keys"),
-                             ("has the wrong shape for", "mismatched_keys")):
-            if report[key]:
-                raise ValueError(f"{folder}: the checkpoint {problem} {sorted(report[key])[0]}")
-        module = cls(hf.to(device).eval())
-        module.source = Source(folder, raw)
-        ids = torch.arange(4, device=device).unsqueeze(0)
-        with torch.no_grad():
-            if not close(module(ids), hf(ids).logits):
-                raise ValueError(f"{folder}: the logits of {type(hf).__name__} are not hidden states times a head, "
-                                 f"soft-capped at most, so that it cannot be trained here")
-        return module
-
-    def write(self, folder: Path, writes: bool) -> None:
-        tensors = {name: whole(t) for name, t in self.hf.state_dict().items()}
-        if writes:
-            self.hf.save_pretrained(folder, state_dict=tensors)
-
-    @property
-    def decoder(self) -> nn.Module:
-        return self.hf.get_decoder()
-
-    @property
-    def blocks(self) -> nn.ModuleList:
-        return next(m for m in self.decoder.children()
-                    if isinstance(m, nn.ModuleList) and len(m) == self.config.num_hidden_layers)
-
-    @property
-    def per_layer_tables(self) -> tuple[nn.Module, ...]:
-        """Gemma's per-layer embeddings: half of E2B. A step has gradients for few rows of them, but AdamW would
-        keep moments for all, 38 GiB with the masters; so a trainer freezes them unless told otherwise."""
-        table = getattr(self.decoder, "embed_tokens_per_layer", None)
-        return () if table is None else (table,)
-
-    @property
-    def head_weight(self) -> Tensor:
-        return self.hf.get_output_embeddings().weight
-
-    def forward(self, ids: Tensor, suffixes: Tensor | None = None, head: Callable | None = None):
-        P, recompute = ids.shape[1], self.checkpointing and torch.is_grad_enabled()
-        rows = ids if suffixes is None else torch.cat([ids.expand(len(suffixes), -1), suffixes], 1)
-        if recompute:               # which transformers does in training mode only
-            enable = getattr(self.hf, "activation_checkpointing_enable", self.hf.gradient_checkpointing_enable)
-            enable({"use_reentrant": False})
-            self.hf.train()
-        x = self.decoder(input_ids=rows, use_cache=False).last_hidden_state
-        if recompute:
-            self.hf.eval()
-        x = x if suffixes is None else x[:, P - 1:-1]
-        return self._logits(x) if head is None else head(x, self.head_weight, self.softcap)
-
-    def _logits(self, x: Tensor) -> Tensor:
-        z = F.linear(x, self.head_weight)
-        return z if self.softcap is None else self.softcap * torch.tanh(z / self.softcap)
-
-    # ---- decoding
-
-    @cached_property
-    def can_fork(self) -> bool:
-        ids = torch.arange(12, device=self.head_weight.device).unsqueeze(0)
-        try:
-            with torch.no_grad():
-                layers = self.decoder(input_ids=ids, use_cache=True).past_key_values.layers
-                self.cells = [(i, layer.keys.shape[1], layer.keys.shape[-1], layer.values.shape[-1])
-                              for i, layer in enumerate(layers) if getattr(layer, "keys", None) is not None]
-                one, two = self._room(1, BUCKET), self._room(2, BUCKET)
-                Model.segment(self, ids[:, :7], torch.tensor([6], device=ids.device), one)
-                self.fork(two, [0, 1], one, [0, 0])
-                Model.segment(self, ids[:, 6:11].expand(2, -1), torch.tensor([2, 5], device=ids.device), two)
-                works, why = close(Model.step(self, ids[0, [8, 11]], two, BUCKET)[1], self(ids)[0, -1]), "other logits"
-        except Exception as e:      # noqa: BLE001  a cache that is not ours may fail in any way: that is the answer
-            works, why = False, type(e).__name__
-        if not works:
-            warnings.warn(f"{type(self.hf).__name__}: its cache cannot be forked ({why}), so every row prefills its "
-                          f"whole prompt, and rows start together and wait for the last", stacklevel=2)
-        return works
-
-    def _room(self, rows: int, columns: int) -> State:
-        like = self.head_weight.detach()
-        layers = [(like.new_zeros(rows, h, columns + 1, dk), like.new_zeros(rows, h, columns + 1, dv))
-                  for _, h, dk, dv in self.cells]
-        return State(layers, torch.zeros(rows, dtype=torch.long, device=like.device), columns)
-
-    def new_state(self, rows: int, capacity: int) -> State:
-        state = self._room(rows if self.can_fork else 0, -(-capacity // BUCKET) * BUCKET)
-        state.pos = state.pos.new_zeros(rows)
-        return state
-
-    fork = Model.fork
-
-    @torch.no_grad()
-    def segment(self, ids: Tensor, lengths: Tensor, state: State) -> Tensor:
-        if self.can_fork:
-            return Model.segment(self, ids, lengths, state)
-        if state.wave is not None:
-            raise ValueError(f"{type(self.hf).__name__} decodes in waves: a state takes one segment, of whole prompts")
-        longest = int(lengths.max())
-        at = torch.arange(longest, device=ids.device) - (longest - lengths).unsqueeze(1)
-        return self._wave(ids.gather(1, at.clamp(min=0)), at >= 0, at, None, lengths, state)
-
-    @torch.no_grad()
-    def step(self, ids: Tensor, state: State, limit: int) -> Tensor:
-        if self.can_fork:
-            return Model.step(self, ids, state, limit)
-        cache, mask = state.wave
-        mask = F.pad(mask, (0, 1), value=True)
-        return self._wave(ids.unsqueeze(1), mask, state.pos.unsqueeze(1), cache, 1, state)
-
-    def _wave(self, ids: Tensor, mask: Tensor, at: Tensor, cache, lengths, state: State) -> Tensor:
-        """Left-padded rows and the model's own cache, as transformers' `generate` does it."""
-        out = self.decoder(input_ids=ids, attention_mask=mask.long(), position_ids=at.clamp(min=0),
-                           past_key_values=cache, use_cache=True)
-        state.wave = out.past_key_values, mask
-        state.pos += lengths
-        return self._logits(out.last_hidden_state[:, -1])
-
-    def _advance(self, ids: Tensor, at: Tensor, limit: int, lengths: Tensor | None, state: State) -> Tensor:
-        n, seen = torch.arange(limit, device=ids.device), at.clamp(max=limit - 1).unsqueeze(-1)
-        window = getattr(self.config, "sliding_window", None)
-        masks = {"full_attention": (n <= seen).unsqueeze(1)}                                       # (B, 1, T, n)
-        if window is not None:
-            masks["sliding_attention"] = masks["full_attention"] & (n > seen - window).unsqueeze(1)
-        kinds = getattr(self.config, "layer_types", None) or [list(masks)[-1]]
-        # to be added to the scores: all attention functions of transformers take that, only some a boolean mask
-        least = torch.finfo(self.head_weight.dtype).min
-        masks = {kind: torch.where(masks[kind], 0.0, least).to(self.head_weight.dtype) for kind in set(kinds)}
-        cache = slot_cache(state.layers, [layer for layer, *_ in self.cells], at, limit)
-        return self.decoder(input_ids=ids, attention_mask=masks if len(masks) > 1 else masks[kinds[0]],
-                            position_ids=at.clamp(max=state.columns - 1), past_key_values=cache,
-                            use_cache=True).last_hidden_state
-
-
-def slot_cache(buffers: list[tuple], layers: list[int], at: Tensor, limit: int):
-    """A transformers cache that writes to positions `at` of our buffers and shows their first `limit` columns."""
-    from transformers import Cache
-
-    class Slots(Cache):
-        def update(self, keys, values, layer_idx, *args, **kwargs):
-            k, v = buffers[layers.index(layer_idx)]
-            index = buffer_index(at, keys.shape[1])
-            k[index], v[index] = keys, values
-            return k[:, :, :limit], v[:, :, :limit]
-
-    return Slots(layers=[])
-
-
-def close(a: Tensor, b: Tensor) -> bool:
-    """Equal but for rounding, in any dtype. A wrong mask or cache is off by about as much as the logits vary."""
-    return bool((a - b).abs().mean() < 0.1 * b.std())

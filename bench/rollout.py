@@ -1,14 +1,14 @@
-"""Sampling beside `transformers.generate`: the same weights, the same prompts, the same number of tokens for every row.
+"""Sampling beside `transformers.generate`: the same weights, prompts, and number of tokens for every row.
 
-    python bench/rollout.py ragged      # 192 rows of 6 prompts, replies of 2 to 64 tokens: the engine's whole gain
-    python bench/rollout.py step        # one step of a 0.75 B model in bf16 at batch 8: the model's alone
+    python bench/rollout.py ragged      # 192 rows of 6 prompts, replies of 2 to 64 tokens: the whole engine
+    python bench/rollout.py step        # one step of a 0.75 B model in bf16 at batch 8: the model alone
     python bench/rollout.py gpu         # the 2 B model at 64, 128 and 256 slots (needs a CUDA device)
 
-On a CPU: one thread, CPU seconds of this process, the two sides in turn, the median over repeats. The floor is printed
-before anything is timed; it is what this machine would need if nothing but the unavoidable were done:
+On a CPU: one thread, CPU seconds of this process, the two sides in turn, the median over repeats. The floor
+is printed before anything is timed; it is what this machine would need for the unavoidable alone:
 
-    ragged  every prompt's shared part once, every suffix and every sampled token once, through the matrix products of the
-            weights alone, at the rate that such products reach here with 64 rows
+    ragged  every prompt's shared part, every suffix and every sampled token once, through the products with
+            the weights, at the rate that such products reach here with 64 rows
     step    every weight read once, at the bandwidth of a large copy
     gpu     the same, and the recurrent state read and written, and the keys and values read
 """
@@ -29,8 +29,9 @@ import model  # noqa: E402
 from rollout import Engine, Job  # noqa: E402
 
 SIZES = {   # config.json of the released text models, less what they share; "mini" is the ragged job's
-    "mini": dict(vocab_size=512, hidden_size=256, intermediate_size=768, num_hidden_layers=8, num_attention_heads=4,
-                 num_key_value_heads=2, head_dim=64, linear_key_head_dim=64, linear_value_head_dim=64,
+    "mini": dict(vocab_size=512, hidden_size=256, intermediate_size=768, num_hidden_layers=8,
+                 num_attention_heads=4, num_key_value_heads=2, head_dim=64,
+                 linear_key_head_dim=64, linear_value_head_dim=64,
                  linear_num_key_heads=2, linear_num_value_heads=4),
     "0.8B": dict(vocab_size=248320, hidden_size=1024, intermediate_size=3584, num_hidden_layers=24,
                  num_attention_heads=8, num_key_value_heads=2, linear_num_value_heads=16),
@@ -72,7 +73,7 @@ def both(size: str, dtype: torch.dtype, device: str):
     return ours, theirs
 
 
-def generate(hf, prompts: list[list[int]], lengths: list[int], batch: int, greedy: bool = False) -> list[list[int]]:
+def generate(hf, prompts: list[list[int]], lengths: list[int], batch: int, greedy: bool = False) -> list:
     """Left-padded batches, one after the other: what a trainer that calls `generate` does."""
     out = []
     for i in range(0, len(prompts), batch):
@@ -80,16 +81,17 @@ def generate(hf, prompts: list[list[int]], lengths: list[int], batch: int, greed
         width = max(map(len, rows))
         ids = torch.tensor([[0] * (width - len(r)) + r for r in rows], device=hf.device)
         mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows], device=hf.device)
-        made = hf.generate(ids, attention_mask=mask, max_new_tokens=max(wanted), do_sample=not greedy, top_k=0,
-                           top_p=1.0, stopping_criteria=[Lengths(wanted, width, hf.device)])
+        made = hf.generate(ids, attention_mask=mask, max_new_tokens=max(wanted), do_sample=not greedy,
+                           top_k=0, top_p=1.0, stopping_criteria=[Lengths(wanted, width, hf.device)])
         out += [row[:n] for row, n in zip(made[:, width:].tolist(), wanted, strict=True)]
     return out
 
 
 def engine(module, prompts: list[list[int]], lengths: list[int], shared: list[int], slots: int,
-           greedy: bool = False) -> list[list[int]]:
+           greedy: bool = False) -> list:
     sampler = Engine(module, NoWords(module.config.vocab_size), slots, temperature=0.0 if greedy else 1.0)
-    jobs = [Job(p, (0, i), n, s, tag=i) for i, (p, n, s) in enumerate(zip(prompts, lengths, shared, strict=True))]
+    rows = zip(prompts, lengths, shared, strict=True)
+    jobs = [Job(p, (0, i), n, s, tag=i) for i, (p, n, s) in enumerate(rows)]
     done = {job.tag: sample.ids for job, sample in sampler.run(jobs)}
     return [done[i] for i in range(len(jobs))]
 
@@ -139,10 +141,12 @@ def ragged(repeats: int) -> None:
     rate = 1000 * a.shape[0] * b.numel() / in_turn({"mm": lambda: [a @ b.T for _ in range(1000)]}, 5)["mm"]
     tokens = sum(map(len, prefixes)) + sum(map(len, suffixes)) + sum(lengths)
     floor = tokens * products(ours) / rate
-    print(f"floor: {tokens} tokens x {products(ours) / 1e6:.2f} M multiply-adds at {rate / 1e9:.1f} G/s = {floor:.2f} s")
+    print(f"floor: {tokens} tokens x {products(ours) / 1e6:.2f} M multiply-adds at {rate / 1e9:.1f} G/s "
+          f"= {floor:.2f} s")
 
-    equal = engine(ours, prompts, lengths, shared, 64, greedy=True) == generate(hf, prompts, lengths, 64, greedy=True)
-    print(f"greedy tokens of all 192 rows equal: {equal}")
+    mine, theirs = (engine(ours, prompts, lengths, shared, 64, greedy=True),
+                    generate(hf, prompts, lengths, 64, greedy=True))
+    print(f"rows with equal greedy tokens: {sum(a == b for a, b in zip(mine, theirs, strict=True))} of 192")
     seconds = in_turn({"generate": lambda: generate(hf, prompts, lengths, 64),
                        "engine": lambda: engine(ours, prompts, lengths, shared, 64)}, repeats)
     for name, s in seconds.items():
@@ -156,7 +160,7 @@ def step(repeats: int) -> None:
     ids = torch.randint(0, 248320, (B, P + N), generator=torch.Generator().manual_seed(0))
     nbytes, rate = sum(p.nbytes for p in ours.parameters()), bandwidth("cpu")
     floor = nbytes / rate
-    print(f"floor: {nbytes / 2**30:.2f} GiB of weights at {rate / 1e9:.1f} GB/s = {floor * 1e3:.0f} ms a step")
+    print(f"floor: {nbytes / 2**30:.2f} GiB of weights at {rate / 1e9:.1f} GB/s = {floor * 1e3:.0f} ms")
 
     state = ours.new_state(B, P + N)
     ours.segment(ids[:, :P], torch.full((B,), P), state)
@@ -173,13 +177,14 @@ def step(repeats: int) -> None:
         for t in range(P, P + N):
             ours.step(ids[:, t], state, P + N)
     rows = ids[:, :P].tolist()
-    seconds = in_turn({"generate": lambda: generate(hf, rows, [N + 1] * B, B), "prefill": lambda: generate(hf, rows, [1] * B, B),
+    seconds = in_turn({"generate": lambda: generate(hf, rows, [N + 1] * B, B),
+                       "prefill": lambda: generate(hf, rows, [1] * B, B),
                        "forward": theirs, "step": mine}, repeats)
     seconds["generate"] -= seconds.pop("prefill")
     for name, s in seconds.items():
         print(f"{name:9} {s / N * 1e3:5.0f} ms a step   {s / N / floor:5.1f} x floor")
-    print(f"ratio {seconds['generate'] / seconds['step']:.2f} to generate, {seconds['forward'] / seconds['step']:.2f} to its "
-          f"forward alone  (wanted: 1.5)")
+    print(f"ratio {seconds['generate'] / seconds['step']:.2f} to generate, "
+          f"{seconds['forward'] / seconds['step']:.2f} to its forward alone  (wanted: 1.5)")
 
 
 def gpu(repeats: int) -> None:
@@ -197,18 +202,20 @@ def gpu(repeats: int) -> None:
         row = sum(2 * t.nbytes if kind == "linear_attention" else t.nbytes * (745 + N / 2) / t.shape[2]
                   for layer, kind in kinds for t in layer)
         floor = slots * rate / (weights + slots * row)
-        print(f"{slots} slots, floor: {weights / 2**30:.1f} GiB of weights and {slots * row / 2**30:.1f} GiB of memory a step "
-              f"at {rate / 1e12:.2f} TB/s = {floor:.0f} tokens/s")
-        seconds = in_turn({"generate": lambda: generate(hf, prompts, [N] * slots, slots),
-                           "engine": lambda: engine(ours, prompts, [N] * slots, [700] * slots, slots)}, repeats, "cuda")
-        for name, s in seconds.items():
-            print(f"  {name:9} {slots * N / s:7.0f} tokens/s, prefill included: {slots * N / s / floor:4.0%} of it")
+        print(f"{slots} slots, floor: {weights / 2**30:.1f} GiB of weights and {slots * row / 2**30:.1f} GiB "
+              f"of memory a step at {rate / 1e12:.2f} TB/s = {floor:.0f} tokens/s")
+        sides = {"generate": lambda: generate(hf, prompts, [N] * slots, slots),
+                 "engine": lambda: engine(ours, prompts, [N] * slots, [700] * slots, slots)}
+        for name, s in in_turn(sides, repeats, "cuda").items():
+            print(f"  {name:9} {slots * N / s:7.0f} tokens/s, with prefill: {slots * N / s / floor:4.0%}")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", choices=["ragged", "step", "gpu"], default=["ragged", "step", "gpu"], metavar="ragged|step|gpu")
-    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="timed rounds of each side (default 5)")
+    what = {"ragged": ragged, "step": step, "gpu": gpu}
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="*", choices=list(what), default=list(what), metavar="|".join(what))
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="timed rounds a side (default 5)")
     args = parser.parse_args()
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
@@ -216,4 +223,4 @@ if __name__ == "__main__":
     torch.manual_seed(0)
     for name in args.what:
         print(f"--- {name}")
-        {"ragged": ragged, "step": step, "gpu": gpu}[name](args.repeats)
+        what[name](args.repeats)
