@@ -4,7 +4,7 @@
         --encoder sentence-transformers/all-mpnet-base-v2
     python diversity.py --labels FILE --classifier Qwen/Qwen3.5-9B      # F.2: can it be believed?
 
-Writes NAME.diversity.json beside each attempts file; tables 14 and 16 read it (D_surf needs no model). A model
+Writes NAME.diversity.json beside each attempts file; tables 14 and 16 read it (D_surf needs none). A model
 is a folder, an id, or MODULE:NAME, a function: (text, statement or None) -> category, or texts -> vectors.
 --labels takes lines of "text", "first", "second" (two annotators' categories) and, for a plan, "statement";
 it writes them with "predicted" to NAME.predicted.jsonl, which tables 13 and 14 read.

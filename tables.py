@@ -194,7 +194,7 @@ def token_table(runs: Runs, k: int = 4) -> list[dict]:
 
 
 def ablation_table(runs: Runs) -> list[dict]:
-    """Table 6: the planner's reward, the number of tuples M, the budget K."""
+    """Table 6, upper blocks: the planner's reward and the number of tuples M."""
     lines = []
     for model, benchmark, place in runs.places():
         for row, system in VARIANTS.items():
@@ -203,9 +203,16 @@ def ablation_table(runs: Runs) -> list[dict]:
             ours = {"pass@4": runs.pass_cell(model, benchmark, system),
                     "literal duplicates": cell(seeds, duplicates), "judged duplicates": mean_std(judged)}
             lines.append({"variant": row} | place | ours | runs.printed(paper.ABLATION, row, model))
+    return lines
+
+
+def sweep_table(runs: Runs) -> list[dict]:
+    """Table 6, lower block: the budget K."""
+    lines = []
+    for model, benchmark, place in runs.places():
         for k in (2, 4, 8):
             ours = {row: runs.pass_cell(model, benchmark, row, k) for row in ("Direct Solve", "CPPO")}
-            lines.append({"variant": f"K = {k}"} | place | ours | runs.printed(paper.BUDGET, str(k), model))
+            lines.append({"K": k} | place | ours | runs.printed(paper.BUDGET, str(k), model))
     return lines
 
 
@@ -355,10 +362,10 @@ def budget_table(runs: Runs) -> list[dict]:
     return lines
 
 
-TABLES = {1: main_table, 4: token_table, 5: lambda runs: main_table(runs, STAGES), 6: ablation_table,
-          7: majority_table, 8: main_table, 15: inference_table,
-          16: lambda runs: inference_table(runs, recorded("D_alg"), paper.INFERENCE_DIVERSITY),
-          17: decomposition_table, 18: token_table, 19: main_table, 20: budget_table}
+TABLES = {1: [main_table], 4: [token_table], 5: [lambda runs: main_table(runs, STAGES)],
+          6: [ablation_table, sweep_table], 7: [majority_table], 8: [main_table], 15: [inference_table],
+          16: [lambda runs: inference_table(runs, recorded("D_alg"), paper.INFERENCE_DIVERSITY)],
+          17: [decomposition_table], 18: [token_table], 19: [main_table], 20: [budget_table]}
 
 
 # ------------------------------------------------------------------------------------------ the script
@@ -404,8 +411,9 @@ def main(args: argparse.Namespace) -> int:
         runs = find(args.runs, args.realised, args.paper_model)
         if args.number == 12:
             print(side_by_side(runs, args.problem))
-        else:
-            lines = diversity_table(runs, args.labels) if args.number == 14 else TABLES[args.number](runs)
+            return 0
+        for block in TABLES.get(args.number, [lambda runs: diversity_table(runs, args.labels)]):
+            lines = block(runs)
             print(render(lines) if lines else "these runs hold nothing of this table")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

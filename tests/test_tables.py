@@ -19,41 +19,43 @@ from data import Problem, save_problems
 
 PROBLEMS = [f"p{i:02}" for i in range(30)]
 WORDS = "sort scan hash greedy table graph count prefix stack merge".split()
+MASSES = {"a": 0.4, "b": 0.3, "c": 0.2, "d": 0.1}      # of eight outcomes, four are classes of the world
 SKILL = {"direct": 0.1, "plan-and-solve": 0.12, "plansearch": 0.15, "sketch": 0.1, "fixed": 0.08,
          "self-consistency": 0.1, "skills": 0.2, "tuple": 0.3, "tuple-iid": 0.25}
 
 
-def write_run(folder: Path, stage: str, method: str, seed: int = 0, n: int = 8, skill: float | None = None,
-              benchmark: str = "heldout", world: bool = False, shuffled: bool = False, packed: bool = False) -> Path:
-    """A plausible attempts file and its card under folder/STAGE/eval."""
-    rng = random.Random(f"{stage} {method} {seed} {benchmark}")
-    lines = []
+def write_run(folder: Path, stage: str, method: str, seed: int = 0, skill: float | None = None,
+              world: bool = False, shuffled: bool = False, packed: bool = False) -> Path:
+    """Plausible attempts, eight a problem, and their card under folder/STAGE/eval."""
+    rng = random.Random(f"{stage} {method} {seed}")
+    planned, lines = "tuple" in method, []
     for problem in PROBLEMS:
-        for i in range(n):
+        for i in range(8):
             right = rng.random() < (SKILL[method] if skill is None else skill)
             drawn, index = (i // 4, i % 4) if method == "tuple" else (i, 0)
             lines.append({
-                "problem_id": problem, "seed": 0, "tuple": drawn, "index": index, "outcome": rng.choice("abcdefgh"),
-                "strategy": " ".join(rng.choices(WORDS, k=6)) if "tuple" in method else None,
+                "problem_id": problem, "seed": 0, "tuple": drawn, "index": index, "gate": None,
+                "strategy": " ".join(rng.choices(WORDS, k=6)) if planned else None,
                 "program": " ".join(rng.choices(WORDS, k=12)), "answer": rng.choice("12"),
-                "status": "accepted" if right else "wrong_answer", "gate": None, "seconds": 0.1, "finish": "eos",
-                "planner_tokens": 40 if "tuple" in method and not index else 0, "solver_tokens": rng.randrange(50, 90)})
+                "status": "accepted" if right else "wrong_answer", "outcome": rng.choice("abcdefgh"),
+                "planner_tokens": 40 if planned and not index else 0,
+                "solver_tokens": rng.randrange(50, 90), "seconds": 0.1, "finish": "eos"})
             if world:
-                lines[-1]["posterior"] = {"a": 0.4, "b": 0.3, "c": 0.2, "d": 0.1}.get(lines[-1]["outcome"], 0.0)
+                lines[-1]["posterior"] = MASSES.get(lines[-1]["outcome"], 0.0)
     folder = folder / stage / "eval" if stage != "base" else folder / "eval"
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{benchmark}-{method}{'-shuffled' * shuffled}.jsonl"
+    path = folder / f"heldout-{method}{'-shuffled' * shuffled}.jsonl"
     text = "".join(json.dumps(line) + "\n" for line in lines)
     if packed:
         path = path.with_suffix(".jsonl.gz")
         path.write_bytes(gzip.compress(text.encode()))
     else:
         path.write_text(text)
-    card = {"setting": {"method": method, "benchmark": benchmark, "num_strategies": 4, "attempts": n,
+    card = {"setting": {"method": method, "benchmark": "heldout", "num_strategies": 4, "attempts": 8,
                         "shuffle_strategies": shuffled}, "seconds": 60.0, "seconds_for_problems": 30,
-            "faults": {"duplicate": 0.25} if method == "tuple" else None, "tau": None,
+            "faults": {"duplicate": 0.25} if method == "tuple" else None,
             "ceilings": {"4": {"constant": 0.1, "independent": 0.6, "coordinated": 1.0}} if world else None}
-    path.with_name(path.name.removesuffix(".gz").removesuffix(".jsonl") + ".json").write_text(json.dumps(card))
+    (folder / f"{path.name.partition('.')[0]}.json").write_text(json.dumps(card))
     return path
 
 
@@ -91,11 +93,11 @@ def raw(folders: list[Path], stage: str, name: str) -> list[list[dict]]:
 
 
 def pass_at(lines: list[dict], k: int) -> float:
-    solved = {line["problem_id"] for place, line in enumerate(lines) if place % 8 < k and line["status"] == "accepted"}
-    return len(solved) / 30
+    counted = [line for place, line in enumerate(lines) if place % 8 < k]
+    return len({line["problem_id"] for line in counted if line["status"] == "accepted"}) / 30
 
 
-def line_of(lines: list[dict], name: str) -> dict:
+def line_of(lines: list[dict], name: object) -> dict:
     return next(line for line in lines if name in line.values())
 
 
@@ -110,8 +112,8 @@ def test_main_table_shows_seed_means_beside_the_paper(runs, folders):
     assert pkpo["heldout"] == mean_pm_std([pass_at(lines, 4) for lines in raw(folders, "pkpo", "direct")])
     assert pkpo["APPS (paper)"] == "0.448 ±0.049" and pkpo["LCBv6 (paper)"] == "0.347 ±0.048"
     direct = line_of(lines, "Direct Solve")["heldout"]
-    assert direct.startswith(f"{pass_at(raw(folders, '', 'direct')[0], 4):.3f} [")        # no seeds: an interval
-    assert [line["method"] for line in tables.TABLES[5](runs)] == list(tables.STAGES)
+    assert direct.startswith(f"{pass_at(raw(folders, '', 'direct')[0], 4):.3f} [")      # no seeds: interval
+    assert [line["method"] for line in tables.TABLES[5][0](runs)] == list(tables.STAGES)
 
 
 def test_a_star_marks_cppo_only_where_the_bootstrap_says_so(tmp_path):
@@ -126,16 +128,16 @@ def test_a_star_marks_cppo_only_where_the_bootstrap_says_so(tmp_path):
 def test_worlds_show_the_posterior_averaged_figure_and_the_ceilings(tmp_path):
     path = write_run(tmp_path / "mini", "cppo", "tuple", world=True)
     lines = tables.main_table(tables.find([tmp_path / "mini"]))
-    masses = {"a": 0.4, "b": 0.3, "c": 0.2, "d": 0.1}
     hit = {p: set() for p in PROBLEMS}
     for line in map(json.loads, path.read_text().splitlines()):
         if line["tuple"] == 0:
             hit[line["problem_id"]].add(line["outcome"])
-    expected = sum(masses.get(outcome, 0) for found in hit.values() for outcome in found) / 30
+    expected = sum(MASSES.get(outcome, 0) for found in hit.values() for outcome in found) / 30
     assert line_of(lines, "CPPO")["heldout"].startswith(f"{expected:.3f} [")
     assert line_of(lines, "ceiling: coordinated")["heldout"] == 1.0
-    realised = line_of(tables.main_table(tables.find([tmp_path / "mini"], realised=True)), "CPPO")["heldout"]
-    assert realised.startswith(f"{pass_at([json.loads(x) for x in path.read_text().splitlines()], 4):.3f} [")
+    realised = line_of(tables.main_table(tables.find([tmp_path / "mini"], realised=True)), "CPPO")
+    solved = pass_at([json.loads(line) for line in path.read_text().splitlines()], 4)
+    assert realised["heldout"].startswith(f"{solved:.3f} [")
 
 
 def test_token_table_pays_for_plans_and_for_the_attempts_that_count(runs, folders):
@@ -154,7 +156,7 @@ def test_ablation_table_shows_variants_duplicates_and_budgets(runs, folders):
     gateless = line_of(lines, "without J (R_out)")
     assert gateless["pass@4"] == mean_pm_std([pass_at(x, 4) for x in raw(folders, "cppo-outcome", "tuple")])
     assert gateless["judged duplicates"] == "0.250 ±0.000" and gateless["duplicates (paper)"] == "0.32 ±0.044"
-    k8 = line_of(lines, "K = 8")
+    k8 = line_of(tables.sweep_table(runs), 8)
     assert k8["CPPO"] == mean_pm_std([pass_at(x, 8) for x in raw(folders, "cppo", "tuple")])
     assert k8["Direct Solve (paper)"] == "0.432 ±0.046"
 
@@ -194,8 +196,9 @@ def test_side_by_side_shows_both_methods_attempts_at_a_problem(runs, folders):
 def test_reliability_table_measures_against_what_the_annotators_agree_on(tmp_path):
     """Table 13."""
     path = tmp_path / "labels.jsonl"
-    rows = [("dp", "dp", "dp"), ("dp", "greedy", "graph"), ("graph", "graph", "graph"), ("graph", "graph", "dp")]
-    path.write_text("".join(json.dumps(dict(zip(("first", "second", "predicted"), r, strict=True))) + "\n" for r in rows))
+    rows = [("dp", "dp", "dp"), ("dp", "greedy", "graph"), ("graph",) * 3, ("graph", "graph", "dp")]
+    names = ("first", "second", "predicted")
+    path.write_text("".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows))
     lines = {line["quantity"]: line for line in tables.reliability_table(str(path))}
     assert lines["accuracy"]["value"] == pytest.approx(2 / 3) and lines["accuracy"]["value (paper)"] == "0.81"
     assert lines["macro-F1"]["value"] == pytest.approx(2 / 3)
@@ -216,13 +219,14 @@ def lengths(texts: list[str]) -> np.ndarray:
     return np.array([[len(text), text.count("s") + 1.0] for text in texts])
 
 
-def test_diversity_goes_from_models_into_tables_14_and_16(tmp_path, capsys):
-    run = tmp_path / "Qwen3.5-2B"
-    paths = [write_run(run, "cppo", "tuple"), write_run(run, "cppo", "tuple-iid"), write_run(run, "base", "direct")]
-    save_problems(tmp_path / "pool.jsonl", [Problem(p, "Statement.", tests=[{"input": "", "output": ""}]) for p in PROBLEMS])
-    argv = [*map(str, paths), "--problems", str(tmp_path / "pool.jsonl"), "--device", "cpu"]
-    assert diversity.main(diversity.parse_args([*argv, "--classifier", "test_tables:first_letter", "--encoder",
-                                                "test_tables:lengths"])) == 0
+def test_diversity_goes_from_models_into_tables_14_and_16(tmp_path):
+    run, pool = tmp_path / "Qwen3.5-2B", tmp_path / "pool.jsonl"
+    paths = [write_run(run, stage, method) for stage, method in
+             (("cppo", "tuple"), ("cppo", "tuple-iid"), ("base", "direct"))]
+    save_problems(pool, [Problem(p, "Statement.", tests=[{"input": "", "output": ""}]) for p in PROBLEMS])
+    argv = [*map(str, paths), "--problems", str(pool), "--device", "cpu", "--classifier",
+            "test_tables:first_letter", "--encoder", "test_tables:lengths"]
+    assert diversity.main(diversity.parse_args(argv)) == 0
     groups = {}
     for a in map(json.loads, paths[0].read_text().splitlines()):
         groups.setdefault((a["problem_id"], a["tuple"]), []).append(a["strategy"])
@@ -233,13 +237,15 @@ def test_diversity_goes_from_models_into_tables_14_and_16(tmp_path, capsys):
     d_surf = statistics.mean(metrics.d_surf(group) for group in groups.values())
     assert line["D_surf"].startswith(f"{d_surf:.3f} [") and line["D_alg (paper)"] == "0.79 ±0.04"
     assert line_of(tables.diversity_table(runs, None), "Direct Solve")["D_alg (unvalidated)"]
-    joint = line_of(tables.TABLES[16](runs), "CPPO")
-    assert joint["joint"] == line["D_alg (unvalidated)"] and joint["iid"] and joint["difference (paper)"] == "+0.19"
+    joint = line_of(tables.TABLES[16][0](runs), "CPPO")
+    assert joint["joint"] == line["D_alg (unvalidated)"] and joint["iid"]
+    assert joint["difference (paper)"] == "+0.19"
 
     labels = tmp_path / "labels.jsonl"
-    labels.write_text("".join(json.dumps({"text": f"{c}, a plan", "statement": "S", "first": c, "second": c}) + "\n"
-                              for c in "aabbcc"))
-    diversity.main(diversity.parse_args(["--labels", str(labels), "--classifier", "test_tables:first_letter"]))
+    rows = [{"text": f"{c}, a plan", "statement": "S", "first": c, "second": c} for c in "aabbcc"]
+    labels.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    argv = ["--labels", str(labels), "--classifier", "test_tables:first_letter", "--device", "cpu"]
+    assert diversity.main(diversity.parse_args(argv)) == 0
     cleared = tables.diversity_table(runs, str(tmp_path / "labels.predicted.jsonl"))
     assert line_of(cleared, "CPPO")["D_alg"] == line["D_alg (unvalidated)"]
 
@@ -261,7 +267,8 @@ def test_inference_table_and_decomposition_split_the_gain(runs, folders):
 def test_budget_table_shows_every_k_that_was_made(runs, folders):
     """Table 20."""
     lines = {line["K"]: line for line in tables.budget_table(runs)}
-    assert lines[2]["CPPO's rollout"] == "first 2 of one 4-tuple" and lines[8]["CPPO's rollout"] == "2 4-tuples"
+    assert lines[2]["CPPO's rollout"] == "first 2 of one 4-tuple"
+    assert lines[8]["CPPO's rollout"] == "2 4-tuples"
     assert lines[2]["CPPO"] == mean_pm_std([pass_at(x, 2) for x in raw(folders, "cppo", "tuple")])
     assert "CPPO" not in lines[16]      # only eight were made
 
@@ -277,9 +284,10 @@ def test_every_table_prints_and_absent_cells_are_dashes(folders, capsys):
 
 
 def test_the_paper_s_figures_stand_beside_another_model_only_if_it_is_named(tmp_path):
-    write_run(tmp_path / "miniature", "base", "direct")
-    assert "APPS (paper)" not in line_of(tables.main_table(tables.find([tmp_path / "miniature"])), "Direct Solve")
-    named = tables.find([tmp_path / "miniature"], paper_model="Qwen3.5-4B")
+    run = tmp_path / "miniature"
+    write_run(run, "base", "direct")
+    assert "APPS (paper)" not in line_of(tables.main_table(tables.find([run])), "Direct Solve")
+    named = tables.find([run], paper_model="Qwen3.5-4B")
     assert line_of(tables.main_table(named), "Direct Solve")["APPS (paper)"] == "0.515 ±0.050"
 
 
@@ -317,9 +325,11 @@ def test_the_paper_s_numbers_agree_with_themselves():
         gap = float(cells["joint"].split()[0]) - float(cells["iid"].split()[0])
         assert cells["difference"] == f"{gap:+.3f}"
     for (row, model), cells in paper.DECOMPOSITION.items():
-        direct, iid, joint = (float(x["APPS" if "APPS" in x else "iid"].split()[0]) for x in (
-            paper.MAIN["Direct Solve", model], {"iid": paper.INFERENCE[row, model]["iid"]}, paper.MAIN[row, model]))
-        assert cells["total gain"] == f"{joint - direct:+.3f}" and cells["training share"] == f"{iid - direct:+.3f}"
+        printed = (paper.MAIN["Direct Solve", model]["APPS"], paper.INFERENCE[row, model]["iid"],
+                   paper.MAIN[row, model]["APPS"])
+        direct, iid, joint = (float(cell.split()[0]) for cell in printed)
+        assert cells["total gain"] == f"{joint - direct:+.3f}"
+        assert cells["training share"] == f"{iid - direct:+.3f}"
     for benchmark, rows in paper.TOKENS.items():
         for (row, model), cells in rows.items():
             assert paper.MAIN[row, model][benchmark].split()[0] == cells["pass@4"]
@@ -329,21 +339,21 @@ def test_the_paper_s_numbers_agree_with_themselves():
 
 
 @pytest.mark.parametrize("number", ["2", "4", "7", "8", "9", "3", "cost"])
-def test_figures_are_drawn(number, folders, tmp_path, capsys):
+def test_figures_are_drawn(number, tmp_path):
     pytest.importorskip("matplotlib")
     run = tmp_path / "Qwen3.5-2B"
-    for stage, method in (("base", "direct"), ("base", "sketch"), ("cppo", "tuple"), ("sft", "tuple"), ("cppo", "tuple-iid")):
+    for stage, method in (("base", "direct"), ("base", "sketch"), ("cppo", "tuple"), ("sft", "tuple")):
         path = write_run(run, stage, method)
         groups = [{"problem_id": p, "D_alg": 0.25 * (1 + len(method + stage) % 4)} for p in PROBLEMS]
         path.with_suffix(".diversity.json").write_text(json.dumps({"groups": groups}))
     for stage in ("pkpo", "upskill", "cppo"):
         (run / stage).mkdir(exist_ok=True)
         (run / stage / "metrics.jsonl").write_text("".join(json.dumps(
-            {"step": s, "grad_norm": 1 / s, "step_norm": 0.1, "advantage_nonzero": 0.5, "r_correct": s / 9, "r_mi": 0.3,
-             "reward_variance": 0.2}) + "\n" for s in range(1, 9)))
+            {"step": s, "grad_norm": 1 / s, "step_norm": 0.1, "advantage_nonzero": 0.5, "r_correct": s / 9,
+             "r_mi": 0.3, "reward_variance": 0.2}) + "\n" for s in range(1, 9)))
         (run / stage / "samples.jsonl").write_text("".join(json.dumps(
             {"step": s, "p_pass": s / 9, "J": s > 3, "R_out": s % 2, "faults": [] if s > 4 else ["leak"],
              "branches": [{"a": 0.0}, {"a": s / 9}]}) + "\n" for s in range(1, 9)))
     out = tmp_path / "figure.png"
-    assert tables.main(tables.parse_args(["figure", number, str(run), "--out", str(out)])) == 0, capsys.readouterr()
+    assert tables.main(tables.parse_args(["figure", number, str(run), "--out", str(out)])) == 0
     assert out.stat().st_size > 5000
