@@ -1,0 +1,373 @@
+"""common.py: folders, logs, errors, and a run that is killed and resumed as if nothing had happened.
+
+Run as a script this file is a small training run and its tormentor (see `torment`): it forks the ranks, so
+that twenty kills do not import torch twenty times, and it does so in a process of its own, before torch has
+started threads."""
+
+import argparse
+import json
+import mmap
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path[:0] = [str(Path(__file__).parents[1])]
+import common  # noqa: E402
+import grpo  # noqa: E402
+import model  # noqa: E402
+
+CONFIG = dict(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+              num_attention_heads=2, num_key_value_heads=1, head_dim=16,
+              linear_key_head_dim=8, linear_value_head_dim=8, linear_num_key_heads=2,
+              linear_num_value_heads=2, layer_types=["linear_attention", "full_attention"])
+PHASES = ("start", "rollout", "update", "checkpoint", "end")
+
+
+# ------------------------------------------------------------------------------------------------------------
+# A small run, and what is done to it
+
+def rows_of_step(step, rank, world):
+    """Four problems of three rows, keyed by step and problem: what a rollout would give, whatever the
+    ranks."""
+    rows = []
+    for problem in range(rank, 4, world):
+        stream = torch.Generator().manual_seed(100 * step + problem)
+        ids = lambda n: torch.randint(0, 64, (n,), generator=stream).tolist()
+        prefix = ids(5 + problem)
+        for _ in range(3):
+            suffix, advantage = ids(4 + len(rows)), float(torch.randn((), generator=stream))
+            rows.append(grpo.Row(prefix, suffix, 1, advantage, 1 / 12, "solve"))
+    return rows
+
+
+def small_run(folder, steps, phase):
+    """A stage as the training scripts have it: rollout, update, log, checkpoint, final weights. `phase` is
+    for the observer: a byte, the place in PHASES."""
+    ranks = common.setup(seed=0, device="cpu")
+    stop = common.stop_flag()
+    policy = grpo.shard(model.build(CONFIG), torch.float32)
+    reference = grpo.shard(model.build(CONFIG, seed=1).requires_grad_(False), torch.float32)
+    optimizer = grpo.make_optimizer(policy, 1e-2, weight_decay=0.1)
+    newest = common.newest_checkpoint(folder)
+    state = common.load_checkpoint(newest, policy, optimizer) if newest else {"step": 0, "logs": {}}
+    log = common.Log(folder, state["logs"], ranks)
+    step, stopped = state["step"], False
+    while step < steps and not stopped:
+        phase[0] = 1
+        for _ in range(40):                 # decoding, with an eye on the flag
+            time.sleep(0.001)
+            if stop():
+                break
+        stopped = ranks.any(stop())         # the rollout is abandoned, on all ranks or on none
+        if not stopped:
+            phase[0] = 2
+            metrics = grpo.update(policy, reference, optimizer, rows_of_step(step, ranks.rank, ranks.world),
+                                  token_budget=40, updates=2, lr=common.warmup(1e-2, step, 3))
+            log.write("metrics", {"step": step, **metrics})
+            for rank in ranks.gather(ranks.rank):
+                log.write("samples", {"step": step, "rank": rank})
+            step += 1
+        phase[0] = 3
+        common.save_checkpoint(folder, step, policy, optimizer, {"logs": log.offsets()}, keep=2)
+    whole = {n: p.full_tensor() if hasattr(p, "full_tensor") else p for n, p in policy.named_parameters()}
+    if ranks.main and not stopped:
+        with common.published(folder / "final") as aside:
+            torch.save(whole, aside / "weights.pt")
+    phase[0] = 4
+
+
+def fork_ranks(world, work):
+    """Children with the environment that torchrun would give them; one alone is plain python."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = str(s.getsockname()[1])
+    children = []
+    for rank in range(world):
+        if pid := os.fork():
+            children.append(pid)
+            continue
+        if world > 1:
+            os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank),
+                           "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        try:
+            work(rank)
+            os._exit(0)
+        except BaseException as error:      # a forked child must not go on with its parent's program
+            print(f"rank {rank}: {error!r}", file=sys.stderr, flush=True)
+            os._exit(1)
+    return children
+
+
+def torment(folder, world, blows, seed):
+    """The same run twice: in folder/whole undisturbed; in folder/hurt under `blows` signals, each at a random
+    moment of about a step, and started again after each. Prints the phases in which they struck."""
+    chance, steps, struck = random.Random(seed), len(blows) + 3, []
+    phase = mmap.mmap(-1, 1)                # shared with the children; rank 0 writes it
+    work = lambda name, rank: small_run(folder / name, steps, phase if rank == 0 else [0])
+    start = lambda name: fork_ranks(world, lambda rank: work(name, rank))
+    wait = lambda children: [os.waitpid(pid, 0)[1] for pid in children]
+    began = time.monotonic()
+    assert not any(wait(start("whole")))
+    a_step = (time.monotonic() - began) / steps
+    for blow in blows:
+        phase[0] = 0
+        children = start("hurt")
+        while phase[0] == 0:
+            time.sleep(0.001)
+        time.sleep(chance.random() * a_step)
+        struck.append(PHASES[phase[0]])
+        for pid in children:
+            os.kill(pid, blow)
+        asked, status = time.monotonic(), wait(children)
+        assert blow == signal.SIGKILL or not any(status) and time.monotonic() - asked < 25, status
+    assert not any(wait(start("hurt")))
+    print(json.dumps(struck))
+
+
+def outcome(folder):
+    """Weights at the end, and the logs without what a clock wrote."""
+    lines = lambda name: [{k: v for k, v in json.loads(line).items() if not k.startswith("seconds")}
+                          for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+    return torch.load(folder / "final" / "weights.pt"), lines("metrics"), lines("samples")
+
+
+def assert_undisturbed(folder, world, blows, seed=0):
+    command = [sys.executable, __file__, folder, str(world), ",".join(map(str, map(int, blows))), str(seed)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=500,
+                         env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert ran.returncode == 0, ran.stderr
+    (weights, *logs), (weights_whole, *logs_whole) = outcome(folder / "hurt"), outcome(folder / "whole")
+    steps = len(blows) + 3
+    assert logs == logs_whole and [line["step"] for line in logs[0]] == list(range(steps))
+    assert all(torch.equal(weights[name], weights_whole[name]) for name in weights_whole)
+    assert not list((folder / "hurt").glob(f"*{common.PARTIAL}")), "something half-written was left"
+    assert [int(path.name[5:]) for path in common.checkpoints(folder / "hurt")] == [steps - 1, steps]
+    return json.loads(ran.stdout.splitlines()[-1])
+
+
+@pytest.fixture
+def alone():
+    """A process group of one, as plain python has it, gone again after the test."""
+    yield common.setup(seed=0, device="cpu")
+    torch.distributed.destroy_process_group()
+
+
+def trained(steps=1, seed=0):
+    policy = model.build(CONFIG, seed=seed)
+    optimizer = grpo.make_optimizer(policy, 1e-2)
+    for step in range(steps):
+        grpo.update(policy, None, optimizer, rows_of_step(step, 0, 1))
+    return policy, optimizer
+
+
+def everything(policy, optimizer):
+    parts = [*policy.parameters(), *(t for state in optimizer.state.values() for t in state.values())]
+    return torch.cat([t.detach().flatten() for t in parts])
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Killed and resumed
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    return tmp_path_factory.mktemp("two")
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_run_that_is_killed_ends_as_one_that_was_not(tmp_path, two_ranks, world):
+    """Weights and logs bit for bit, clocks aside; two kills and one SIGTERM, with one rank and with two."""
+    folder = two_ranks if world == 2 else tmp_path
+    assert_undisturbed(folder, world, [signal.SIGKILL, signal.SIGTERM, signal.SIGKILL])
+
+
+def test_a_checkpoint_of_two_ranks_is_resumed_by_one(alone, two_ranks):
+    """The shards of both put together are the weights that the two wrote as final."""
+    policy, optimizer = trained(0, seed=1)
+    state = common.load_checkpoint(common.newest_checkpoint(two_ranks / "whole"), policy, optimizer)
+    final = outcome(two_ranks / "whole")[0]
+    assert state["step"] == 6 and all(torch.equal(p, final[name]) for name, p in policy.named_parameters())
+    assert all(moments["exp_avg"].any() for moments in optimizer.state.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [1, 2])
+def test_twenty_kills_strike_everywhere_and_change_nothing(tmp_path, world):
+    struck = assert_undisturbed(tmp_path, world, [signal.SIGKILL] * 20)
+    assert {"rollout", "update", "checkpoint"} <= set(struck)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Checkpoints and files
+
+def test_weights_and_moments_come_back_exactly_with_what_was_put_beside_them(alone, tmp_path):
+    policy, optimizer = trained(2)
+    common.save_checkpoint(tmp_path, 2, policy, optimizer, {"phase": "x", "logs": {"metrics.jsonl": 7}})
+    other = trained(0, seed=1)
+    state = common.load_checkpoint(common.newest_checkpoint(tmp_path), *other)
+    assert state == {"step": 2, "phase": "x", "logs": {"metrics.jsonl": 7}}
+    assert torch.equal(everything(*other), everything(policy, optimizer))
+    assert other[1].param_groups[0]["lr"] == 1e-2
+
+
+def test_only_complete_checkpoints_count_and_the_newest_are_kept(alone, tmp_path):
+    policy, optimizer = trained()
+    (tmp_path / f"step_000099{common.PARTIAL}").mkdir(parents=True)     # died while writing
+    (tmp_path / "step_000098").mkdir()                                  # no state.json: nothing we wrote
+    for step in (1, 2, 9, 1000000):
+        common.save_checkpoint(tmp_path, step, policy, optimizer, {}, keep=2)
+    assert [p.name for p in common.checkpoints(tmp_path)] == ["step_000009", "step_1000000"]
+    assert common.newest_checkpoint(tmp_path).name == "step_1000000"
+    assert not list(tmp_path.glob(f"*{common.PARTIAL}"))
+    common.save_checkpoint(tmp_path, 1000001, policy, optimizer, {}, keep=0)
+    assert len(common.checkpoints(tmp_path)) == 3 and common.newest_checkpoint(tmp_path / "none") is None
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    with pytest.raises(RuntimeError), common.published(tmp_path / "final") as aside:
+        (aside / "a").write_text("half")
+        raise RuntimeError
+    assert not (tmp_path / "final").exists()
+    for text in ("one", "two"):
+        with common.published(tmp_path / "final") as aside:
+            (aside / "a").write_text(text)
+    assert (tmp_path / "final" / "a").read_text() == "two" and len(list(tmp_path.iterdir())) == 1
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Logs, folders, flags, errors
+
+def test_logs_are_cut_to_where_the_checkpoint_was(alone, tmp_path):
+    log = common.Log(tmp_path, {}, alone)
+    log.write("metrics", {"step": 0, "loss": float("nan"), "name": "ä"})
+    offsets = log.offsets()
+    log.write("metrics", {"step": 1})
+    log.write("samples", {"step": 1})
+    log = common.Log(tmp_path, offsets, alone)
+    log.write("metrics", {"step": 1})
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [{"step": 0, "loss": None, "name": "ä"}, {"step": 1}]
+    assert (tmp_path / "samples.jsonl").read_text() == ""
+    os.truncate(tmp_path / "metrics.jsonl", 3)
+    with pytest.raises(ValueError, match="--fresh"):
+        common.Log(tmp_path, offsets, alone)
+
+
+def test_only_the_main_rank_writes(tmp_path):
+    log = common.Log(tmp_path / "a", {}, common.Ranks(1, 2, torch.device("cpu")))
+    log.write("metrics", {"step": 0})
+    assert log.offsets() == {} and not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("error,status,said", [
+    (ValueError("K of 0\nmust be 1"), 2, "error: K of 0 must be 1"),
+    (FileNotFoundError(2, "No such file or directory", "a.jsonl"), 2, "No such file or directory: 'a.jsonl'"),
+    (torch.OutOfMemoryError("lower --token-budget"), 1, "error: lower --token-budget")])
+def test_a_mistake_of_the_user_is_one_line_and_a_status(capsys, error, status, said):
+    with pytest.raises(SystemExit) as exit, common.explain():
+        raise error
+    printed = capsys.readouterr()
+    assert exit.value.code == status and not printed.out
+    assert said in printed.err and printed.err.count("\n") == 1
+
+
+def test_a_bug_of_ours_keeps_its_traceback(monkeypatch):
+    with pytest.raises(KeyError), common.explain():
+        raise KeyError("x")
+    monkeypatch.setenv("CPPO_TRACEBACK", "1")
+    with pytest.raises(ValueError), common.explain():
+        raise ValueError("x")
+
+
+@pytest.mark.parametrize("given,name", [
+    (("Qwen/Qwen3.5-2B",), "Qwen3.5-2B"), (("Qwen/Qwen3.5-2B", None, 3), "Qwen3.5-2B-seed3"),
+    (("/models/mine/",), "mine"), (("runs/mine/sft/final", None, 0, "k2"), "mine-k2"),
+    (("x", "named", 3), "named")])
+def test_a_run_is_named_after_its_model_and_seed(given, name):
+    assert common.run_folder(*given) == common.RUNS / name
+
+
+def test_a_stage_starts_from_the_newest_finished_one_and_says_which(tmp_path):
+    assert common.stage_model(tmp_path, ("warmup", "sft"), "base")[0] == "base"
+    for stage in ("sft", "warmup"):
+        (tmp_path / stage / "final").mkdir(parents=True)
+        assert common.stage_model(tmp_path, ("warmup", "sft"), "base")[0] != str(tmp_path / stage / "final")
+        (tmp_path / stage / "final" / "config.json").write_text("{}")
+        path, said = common.stage_model(tmp_path, ("warmup", "sft"), "base")
+        assert path == str(tmp_path / stage / "final") and stage in said and path in said
+
+
+def test_the_hash_of_a_checkpoint_knows_every_byte_and_name(tmp_path):
+    (tmp_path / "a").write_bytes(b"1")
+    hashes = {common.tree_hash(tmp_path)}
+    (tmp_path / "a").write_bytes(b"2")
+    hashes.add(common.tree_hash(tmp_path))
+    (tmp_path / "a").rename(tmp_path / "b")
+    hashes.add(common.tree_hash(tmp_path))
+    assert len(hashes) == 3 and common.tree_hash(tmp_path) in hashes
+    assert common.tree_hash(tmp_path / "owner" / "not-here") == ""
+
+
+def test_the_config_tells_what_was_run_and_what_changed_on_resume(tmp_path, capsys):
+    flags = argparse.Namespace(lr=1e-3, model="m", problems=Path("p"))
+    (tmp_path / "weights").write_text("w")
+    config = common.write_config(tmp_path / "sft", flags, {"gate": "rule"}, {"start": tmp_path / "weights"})
+    assert config == json.loads((tmp_path / "sft" / "config.json").read_text())
+    assert config["flags"] == {"lr": 1e-3, "model": "m", "problems": "p"} and config["gate"] == "rule"
+    assert len(config["commit"]) == 40 and config["versions"]["torch"] == torch.__version__
+    assert config["checkpoints"]["start"]["sha256"] == common.tree_hash(tmp_path / "weights")
+    flags.lr = 2e-3
+    config = common.write_config(tmp_path / "sft", flags)
+    assert config["changed_on_resume"] == [{"lr": [1e-3, 2e-3]}]
+    assert "--lr: 0.002, was 0.001" in capsys.readouterr().err
+
+
+def test_progress_without_a_terminal_is_lines_and_only_now_and_then(monkeypatch, capsys):
+    ticks = iter(range(0, 1000, 5))
+    monkeypatch.setattr(common.time, "monotonic", lambda: next(ticks))
+    assert list(common.progress(7, "judging")) == list(range(7))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["judging: 3 of 7 after 15 s", "judging: 6 of 7 after 30 s"]
+    monkeypatch.setenv("RANK", "1")
+    assert list(common.progress(iter("ab"), "judging")) == ["a", "b"] and capsys.readouterr().err == ""
+
+
+def test_the_learning_rate_warms_up_in_a_straight_line():
+    assert [common.warmup(1.0, step, 4) for step in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
+    assert common.warmup(1.0, 0, 0) == 1
+
+
+def test_collectives_wait_for_the_slowest_verifier():
+    """256 programs of 120 s on 8 workers take 64 minutes at worst; torch's default would be ten."""
+    assert common.collective_timeout(256, 120, 8).total_seconds() >= 64 * 60
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_takes_the_job_down_with_its_reason(tmp_path):
+    """The other rank waits in a collective, as it would for a slow verifier."""
+    (tmp_path / "job.py").write_text(
+        f"import sys; sys.path.insert(0, {str(Path(common.__file__).parent)!r})\n"
+        "import common\n"
+        "with common.explain():\n"
+        "    ranks = common.setup(device='cpu')\n"
+        "    common.stop_flag()\n"
+        "    if not ranks.main: raise ValueError('the seventh problem has no tests')\n"
+        "    ranks.barrier()\n")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    began = time.monotonic()
+    ran = subprocess.run([*launch, tmp_path / "job.py"], capture_output=True, text=True, timeout=120)
+    assert ran.returncode != 0 and "error on rank 1: the seventh problem has no tests" in ran.stderr
+    assert time.monotonic() - began < 60
+
+
+if __name__ == "__main__":
+    import torch._dynamo  # noqa: F401  what the first optimizer loads, once for all children
+    blows = [signal.Signals(int(n)) for n in sys.argv[3].split(",")]
+    torment(Path(sys.argv[1]), int(sys.argv[2]), blows, int(sys.argv[4]))
