@@ -948,7 +948,7 @@ def audit(corpora: str | os.PathLike = "corpora", runs: str | os.PathLike = "run
                      + "".join(f", {n} by {r}" for r, n in rules.items()))
 
     lines += ["", "Table 10: exposure", f"{'component':38} {'held-out?':10} {'source split':20} file"]
-    given = run_files(Path(runs))
+    given = run_files(Path(runs), corpora)
     for component, names, stage, note in COMPONENTS:
         files = [corpora / name for name in names if (corpora / name).exists()]
         files += sorted({path for found, path in given if found == stage} - set(files))
@@ -967,15 +967,21 @@ def audit(corpora: str | os.PathLike = "corpora", runs: str | os.PathLike = "run
     return "\n".join(lines), wrong
 
 
-def run_files(runs: Path) -> set[tuple[str, Path]]:
+def run_files(runs: Path, corpora: Path) -> set[tuple[str, Path]]:
     """(stage, file) of every JSON-lines file that a flag of a training run names."""
     found = set()
-    for path in runs.rglob("config.json"):
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if "eval" in path.relative_to(runs).parts or not isinstance(config.get("flags"), dict):
+    for config_path in runs.rglob("config.json"):
+        try:
+            flags = json.loads(config_path.read_text(encoding="utf-8")).get("flags")
+        except (ValueError, AttributeError):
+            raise ValueError(f"{config_path} is not a run's config: mend or remove it, for it cannot be "
+                             f"audited") from None
+        if "eval" in config_path.relative_to(runs).parts or not isinstance(flags, dict):
             continue                # an evaluation, or the config of a checkpoint
-        found |= {(path.parent.name, Path(value)) for value in config["flags"].values()
-                  if isinstance(value, str) and value.endswith(".jsonl")}
+        for value in flags.values():
+            if isinstance(value, str) and value.endswith(".jsonl"):
+                own = Path(value).resolve().parent == corpora.resolve()
+                found.add((config_path.parent.name, corpora / Path(value).name if own else Path(value)))
     return found
 
 

@@ -41,6 +41,7 @@ import random
 import re
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections import Counter
@@ -76,7 +77,7 @@ class Endpoint:
     """An OpenAI-compatible server. `answer` is called from several threads at a time."""
 
     def __init__(self, spec: str, key: str | None = None, options: dict | None = None, concurrency: int = 8,
-                 timeout: float = 120, retries: int = 6, first_wait: float = FIRST_WAIT):
+                 timeout: float = 600, retries: int = 6, first_wait: float = FIRST_WAIT):
         url, mark, name = spec.partition("#")
         if not mark or not name:
             raise ValueError(f"{spec!r} names no model: write it as {url.rstrip('/')}#model")
@@ -130,7 +131,7 @@ class Endpoint:
             try:
                 request = urllib.request.Request(self.url, json.dumps(body).encode(), headers)
                 with urllib.request.urlopen(request, timeout=self.timeout) as response:
-                    message = json.loads(response.read(MAX_REPLY_BYTES))["choices"][0]["message"]
+                    message = json.loads(self.body(response))["choices"][0]["message"]
                 if isinstance(message["content"], str):
                     return message["content"]
                 if message.get("refusal"):
@@ -148,6 +149,15 @@ class Endpoint:
             except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as error:
                 self.trouble = f"{type(error).__name__}: {error}"   # cut, timed out, or no completion's JSON
         return None
+
+    def body(self, response: http.client.HTTPResponse) -> bytes:
+        """All of a reply, within the time limit: a server may also send a byte now and then for ever."""
+        begun, read = time.monotonic(), b""
+        while part := response.read1(1 << 16):
+            read += part
+            if time.monotonic() - begun > self.timeout or len(read) > MAX_REPLY_BYTES:
+                raise TimeoutError("a reply without end")
+        return read
 
 
 class LocalModel:
@@ -267,7 +277,7 @@ class Model:
 
 
 def open_source(spec: str, role: str, cache: Cache, *, k: int = 4, options: dict | None = None,
-                concurrency: int = 8, timeout: float = 120, retries: int = 6, max_new_tokens: int = 2048,
+                concurrency: int = 8, timeout: float = 600, retries: int = 6, max_new_tokens: int = 2048,
                 temperature: float = 0.7, device: str = "auto",
                 progress: Callable = silent) -> Model | Judge | Teacher:
     """SPEC -> a Model to be asked, or the function that a rule or plug-in is; teacher, judge or planner."""
@@ -710,8 +720,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     g = parser.add_argument_group("models")
     g.add_argument("--concurrency", type=int, default=8, metavar="N",
                    help="requests under way at a time (default %(default)s)")
-    g.add_argument("--timeout", type=float, default=120, metavar="S",
-                   help="seconds without a byte (default %(default)s)")
+    g.add_argument("--timeout", type=float, default=600, metavar="S",
+                   help="seconds to the first byte of a reply, and then to its last (default %(default)s)")
     g.add_argument("--retries", type=int, default=6, metavar="N",
                    help="of a request that fails, waiting 1 s, 2 s, 4 s, ... (default %(default)s)")
     g.add_argument("--max-new-tokens", type=int, default=2048, metavar="N",

@@ -102,6 +102,12 @@ class Server:
                     self.wfile.write(b"")
                 elif what == "slow":
                     time.sleep(1.5)
+                elif what == "drip":
+                    self.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
+                    for _ in range(100):
+                        self.wfile.write(b" ")
+                        self.wfile.flush()
+                        time.sleep(0.05)
                 elif what == "not http":
                     self.wfile.write(b"SSH-2.0-OpenSSH_9.6\r\n\r\n")
                 else:
@@ -119,6 +125,7 @@ class Server:
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.http.daemon_threads = True
+        self.http.handle_error = lambda *_: None        # a client that went away in the middle
         threading.Thread(target=self.http.serve_forever, args=(0.05,), daemon=True).start()
         self.spec = f"http://127.0.0.1:{self.http.server_address[1]}/v1#imaginary"
 
@@ -197,8 +204,9 @@ def test_a_server_that_fails_in_every_way_gives_the_same_gold_and_nothing_twice(
     assert set(bad.visits.values()) == {len(MISBEHAVIOUR)}
 
 
-def test_a_server_that_never_ends_a_reply_is_asked_again(tmp_path):
-    with Server(lambda visit: "slow" if visit == 0 else None) as server:
+@pytest.mark.parametrize("what", ["slow", "drip"])
+def test_a_server_that_never_ends_a_reply_is_asked_again(tmp_path, what):
+    with Server(lambda visit: what if visit == 0 else None) as server:
         model = model_at(server.spec, tmp_path, timeout=0.3)
         assert model.ask([prompts.teacher(PROBLEMS[0], N)])[0].startswith("Here they are.")
 
