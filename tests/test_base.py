@@ -73,7 +73,8 @@ def test_the_two_verdicts_differ_in_their_first_token(tokenizer):
 
 
 def test_the_template_has_a_place_for_thoughts_that_is_off_unless_asked_for(tokenizer):
-    ask, reply = {"role": "user", "content": "x"}, {"role": "assistant", "reasoning_content": "hm", "content": "y"}
+    ask = {"role": "user", "content": "x"}
+    reply = {"role": "assistant", "reasoning_content": "hm", "content": "y"}
     def opened(**thinking):
         return tokenizer.apply_chat_template([ask], tokenize=False, add_generation_prompt=True, **thinking)
     whole = tokenizer.apply_chat_template([ask, reply], tokenize=False)
