@@ -116,12 +116,15 @@ def texts(group: list[dict]) -> list[str]:
 
 
 def tuple_figures(evaluation: Evaluation) -> dict[str, float]:
-    """Shares of tuples: with a strategy (or program) that stands twice, with the faults that a judge named,
-    accepted by the gate, unparsed."""
+    """Shares of tuples: with a strategy (or program) that stands twice, with two programs of one outcome,
+    with the faults that a judge named, accepted by the gate, unparsed."""
     groups = list(tuples(evaluation, evaluation.setting.get("num_strategies", 4)))
     if not groups:
         return {}
     row = {"literal duplicates": np.mean([metrics.is_literal_duplicate(texts(group)) for group in groups])}
+    if has(evaluation, "outcome"):      # two attempts did the same, whatever their texts
+        seen = ([attempt["outcome"] for attempt in group if attempt["outcome"]] for group in groups)
+        row["equal outcomes"] = np.mean([len(set(found)) < len(found) for found in seen])
     row |= {f"judged {name}": share for name, share in (evaluation.card.get("faults") or {}).items()}
     if has(evaluation, "gate"):
         row["accepted"] = np.mean([group[0]["gate"] >= evaluation.card["tau"] for group in groups])

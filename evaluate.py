@@ -6,8 +6,8 @@
 
 Attempts go to runs/NAME/STAGE/eval/<benchmark>-<method>.jsonl, a `methods.Attempt` a line, and what they were
 made with to the .json beside it. A problem is on disk as soon as it is judged: the same command goes on where
-it was interrupted, on any number of processes, and comes to the same attempts. The attempts file itself
-appears when all of them are there.
+it was interrupted, on any number of processes, and comes to the same attempts (on a CPU in fp32; a GPU's
+rounding depends on the batch). The attempts file itself appears when all of them are there.
 
 K below a tuple's size counts its first K attempts; above, whole tuples are drawn independently and pooled
 (Table 20). What we chose where the paper is silent is in methods.py; the figures are in attempts.py.
@@ -40,7 +40,7 @@ import prompts
 from data import Problem, load_problems
 from methods import METHODS, Attempt, Grader, Reply, Setting, attempts_a_draw, attempts_at
 from rollout import Engine
-from verifier import Verifier
+from verifier import SandboxError, Verifier
 
 SWEEP = (1, 2, 4, 8, 16, 20, 24)    # Table 20: the K whose ceilings are kept with the attempts
 SLOWEST_RANK = timedelta(days=2)    # problems are dealt out beforehand, so ranks may end hours apart
@@ -355,14 +355,18 @@ def main(args: argparse.Namespace) -> int:
         else:
             limits = (args.max_plan_tokens, args.max_solve_tokens)
             attempted = attempts_at(mine, args.method, setting, engine, limits, grader, gate)
-        with verifier, common.explain(), open(part(out, ranks.rank), "a", encoding="utf-8") as file:
-            for made in common.progress(attempted, f"{args.benchmark}, {args.method}", len(mine)):
-                file.write("".join(json.dumps(asdict(attempt)) + "\n" for attempt in made))
-                file.flush()
+        try:
+            with verifier, common.explain(), open(part(out, ranks.rank), "a", encoding="utf-8") as file:
+                for made in common.progress(attempted, f"{args.benchmark}, {args.method}", len(mine)):
+                    file.write("".join(json.dumps(asdict(attempt)) + "\n" for attempt in made))
+                    file.flush()
+        except SandboxError as error:       # a fault of the machinery is no verdict; what was judged is kept
+            print(f"error: {error}; the same command goes on from here", file=sys.stderr)
+            return 1
         ranks.barrier()
         if ranks.main:
             card |= {"command": sys.argv, "commit": commit(), "processes": ranks.world,
-                     "verifier": verifier.report, "tau": gate.tau if gate else None,
+                     "verifier": verifier.report | {"tier": verifier.tier}, "tau": gate.tau if gate else None,
                      "seconds": time.perf_counter() - started,
                      "seconds_for_problems": len(problems) - len(done)}
             common.write_file(out.with_suffix(".json"), json.dumps(card, indent=1) + "\n")
@@ -373,7 +377,7 @@ def main(args: argparse.Namespace) -> int:
     # ---- figures
     if ranks.main:
         evaluation = attempts.load(out)
-        if judge:
+        if judge and args.method in attempts.PLANNED:
             evaluation.card["faults"] = faults(evaluation, problems, setting.k, judge)
             common.write_file(out.with_suffix(".json"), json.dumps(evaluation.card, indent=1) + "\n")
         print(f"{args.benchmark}, {args.method}: {len(evaluation.problems)} problems, {out}")

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,28 @@ def test_one_process_and_two_come_to_the_same_attempts(tmp_path, pool, checkpoin
     assert ended.returncode == 0, ended.stderr
     assert attempts_of(tmp_path / "one.jsonl") == attempts_of(tmp_path / "two.jsonl")
     assert json.loads((tmp_path / "two.json").read_text())["processes"] == 2
+
+
+def test_a_fault_of_the_sandbox_ends_the_evaluation_and_is_no_verdict(tmp_path, pool, capsys, monkeypatch):
+    class Faulty(evaluate.Verifier):
+        def submit(self, item):
+            future = super().submit(item)
+            if "+ 1" in item["code"]:
+                future = Future()
+                future.set_exception(evaluate.SandboxError("the supervisor died"))
+            return future
+
+    rows = [{"problem_id": f"p{i}", "index": 0, "program": f"print(int(input()) + {i})"} for i in range(5)]
+    argv = ["--method", "file", "--programs", write_programs(tmp_path / "x.jsonl", rows), "--problems", pool,
+            "--workers", 1, "--out", tmp_path / "out.jsonl", "--k", 1]
+    monkeypatch.setattr(evaluate, "Verifier", Faulty)
+    assert evaluate.main(evaluate.parse_args([str(a) for a in argv])) == 1
+    assert "error: the supervisor died" in capsys.readouterr().err
+    assert not (tmp_path / "out.jsonl").exists()
+    monkeypatch.undo()
+    call(*argv)
+    assert "1 of 5 problems are done already" in capsys.readouterr().err
+    assert {a["status"] for a in attempts_of(tmp_path / "out.jsonl")} == {"accepted"}
 
 
 def test_attempts_made_in_another_way_are_not_mixed_or_written_over(tmp_path, pool, checkpoint, capsys):

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import attempts
 import diversity
 import metrics
 import paper
 import tables
+import tiny
 from data import Problem, save_problems
 
 PROBLEMS = [f"p{i:02}" for i in range(30)]
@@ -248,6 +250,17 @@ def test_diversity_goes_from_models_into_tables_14_and_16(tmp_path):
     assert diversity.main(diversity.parse_args(argv)) == 0
     cleared = tables.diversity_table(runs, str(tmp_path / "labels.predicted.jsonl"))
     assert line_of(cleared, "CPPO")["D_alg"] == line["D_alg (unvalidated)"]
+
+
+def test_any_checkpoint_can_classify_and_encode(tmp_path):
+    """A random one names no category, which is "other"."""
+    folder, device = str(tiny.qwen(tmp_path / "qwen")), torch.device("cpu")
+    classify = diversity.load_classifier(folder, device)
+    assert classify([("sort them", "Statement."), ("x = 1", None)]) == ["other", "other"]
+    encode = diversity.load_encoder(folder, device)
+    alone, beside = encode(["sort"]), encode(["sort", "a much longer text that is padded to"])
+    assert beside.shape == (2, 64) and np.allclose(alone[0], beside[0], atol=1e-5)      # padding is left out
+    assert metrics.d_sem(["sort", "sort"], encode) == pytest.approx(0, abs=1e-6)
 
 
 def test_inference_table_and_decomposition_split_the_gain(runs, folders):
