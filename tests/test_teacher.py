@@ -1,4 +1,4 @@
-"""teacher.py: the funnel, gate labels, and an endpoint that misbehaves in every way that a real one does."""
+"""teacher.py and ask.py: the funnel, gate labels, and an endpoint that misbehaves as real ones do."""
 
 import json
 import os
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import ask
 import data
 import gate
 import prompts
@@ -137,9 +138,9 @@ class Server:
         self.http.server_close()
 
 
-def model_at(spec: str, cache: Path, **options) -> teacher.Model:
+def model_at(spec: str, cache: Path, **options) -> ask.Model:
     options = {"retries": 8, "timeout": 1.0, "first_wait": 0.005} | options
-    return teacher.Model(teacher.Endpoint(spec, **options), teacher.Cache(cache))
+    return ask.Model(ask.Endpoint(spec, **options), ask.Cache(cache))
 
 
 def gold_from(spec: str, cache: Path, wanted: int = 100, **options):
@@ -275,7 +276,7 @@ def test_nobody_there_is_noticed_before_every_request_has_been_tried(tmp_path):
     model = model_at("http://127.0.0.1:9/v1#m", tmp_path, retries=0)
     with pytest.raises(OSError, match="does not answer .*run the same command again"):
         model.ask([f"x{i}" for i in range(1000)])
-    assert model.unanswered == teacher.GIVE_UP
+    assert model.unanswered == ask.GIVE_UP
 
 
 def test_keys_come_from_the_environment_and_options_change_the_request(tmp_path, monkeypatch):
@@ -283,7 +284,7 @@ def test_keys_come_from_the_environment_and_options_change_the_request(tmp_path,
     monkeypatch.setenv("JUDGE_API_KEY", "special")
     with Server(reply=lambda text, seed: "hello") as server:
         for role in ("teacher", "judge"):
-            source = teacher.open_source(server.spec, role, teacher.Cache(tmp_path), temperature=0.0,
+            source = teacher.open_source(server.spec, role, ask.Cache(tmp_path), temperature=0.0,
                                          max_new_tokens=9,
                                          options={"max_tokens": None, "max_completion_tokens": 7,
                                                   "top_p": len(role)})
@@ -292,7 +293,7 @@ def test_keys_come_from_the_environment_and_options_change_the_request(tmp_path,
     assert [h["Authorization"] for h in server.headers] == ["Bearer general"] * 2 + ["Bearer special"] * 2
     assert server.requests[0] == {"model": "imaginary", "messages": [{"role": "user", "content": "x"}],
                                   "temperature": 0.0, "max_completion_tokens": 7, "top_p": 7}
-    assert server.requests[1] == server.requests[0] | {"seed": 1, "temperature": teacher.REPEAT_TEMPERATURE}
+    assert server.requests[1] == server.requests[0] | {"seed": 1, "temperature": ask.REPEAT_TEMPERATURE}
     assert "special" not in "".join(p.read_text() for p in tmp_path.rglob("*.json"))
 
 
@@ -391,7 +392,7 @@ def test_a_plan_that_does_not_parse_is_a_fault_that_nobody_is_asked_about(tmp_pa
         pairs[2] = (Problem("x", "About towers."), pairs[2][1])
         counts = Counter()
         assert teacher.judge_plans(model, pairs, counts=counts) == [["parse"], ["leak", "vague"], None]
-    assert len(server.served) == 1 + teacher.ATTEMPTS and counts["judge: unusable answer"] == 1
+    assert len(server.served) == 1 + ask.ATTEMPTS and counts["judge: unusable answer"] == 1
 
 
 # ------------------------------------------------------------------------------------------------ gate labels
@@ -485,12 +486,12 @@ def test_a_local_models_replies_do_not_depend_on_what_else_is_asked(tmp_path):
     import tiny
 
     folder = str(tiny.qwen(tmp_path / "model"))
-    model = teacher.open_source(folder, "planner", teacher.Cache(tmp_path / "a"), max_new_tokens=8,
+    model = teacher.open_source(folder, "planner", ask.Cache(tmp_path / "a"), max_new_tokens=8,
                                 device="cpu")
     texts = [p.statement for p in PROBLEMS[:3]]
     replies = model.ask(texts)
-    assert teacher.Model(model.source,
-                         teacher.Cache(tmp_path / "b")).ask(texts[::-1][:2]) == replies[::-1][:2]
+    assert ask.Model(model.source,
+                         ask.Cache(tmp_path / "b")).ask(texts[::-1][:2]) == replies[::-1][:2]
     assert model.ask(texts, attempt=1) != replies
     before = model.answered
     assert model.ask(texts) == replies and model.answered == before
@@ -542,8 +543,7 @@ def test_a_wrong_flag_is_said_in_one_line(tmp_path, capsys, flags, said):
     assert end.value.code == 2 and len(err) == 1 and err[0].startswith("error: ") and said in err[0]
 
 
-def test_unanswered_requests_end_in_status_1_and_say_how_to_go_on(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(teacher, "FIRST_WAIT", 0.001)
+def test_unanswered_requests_end_in_status_1_and_say_how_to_go_on(tmp_path, capsys):
     data.save_problems(tmp_path / "pool.jsonl", PROBLEMS)
 
     def reply(text, seed):
