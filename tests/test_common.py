@@ -107,22 +107,22 @@ def fork_ranks(world, work):
 
 
 def torment(folder, world, blows, seed):
-    """The same run twice: in folder/whole undisturbed; in folder/hurt under `blows` signals, each at a random
-    moment of about a step, and started again after each. Prints the phases in which they struck."""
-    chance, steps, struck = random.Random(seed), len(blows) + 3, []
+    """The same run twice: in folder/whole undisturbed; in folder/hurt struck by `blows`, signals at random
+    moments of rollouts, updates and checkpoints in turn, and started again after each. Prints where they
+    struck."""
+    chance, steps, struck = random.Random(seed), steps_of(blows), []
     phase = mmap.mmap(-1, 1)                # shared with the children; rank 0 writes it
     work = lambda name, rank: small_run(folder / name, steps, phase if rank == 0 else [0])
     start = lambda name: fork_ranks(world, lambda rank: work(name, rank))
     wait = lambda children: [os.waitpid(pid, 0)[1] for pid in children]
-    began = time.monotonic()
     assert not any(wait(start("whole")))
-    a_step = (time.monotonic() - began) / steps
-    for blow in blows:
+    for i, blow in enumerate(blows):
         phase[0] = 0
         children = start("hurt")
-        while phase[0] == 0:
-            time.sleep(0.001)
-        time.sleep(chance.random() * a_step)
+        for awaited in (1, 1 + i % 3):
+            while phase[0] not in (awaited, len(PHASES) - 1):
+                time.sleep(0.0005)
+            time.sleep(0.02 * chance.random())
         struck.append(PHASES[phase[0]])
         for pid in children:
             os.kill(pid, blow)
@@ -130,6 +130,10 @@ def torment(folder, world, blows, seed):
         assert blow == signal.SIGKILL or not any(status) and time.monotonic() - asked < 25, status
     assert not any(wait(start("hurt")))
     print(json.dumps(struck))
+
+
+def steps_of(blows):
+    return 2 * len(blows) + 2       # a blow comes in the first step after a start, or in the second
 
 
 def outcome(folder):
@@ -145,7 +149,7 @@ def assert_undisturbed(folder, world, blows, seed=0):
                          env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert ran.returncode == 0, ran.stderr
     (weights, *logs), (weights_whole, *logs_whole) = outcome(folder / "hurt"), outcome(folder / "whole")
-    steps = len(blows) + 3
+    steps = steps_of(blows)
     assert logs == logs_whole and [line["step"] for line in logs[0]] == list(range(steps))
     assert all(torch.equal(weights[name], weights_whole[name]) for name in weights_whole)
     assert not list((folder / "hurt").glob(f"*{common.PARTIAL}")), "something half-written was left"
@@ -193,7 +197,7 @@ def test_a_checkpoint_of_two_ranks_is_resumed_by_one(alone, two_ranks):
     policy, optimizer = trained(0, seed=1)
     state = common.load_checkpoint(common.newest_checkpoint(two_ranks / "whole"), policy, optimizer)
     final = outcome(two_ranks / "whole")[0]
-    assert state["step"] == 6 and all(torch.equal(p, final[name]) for name, p in policy.named_parameters())
+    assert state["step"] == 8 and all(torch.equal(p, final[name]) for name, p in policy.named_parameters())
     assert all(moments["exp_avg"].any() for moments in optimizer.state.values())
 
 
