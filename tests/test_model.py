@@ -116,6 +116,14 @@ def test_compaction_within_one_state_and_a_shorter_view_decode_the_same(ours):
     assert torch.equal(state.pos[:8], whole.pos[keep]), "a view shares its memory with the state"
 
 
+def test_padding_beyond_the_last_column_does_not_touch_a_row_that_fills_its_room(ours):
+    ids, exact, padded = tokens(8, 80), ours.new_state(8, 64), ours.new_state(8, 64)
+    lengths = torch.full((8,), 64)
+    assert torch.equal(ours.segment(ids[:, :64], lengths, exact), ours.segment(ids, lengths, padded))
+    for a, b in zip(exact.layers, padded.layers):
+        assert all(torch.equal(x[:, :, :64], y[:, :, :64]) for x, y in zip(a, b))
+
+
 def test_a_full_row_idles_without_harm_and_a_prompt_beyond_the_room_is_refused(ours):
     state = ours.new_state(8, 64)
     ids = tokens(8, 64)
@@ -132,8 +140,8 @@ def test_a_full_row_idles_without_harm_and_a_prompt_beyond_the_room_is_refused(o
 
 @pytest.mark.parametrize("slots", [1, 16, 64])
 def test_a_rows_bits_depend_on_no_slot_count_no_padding_and_no_room(slots):
-    """The slot-invariance contract, in fp32 on one CPU thread: `segment` for any number of rows and any width from
-    8 on, `step` from 8 rows on and for limits in multiples of 64."""
+    """The slot-invariance contract, in fp32 on one CPU thread: `segment` for any number of rows and any width
+    from 8 on, `step` from 8 rows on and for limits in multiples of 64."""
     assert torch.get_num_threads() == 1
     ours, ids = model.build(tiny.QWEN), tokens(64, 192)
     lengths = torch.randint(1, 31, (64,), generator=torch.Generator().manual_seed(2))
@@ -294,7 +302,7 @@ def test_fp32_gradients_are_within_1e_5_of_the_whole_gradients_norm(ours, slow):
 
 @pytest.mark.parametrize("remember", [False, True], ids=["", "recomputed"])
 def test_a_shared_prompt_has_the_gradients_of_rows_that_each_carry_it(folder, remember):
-    """Through what the prompt leaves: recurrent state, convolution, keys. 61 tokens: a chunk that is not full."""
+    """Through what the prompt leaves: recurrent state, convolution, keys. 61 tokens: the last chunk not full."""
     ours = model.load(folder, torch.float64)
     prompt, suffixes = tokens(1, 61), tokens(3, 40, seed=3)
     rows = torch.cat([prompt.expand(3, -1), suffixes], 1)
