@@ -60,6 +60,7 @@ import struct
 import threading
 import time
 from io import BufferedReader, BufferedWriter, FileIO, TextIOWrapper
+from os import _exit
 from types import ModuleType
 
 # ------------------------------------------------------------------------------------------------------------- limits
@@ -761,7 +762,7 @@ class Program:
             try:
                 status = self.test(given, result)
             finally:
-                os._exit(status)
+                _exit(status)
         os.close(given), os.close(result)
         status = os.waitpid(child, 0)[1]
         while self.zygote.can_sweep:        # nothing of a test outlives its verdict; elsewhere the zygote sees to that
@@ -809,8 +810,8 @@ class Program:
             if self.function is not None:
                 self.answer(names, arguments, result)
         except SystemExit as stop:
-            if isinstance(stop.code, int):
-                status = stop.code & 255
+            if issubclass(type(stop.code), int):
+                status = int.__and__(stop.code, 255)
             elif stop.code is not None:
                 status = 1
                 os.write(2, explain(stop))
@@ -1097,9 +1098,8 @@ class Sandbox:
     def next_reply(self, start: float, limit: float, spare: float, memory: int) -> tuple:
         """What the program process says next: ("T", wait status, seconds, flags). Or (status, message) where it says no more.
 
-        A process that was ready to run while the machine ran another is given that time back at the deadline, up to `spare`
-        seconds: a busy machine turns no right program into a late one. Not if it has had `limit` seconds of CPU: then it
-        waited for itself, in many threads."""
+        A test that was ready to run while the machine ran something else is given that time back at the deadline, up to `spare`
+        seconds: a busy machine turns no right program into a late one. Not where the test competed with itself."""
         deadline, look = start + limit, start + WATCH_SECONDS
         while True:
             wait = min(deadline, look) - time.monotonic()
@@ -1132,13 +1132,16 @@ class Sandbox:
         return b""
 
     def seconds_not_given(self, limit: float) -> float:
+        """How long the test was ready to run and was not run, by the clock of the scheduler."""
         alive = family(self.zygote)
-        if sum(cpu for _, _, cpu in alive) >= limit:
+        if len(alive) > 2 or sum(cpu for _, _, cpu in alive) >= limit:       # it made processes, or has had its time
             return 0.0
         waited = [0.0]
         for pid, _, _ in alive:
-            with contextlib.suppress(OSError, IndexError), open(f"/proc/{pid}/schedstat") as file:
-                waited.append(int(file.read().split()[1]) / 1e9)
+            with contextlib.suppress(OSError, IndexError):
+                for thread in os.listdir(f"/proc/{pid}/task"):
+                    with open(f"/proc/{pid}/task/{thread}/schedstat") as file:
+                        waited.append(int(file.read().split()[1]) / 1e9)
         return max(waited)
 
     def close(self) -> None:
@@ -1187,7 +1190,7 @@ class Judge:
     def __init__(self, config: dict):
         self.config = config
         self.sandboxes: dict[bool, Sandbox] = {}
-        self.report = self.sandbox(numpy=False).report
+        self.report = dict(self.sandbox(numpy=False).report, numpy="active" if config["site"] else "off: not installed")
 
     def sandbox(self, numpy: bool) -> Sandbox:
         numpy = numpy and self.config["site"] is not None
