@@ -16,8 +16,8 @@ Shapes: B slots, C longest reply of the run in tokens, V vocabulary, T prompt po
 What a row samples depends on its own random stream (`Job.key`) and its own logits alone: one uniform number per row and position,
 mapped through the inverse of the cumulative distribution. So neither neighbours, nor slots, nor the order of admission change a
 sample, except through the rounding of batched matrix products. In fp32 on a CPU with one thread per process even that is the
-same at any slot count, because a batch never has fewer than 8 rows (fewer rows take other kernels), attention runs over a multiple of 64
-positions and prompts are padded to a multiple of 64.
+same at any slot count, because a batch has 8 rows or more, a prefill a multiple of 8 positions (a matrix product of fewer rows, or the
+odd row of attention's blocks of 64, takes another kernel), and attention runs over a multiple of 64 positions.
 
 Log-probs are those of the distribution that was sampled from (temperature applied, ids beyond the tokenizer's excluded). Training
 samples from the full softmax; top-k, top-p and greedy decoding are for evaluation. `Sample.ids` keeps the end-of-turn token as it was
@@ -37,8 +37,8 @@ from torch import Tensor
 
 import prompts
 
-MIN_ROWS = 8            # smallest batch; below it matrix products take other kernels and the last bits change
-BUCKET = 64             # attended positions and padded prompt widths are multiples of it
+MIN_ROWS = 8            # smallest batch, and what prompts are padded to a multiple of: what decides over the last bits
+BUCKET = 64             # attended positions are a multiple of it
 PREFILL_TOKENS = 16384  # positions that one prefill may hold
 POLL_STEPS = 8          # on a GPU the host looks at the `alive` flags every so many tokens; on a CPU after each one
 
@@ -251,8 +251,8 @@ class Engine:
             return
         order = sorted(range(n), key=lambda i: len(jobs[i].prompt))        # neighbours in a prefill are of like length
         while order:
-            width = round_up(len(jobs[order[-1]].prompt), BUCKET)
-            batch, order = order[-max(MIN_ROWS, PREFILL_TOKENS // width):], order[:-max(MIN_ROWS, PREFILL_TOKENS // width)]
+            most = max(MIN_ROWS, PREFILL_TOKENS // len(jobs[order[-1]].prompt))
+            batch, order = order[-most:], order[:-most]
             self._seat_forked([slots[i] for i in batch], [jobs[i] for i in batch])
         self.rows = max(self.rows, self._fitting(max(self.owner) + 1))
 
@@ -285,10 +285,9 @@ class Engine:
         """Run each prefix once and keep its state and its last logits in the pool."""
         prefixes = sorted(prefixes, key=len)
         while prefixes:
-            width = round_up(len(prefixes[-1]), BUCKET)
-            n = max(MIN_ROWS, PREFILL_TOKENS // width)
-            batch, prefixes = prefixes[-n:], prefixes[:-n]
-            state = self.module.new_state(round_up(len(batch), MIN_ROWS), width)
+            most = max(MIN_ROWS, PREFILL_TOKENS // len(prefixes[-1]))
+            batch, prefixes = prefixes[-most:], prefixes[:-most]
+            state = self.module.new_state(round_up(len(batch), MIN_ROWS), len(batch[-1]))
             logits = self._segment([list(p) for p in batch], state)
             for row, prefix in enumerate(batch):
                 self.pool[prefix] = (state, row, logits[row])
@@ -296,7 +295,7 @@ class Engine:
     def _segment(self, ids: list[list[int]], state) -> Tensor:
         """Logits (len(ids), V) after each row's last id; the state goes on by the rows' lengths."""
         rows = len(state.pos)
-        padded = torch.zeros(rows, round_up(max(map(len, ids)), BUCKET), dtype=torch.long)
+        padded = torch.zeros(rows, round_up(max(map(len, ids)), MIN_ROWS), dtype=torch.long)
         lengths = torch.ones(rows, dtype=torch.long)
         for row, some in enumerate(ids):
             padded[row, :len(some)] = torch.tensor(some)

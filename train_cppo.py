@@ -29,6 +29,7 @@ import random
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 
@@ -39,6 +40,7 @@ import common
 import data
 import gate as gates
 import grpo
+import memory
 import model
 import prompts
 import reward
@@ -96,6 +98,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     g.add_argument("--workers", type=int, help="verifier processes of a rank (default: cores / ranks)")
     g.add_argument("--verifier-mode", choices=("batch", "strict"), default="batch")
     g.add_argument("--official-limits", action="store_true", help="a problem's own time limit instead of 10 s a test")
+    g = parser.add_argument_group("memory")
+    g.add_argument("--plan", action="store_true", help="print each rank's memory from config.json alone, and end")
+    g.add_argument("--prompt-tokens", type=int, default=1024, help="longest prompt that --plan counts with")
+    g.add_argument("--gpu-gib", type=float, default=80.0, help="memory of a GPU that --plan compares with")
     g = parser.add_argument_group("audit and log")
     g.add_argument("--skip-audit", action="store_true", help="start stage 5 whatever the reward density")
     g.add_argument("--audit-problems", type=int, default=64, help="problems of the forward-only audit")
@@ -126,6 +132,15 @@ def check(args: argparse.Namespace) -> None:
     if args.refresh_every and not (args.judge and args.labels):
         raise ValueError("--refresh-every needs a --judge that labels fresh plans (e.g. --judge miniature.world:judge) and the "
                          "--labels that the gate was trained on, to which they are added")
+
+
+def memory_plan(args: argparse.Namespace) -> str:
+    """--plan: what each rank would hold, before anything is loaded."""
+    skeleton = memory.skeleton(args.model, torch.float32 if args.dtype == "fp32" else torch.bfloat16, args.revision)
+    skeleton.checkpointing = args.checkpointing
+    return memory.report(memory.plan(skeleton, world=int(os.environ.get("WORLD_SIZE", 1)), prompt_tokens=args.prompt_tokens,
+                                     new_tokens=args.max_solve_tokens, token_budget=args.token_budget, slots=args.slots,
+                                     reference=args.beta > 0), int(args.gpu_gib * memory.GIB))
 
 
 def plug_in(spec: str) -> Callable:
@@ -438,6 +453,10 @@ def main(args: argparse.Namespace) -> int:
     # ---- setup
     with common.explain():
         check(args)
+        if args.plan:
+            if os.environ.get("RANK", "0") == "0":
+                print(memory_plan(args))
+            return 0
         if args.prompts:
             prompts.load(args.prompts)
         judge_plan = plug_in(args.judge) if args.judge else None
@@ -524,6 +543,14 @@ def main(args: argparse.Namespace) -> int:
                             {"start": start, **({"gate": gate_path} if gate_path not in (None, "rule") else {})})
     stop = common.stop_flag()
     engine = rollout.Engine(sampler, tokenizer, args.slots, args.temperature, stop_flag=stop)
+
+    # -- the worst micro-batch goes through before step 0; on a GPU the budget may shrink, once
+    with common.explain():
+        longest = max(len(prompts.encode(tokenizer, prompts.plan(p, k) if tuples_mode else prompts.direct(p))) for p in problems)
+        args.token_budget, said = memory.probe(policy, reference, prompt_tokens=longest, new_tokens=args.max_solve_tokens,
+                                               token_budget=args.token_budget)
+        if said:
+            say(f"WARNING: {said}", file=sys.stderr)
 
     def save() -> None:
         common.save_checkpoint(folder, state["step"], policy, optimizer, {**state, "logs": log.offsets()}, args.keep)
@@ -633,11 +660,10 @@ def main(args: argparse.Namespace) -> int:
             save()                                         # the rollout that was under way is abandoned
         say(f"stopped after step {state['step']}; the same command goes on from there")
         return 143
-    if ranks.main:
-        with common.published(folder / "final") as aside:
-            model.save(sampler, str(aside), tokenizer)
-        say(f"{folder / 'final'} written after {state['step']} steps")
+    with common.published(folder / "final") if ranks.main else nullcontext(folder) as aside:
+        model.save(policy, aside, tokenizer)               # fp32: every rank brings its shards, the main one writes
     ranks.barrier()
+    say(f"{folder / 'final'} written after {state['step']} steps")
     return 0
 
 
