@@ -1662,12 +1662,13 @@ def find_image() -> dict:
     packages = [path for path in (folder, f"{folder}.libs") if folder and os.path.isdir(path)]
     maps = subprocess.run([sys.executable, "-s", "-S", "-B", "-c", _LOAD_ALL, stdlib + "/lib-dynload", *packages],
                           env=dict(PYTHONSAFEPATH="1"), cwd="/", capture_output=True, text=True, check=True).stdout
-    objects = [path for path in maps.split("\n") if path and not path.startswith((stdlib, *packages))]
+    objects = {path for path in maps.split("\n") if path and not path.startswith((stdlib, *packages))}
+    links = [entry.path for folder in {os.path.dirname(path) for path in objects} for entry in os.scandir(folder)
+             if entry.is_symlink() and ".so" in entry.name]
     _image.update(
         stdlib=stdlib, site=os.path.dirname(folder) if folder else None,
-        readable=packages + objects + [p for p in ("/etc/ld.so.cache", "/usr/share/zoneinfo") if os.path.exists(p)],
-        aliases=[(entry.path, path) for path in objects for entry in os.scandir(os.path.dirname(path))
-                 if entry.is_symlink() and ".so" in entry.name and os.path.realpath(entry.path) == path],
+        readable=packages + sorted(objects) + [p for p in ("/etc/ld.so.cache", "/usr/share/zoneinfo") if os.path.exists(p)],
+        aliases=[(path, os.path.realpath(path)) for path in links if os.path.realpath(path) in objects],
         third_party=[path for path in (stdlib + "/site-packages", stdlib + "/dist-packages") if os.path.isdir(path)],
         links=[(path, os.readlink(path)) for path in ("/lib", "/lib64", "/lib32") if os.path.islink(path)])
     return _image

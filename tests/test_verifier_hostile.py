@@ -73,21 +73,30 @@ def surroundings(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def judge(request):
+def judges():
     layers = tuple(os.environ.get("VERIFIER_LAYERS", ",".join(verifier.LAYERS)).split(","))
-    with Verifier(1, request.param, layers=layers) as judge:
-        assert [v.status for v in judge.judge([RIGHT, WRONG])] == ["accepted", "wrong_answer"]
-        judge.judge([dict(RIGHT, code="import numpy")])     # so that all the machinery is there
-        judge.calm = processes(judge)
-        yield judge
+    made = {}
+
+    def judge_for(mode):
+        if mode not in made:
+            made[mode] = judge = Verifier(1, mode, layers=layers)
+            assert [v.status for v in judge.judge([RIGHT, WRONG])] == ["accepted", "wrong_answer"]
+            judge.judge([dict(RIGHT, code="import numpy")])     # so that all the machinery is there
+            judge.calm = processes(judge)
+        return made[mode]
+
+    yield judge_for
+    for judge in made.values():
+        judge.close()
 
 
 def processes(judge):
     return {pid for pid, _, _ in verifier.family(judge._pool[0].process.pid)}
 
 
-@pytest.mark.parametrize("judge, name, options, code", CASES, indirect=["judge"])
-def test_a_hostile_program_is_contained_and_leaves_nothing(judge, surroundings, name, options, code):
+@pytest.mark.parametrize("mode, name, options, code", CASES)
+def test_a_hostile_program_is_contained_and_leaves_nothing(judges, surroundings, mode, name, options, code):
+    judge = judges(mode)
     if judge.tier not in options.get("tiers", "ABC"):
         pytest.skip(f"tier {judge.tier} does not promise this")
     if "numpy" in name and judge.report["numpy"] != "active":
