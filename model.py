@@ -157,8 +157,8 @@ class Decay(nn.Module):
     """Log of the share of its memory that each DeltaNet head keeps at a token; always below 0.
 
     A module of its own because these few numbers stay fp32 when all others are bf16, and an FSDP unit has one
-    dtype. Released checkpoints store A_log in fp32 for a reason: the share is multiplied up over every token
-    of a row, so that a rounding of 0.4 % in A_log is one of 0.4 % in how long the head remembers."""
+    dtype. Released checkpoints store A_log in fp32 for a reason: in bf16 it is rounded by up to 0.01, which is
+    1 % of how long a head remembers, of every head and at every token."""
 
     def __init__(self, heads: int):
         super().__init__()
@@ -502,7 +502,7 @@ class Model(nn.Module):
 
         In fp32 on one CPU thread a row's bits depend neither on B, from 8 on, nor on `limit` in BUCKETs."""
         at = state.pos.clamp(max=state.columns).unsqueeze(1)
-        x = self._advance(ids.unsqueeze(1), at, limit, None, state)
+        x = self._advance(ids.unsqueeze(1), at, min(limit, state.columns), None, state)
         state.pos += 1
         return self._logits(x.squeeze(1))
 
@@ -542,7 +542,7 @@ class Model(nn.Module):
             part = f"-{i:05}-of-{len(shards):05}" if len(shards) > 1 else ""
             file = f"model{part}.safetensors"
             tensors = {name: whole(own[name]) if name in own else read_tensor(through[name], name)
-                       for name in names}
+                       for name in names if name in own or writes}
             weight_map |= dict.fromkeys(names, file)
             total += sum(t.nbytes for t in tensors.values())
             if writes:
@@ -636,7 +636,7 @@ def load(path_or_id: str | Path, dtype: torch.dtype = torch.float32, device: tor
 
 
 def find(path_or_id: str | Path, revision: str | None = None) -> Path:
-    """The folder of a checkpoint; a hub id is downloaded, or found in the cache."""
+    """The folder of a checkpoint; a hub id is downloaded, or found in the hub's cache."""
     folder = Path(path_or_id)
     if folder.is_dir():
         if not (folder / "config.json").exists():
