@@ -90,19 +90,22 @@ def uniforms(key: tuple, n: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little"))).random(n, dtype=np.float32)
 
 
-def end_ids(module, tokenizer) -> set[int]:
-    """Every id that ends a turn: the checkpoint's, the tokenizer's, and the one its chat template writes after a reply. They
-    differ in released checkpoints (Qwen3.5: config 248044, template 248046), and a missed one means replies that run on."""
-    ids = set(module.eos_ids)
-    if tokenizer.eos_token_id is not None:
-        ids.add(tokenizer.eos_token_id)
+def end_of_turn(tokenizer) -> int | None:
+    """The token that ends a reply: the one the chat template writes after it, else the tokenizer's own; None if it has neither."""
     if getattr(tokenizer, "chat_template", None):
         turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "REPLY"}]
         tail = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("REPLY")[2]
         after = tokenizer(tail, add_special_tokens=False)["input_ids"]
-        if after and after[0] in tokenizer.all_special_ids:
-            ids.add(after[0])
-    return ids
+        added = tokenizer.added_tokens_decoder             # has the special tokens that play no named role as well
+        if after and (after[0] in tokenizer.all_special_ids or after[0] in added and added[after[0]].special):
+            return after[0]
+    return tokenizer.eos_token_id
+
+
+def end_ids(module, tokenizer) -> set[int]:
+    """Every id that ends a turn: the checkpoint's, the tokenizer's, and the one its chat template writes after a reply. They
+    differ in released checkpoints (Qwen3.5: config 248044, template 248046), and a missed one means replies that run on."""
+    return {i for i in (*module.eos_ids, tokenizer.eos_token_id, end_of_turn(tokenizer)) if i is not None}
 
 
 def draw(logits: Tensor, u: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0) -> tuple[Tensor, Tensor]:

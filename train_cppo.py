@@ -70,7 +70,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     g.add_argument("--gate", metavar="FOLDER", help="gate of the run by default; `rule` for the rule gate")
     g.add_argument("--tau", type=float, help="gate threshold, instead of the gate's own")
     g.add_argument("--refresh-every", type=int, default=0, metavar="STEPS", help="gate phase length; 0: the gate stays")
-    g.add_argument("--labels", metavar="FILE", help="gate labels that a refresh adds to")
+    g.add_argument("--labels", metavar="FILE", help="gate labels that a refresh adds to (those that the gate was trained on)")
     g.add_argument("--gate-lr", type=float, default=1e-5, help="learning rate of a gate refresh")
     g.add_argument("--judge", metavar="MODULE:NAME", help="labels plans at a refresh and counts duplicates in the log")
     g.add_argument("--alpha-mi", type=float, default=reward.UPSKILL_ALPHA, help="weight of UpSkill's information reward")
@@ -129,9 +129,8 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f"--num-strategies {args.num_strategies}: a plan has labels for at most {len(prompts.LABELS)}")
     if args.temperature <= 0:
         raise ValueError(f"--temperature must be above 0 to train on samples, not {args.temperature}")
-    if args.refresh_every and not (args.judge and args.labels):
-        raise ValueError("--refresh-every needs a --judge that labels fresh plans (e.g. --judge miniature.world:judge) and the "
-                         "--labels that the gate was trained on, to which they are added")
+    if args.refresh_every and not args.judge:
+        raise ValueError("--refresh-every needs a --judge that labels the fresh plans, e.g. --judge miniature.world:judge")
 
 
 def memory_plan(args: argparse.Namespace) -> str:
@@ -406,16 +405,19 @@ def refresh_gate(gate: gates.Gate, path: str, engine, problems: list, judge_plan
             faults = judge_plan(problem.statement, t.plan.text)
             fresh.append(gates.Label(problem.id, problem.statement, t.plan.text, int(not faults),
                                      faults[0] if faults else gates.POSITIVE))
-    target = folder / f"gate_{step:06d}"
-    pool = folder / "gate_labels.jsonl"
     gathered = ranks.gather(fresh)
+    pools = folder / "gate_pool"                           # a file for each refresh, so that one done twice adds nothing twice
+    pool, target = pools / f"{step:06d}.jsonl", folder / f"gate_{step:06d}"
     if ranks.main:
-        known = gates.load_labels(str(pool if pool.exists() else args.labels))
+        earlier = sorted(p for p in pools.glob("*.jsonl") if p.name < pool.name)
+        known = gates.load_labels(str(earlier[-1] if earlier else args.labels or Path(path) / "labels_train.jsonl"))
+        pools.mkdir(exist_ok=True)
         aside = pool.with_suffix(".partial")
         gates.save_labels(str(aside), known + [x for part in gathered for x in part])
         os.replace(aside, pool)
     ranks.barrier()
-    train, held_out = (gates.balance(part, args.seed) for part in gates.split(gates.load_labels(str(pool)), seed=args.seed))
+    train = gates.balance(gates.load_labels(str(pool)), args.seed)
+    held_out = gates.load_labels(str(Path(path) / "labels_val.jsonl"))      # those that stage 2 accepted the gate on
     trained = grpo.shard(model.load(path, torch.float32), torch.float32, ranks.device)
     optimizer = grpo.make_optimizer(trained, args.gate_lr)
     for _ in gates.fit(trained, gate.tokenizer, train, optimizer, k=gate.k, epochs=1, lr=args.gate_lr, seed=args.seed + step):
@@ -427,8 +429,10 @@ def refresh_gate(gate: gates.Gate, path: str, engine, problems: list, judge_plan
     if found["accepted"]:
         if ranks.main:
             with common.published(target) as aside:
-                model.save(whole, str(aside), gate.tokenizer)
+                model.save(whole, aside, gate.tokenizer)
                 gates.write_card(str(aside), candidate, found, base=path)
+                for part, labels in (("train", train), ("val", held_out)):
+                    gates.save_labels(str(aside / f"labels_{part}.jsonl"), labels)
         ranks.barrier()
         gate, path = gates.Gate.load(str(target), ranks.device, next(gate.module.parameters()).dtype), str(target)
     return gate, path, {"step": step, "gate": path, "fresh": sum(map(len, gathered)), "labels": len(train) + len(held_out), **found}
@@ -503,6 +507,8 @@ def main(args: argparse.Namespace) -> int:
         policy = model.load(start, torch.float32, revision=revision)
         tokenizer = AutoTokenizer.from_pretrained(start, revision=revision)
         policy.checkpointing = args.checkpointing
+        for embeddings in policy.per_layer_tables:         # Gemma's: half of the model, left as it is
+            embeddings.requires_grad_(False)
         policy = grpo.shard(policy, compute, ranks.device)
         reference = None
         if args.beta:
@@ -520,6 +526,8 @@ def main(args: argparse.Namespace) -> int:
                 say(f"WARNING: {own} is not there; the RULE GATE stands in for a trained one (train_rm.py makes one)")
             if args.tau is not None:
                 gate.tau = args.tau
+            if args.refresh_every and gate_path == "rule":
+                raise ValueError("--refresh-every needs a trained gate to go on from, and this run has the rule gate: run train_rm.py")
 
     # ---- where a killed run left off
     if args.fresh and ranks.main and folder.exists():      # only now: a mistake in the flags has cost nothing

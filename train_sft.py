@@ -83,21 +83,6 @@ def load_gold(path: str, k: int,
     return gold
 
 
-def end_of_turn(tokenizer) -> int:
-    """The token that ends a reply: the one the chat template writes after it, else the tokenizer's own."""
-    if getattr(tokenizer, "chat_template", None):
-        turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "REPLY"}]
-        tail = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("REPLY")[2]
-        after = tokenizer(tail, add_special_tokens=False)["input_ids"]
-        added = tokenizer.added_tokens_decoder          # has special tokens that play no named role as well
-        if after and (after[0] in tokenizer.all_special_ids or after[0] in added and added[after[0]].special):
-            return after[0]
-    if tokenizer.eos_token_id is None:
-        raise ValueError("this tokenizer has neither a chat template that ends a reply nor an "
-                         "end-of-sequence token: the planner could not learn to stop")
-    return tokenizer.eos_token_id
-
-
 def make_row(tokenizer, problem: data.Problem, think: str, strategies: list[str],
              with_think: bool) -> grpo.Row:
     """The prompt, and after it what is trained: the thought if asked for, the plan, the end of the turn."""
@@ -116,7 +101,7 @@ def make_row(tokenizer, problem: data.Problem, think: str, strategies: list[str]
                              '("reasoning_content"); leave the flag out')
         head = tokenizer(opened, add_special_tokens=False)["input_ids"]
         tail = whole[len(opened):].rpartition(plan)[0] + plan
-    suffix = tokenizer(tail, add_special_tokens=False)["input_ids"] + [end_of_turn(tokenizer)]
+    suffix = tokenizer(tail, add_special_tokens=False)["input_ids"] + [rollout.end_of_turn(tokenizer)]
     return grpo.Row(head, suffix, start=0, advantage=0.0, weight=0.0, region="plan")
 
 
@@ -195,6 +180,9 @@ def main(args: argparse.Namespace) -> int:
         if start.resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"--model {start} lies in {folder}, which this stage writes: name another --run")
         tokenizer = AutoTokenizer.from_pretrained(start)
+        if rollout.end_of_turn(tokenizer) is None:
+            raise ValueError("this tokenizer has neither a chat template that ends a reply nor an end-of-sequence token: the "
+                             "planner could not learn to stop")
         rows = [make_row(tokenizer, *each, args.with_think) for each in gold]
         val = [make_row(tokenizer, *each, args.with_think) for each in held_out]
         breaches = Counter(breach for _, _, strategies in gold for breach in prompts.check_plan(strategies))
@@ -211,9 +199,7 @@ def main(args: argparse.Namespace) -> int:
         policy.checkpointing = args.checkpointing
         for embeddings in policy.per_layer_tables:          # Gemma's: half of the model, left as it is
             embeddings.requires_grad_(False)
-        vocab, end = min(len(tokenizer), policy.config.vocab_size), end_of_turn(tokenizer)
-        if end not in rollout.end_ids(policy, tokenizer):
-            raise ValueError(f"token {end} ends a turn in the chat template, and sampling would go on")
+        vocab = min(len(tokenizer), policy.config.vocab_size)
         policy = grpo.shard(policy, compute, ranks.device)
         optimizer = grpo.make_optimizer(policy, args.lr)
         if args.fresh and ranks.main and folder.exists():   # now that nothing is left to complain about

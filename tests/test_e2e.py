@@ -166,7 +166,7 @@ def test_a_user_s_mistake_is_one_line_with_the_mend_and_costs_nothing(run, capsy
     assert Path("runs/toy/cppo-m4/final/config.json").stat().st_mtime_ns == done
 
 
-@pytest.mark.parametrize("text, said", [("{", "line 1"), ('{"id": "a", "statement": "s", "tests": []}', "no tests"), ("", "no problems")])
+@pytest.mark.parametrize("text, said", [("{", "line 1"), ('{"id": "a", "statement": "s", "tests": []}', "tests"), ("", "no problems")])
 def test_a_broken_problem_file_is_named_with_its_line(run, world, tmp_path, capsys, text, said):
     bad = tmp_path / "bad.jsonl"
     bad.write_text(text + "\n" if text else "")
@@ -201,15 +201,15 @@ def test_a_gate_refresh_appends_labels_and_keeps_the_old_gate_if_the_new_one_fai
     gate.write_card(str(folder), old, {"accepted": True, "failed": []}, base="none")
     labels = [gate.Label(f"toy/{s}", s, f"A: use 1\nB: use {way}", int(way != "1")) for s in STATEMENTS for way in "12"]
     labels += [gate.Label(f"other {i}", f"other {i}", f"A: use 1\nB: use {way}", int(way != "1")) for i in range(30) for way in "13"]
-    gate.save_labels(str(tmp_path / "labels.jsonl"), labels)
+    for part in ("train", "val"):
+        gate.save_labels(str(folder / f"labels_{part}.jsonl"), labels)
     sys.modules["toy_judge"] = type(sys)("toy_judge")
     sys.modules["toy_judge"].judge = lambda statement, plan: [] if len(set(plan.split())) == 5 else ["duplicate"]
-    flags = ("--steps", "2", "--gate", str(folder), "--refresh-every", "1", "--labels", str(tmp_path / "labels.jsonl"),
-             "--judge", "toy_judge:judge")
+    flags = ("--steps", "2", "--gate", str(folder), "--refresh-every", "1", "--judge", "toy_judge:judge")
     status, stage = run(*flags)
     refresh = read(stage / "gate.jsonl")[0]
     assert status == 0 and not refresh["accepted"] and refresh["gate"] == str(folder)
-    pool = gate.load_labels(str(stage / "gate_labels.jsonl"))
+    pool = gate.load_labels(str(stage / "gate_pool" / "000001.jsonl"))
     assert len(pool) == len(labels) + refresh["fresh"] and refresh["fresh"] == 2 * len(STATEMENTS)
     monkeypatch.setattr(gate, "ACCEPTANCE", {"auc": 0.0})
     status, stage = run(*flags, "--fresh")
