@@ -82,8 +82,10 @@ def skeleton(path_or_id: str, dtype: torch.dtype, revision: str | None = None) -
         if raw.get("model_type") in ("qwen3_5", "qwen3_5_text"):
             return model.cast(model.Model(model.Config.from_json(raw)), dtype)
         import transformers
+
+        from adapter import Adapter
         config = transformers.AutoConfig.from_pretrained(file.parent)
-        return model.Adapter(transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval())
+        return Adapter(transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval())
 
 
 def rows_of(prompt_tokens: int, new_tokens: int, count: int) -> list[grpo.Row]:
