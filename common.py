@@ -145,8 +145,8 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
     add("--model", required=True, help="checkpoint folder, or id on the hub, that the run starts from")
     add("--revision", help="branch, tag or commit of a model on the hub (default: the newest)")
     # torchrun takes --run for an abbreviation of its own --run-path and refuses it; --run-name gets past it
-    add("--run", "--run-name", metavar="NAME", help="folder under runs/ (default: the model's name, -seedN for N > 0); "
-        "behind torchrun write --run-name")
+    add("--run", "--run-name", metavar="NAME", help="folder under runs/ (default: the model's name, -seedN for "
+        "N > 0); behind torchrun write --run-name")
     add("--seed", type=int, default=0, help="of everything random (default %(default)s)")
     add("--steps", type=int, help="optimizer steps (default: the stage's own)")
     add("--problems", metavar="FILE", help="problems, JSON lines (default: the stage's pool in corpora/)")
@@ -231,21 +231,22 @@ def warmup(lr: float, step: int, steps: int) -> float:
 # Logs
 
 class Log:
-    """JSON lines under a stage's folder, written by the main rank alone. On resume every file is cut to the
-    length it had at the checkpoint, so that a step done twice is logged once; a first start cuts them to
-    nothing."""
+    """JSON lines under a stage's folder, written by the main rank alone. On resume a file is cut to the
+    length it had at the checkpoint, so that a step done twice is logged once; a file that is newer than that
+    starts empty."""
 
     def __init__(self, folder: Path, offsets: dict[str, int], ranks: Ranks, wandb: str | None = None):
-        self.folder, self.files, self.wandb = folder, {}, None
-        self.main = ranks.main
+        self.folder, self.main, self.files, self.wandb = folder, ranks.main, {}, None
         if not self.main:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        for path in folder.glob("*.jsonl"):
-            if path.stat().st_size < offsets.get(path.name, 0):
+        for name, length in offsets.items():
+            path = folder / name
+            if not path.exists() or path.stat().st_size < length:
                 raise ValueError(f"{path} is shorter than at the last checkpoint: put it back, or start over "
                                  f"with --fresh")
-            os.truncate(path, offsets.get(path.name, 0))
+            os.truncate(path, length)
+            self.files[name] = path.open("a", encoding="utf-8")
         if wandb:
             import wandb as service
             self.wandb = service.init(project=wandb, name="/".join(folder.parts[-2:]), dir=str(folder))
@@ -254,7 +255,9 @@ class Log:
         """Append a line to NAME.jsonl. Numbers that JSON cannot say (inf, nan) become null."""
         if not self.main:
             return
-        file = self.files.get(name) or self.files.setdefault(name, (self.folder / f"{name}.jsonl").open("a"))
+        file = self.files.get(f"{name}.jsonl")
+        if file is None:
+            file = self.files[f"{name}.jsonl"] = (self.folder / f"{name}.jsonl").open("w", encoding="utf-8")
         plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
         file.write(json.dumps(plain, ensure_ascii=False) + "\n")
         file.flush()
@@ -265,7 +268,7 @@ class Log:
         """Length in bytes of every file, once it is on disk: part of a checkpoint."""
         for file in self.files.values():
             os.fsync(file.fileno())
-        return {path.name: path.stat().st_size for path in self.folder.glob("*.jsonl")} if self.main else {}
+        return {name: os.fstat(file.fileno()).st_size for name, file in self.files.items()}
 
 
 def progress(items: Iterable | int, desc: str, total: int | None = None) -> Iterator:

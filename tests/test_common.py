@@ -253,12 +253,15 @@ def test_logs_are_cut_to_where_the_checkpoint_was(alone, tmp_path):
     log.write("metrics", {"step": 0, "loss": float("nan"), "name": "ä"})
     offsets = log.offsets()
     log.write("metrics", {"step": 1})
-    log.write("samples", {"step": 1})
+    log.write("samples", {"step": 1})               # after the checkpoint, like the line above
+    (tmp_path / "labels.jsonl").write_text("not ours")
     log = common.Log(tmp_path, offsets, alone)
-    log.write("metrics", {"step": 1})
+    for name in ("metrics", "samples"):
+        log.write(name, {"step": 1})
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [{"step": 0, "loss": None, "name": "ä"}, {"step": 1}]
-    assert (tmp_path / "samples.jsonl").read_text() == ""
+    assert (tmp_path / "samples.jsonl").read_text() == '{"step": 1}\n'
+    assert (tmp_path / "labels.jsonl").read_text() == "not ours"
     os.truncate(tmp_path / "metrics.jsonl", 3)
     with pytest.raises(ValueError, match="--fresh"):
         common.Log(tmp_path, offsets, alone)
