@@ -182,7 +182,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     clause, so that a strategy has the same tokens in a plan, in the solver's prompt and in the gate's."""
     rng = random.Random(0)
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
-    pieces = r"\n?[A-Z]: |\d|(?:\n|, )?(?:(?!, )[^\d\n])+|\n"
+    pieces = r"\n?[A-Z]: |(?:First|Now|Here) |, (?:then |and )?|\d|\n?(?:(?!, )[^\d\n])+|\n"
     bpe.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.Split(tokenizers.Regex(pieces), "isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])

@@ -8,7 +8,8 @@ hidden tests decide which combination was meant.
     posterior   product of the odds of the two readings (3:2 or 3:2:2): 2.25 from the likeliest to the rarest
     truth       drawn from the posterior once the statement is drawn; all judged on the same hidden inputs
     class       what a program prints on those inputs: never the same for two combinations of a statement
-    strategy    one combination in words, "Keep numbers below 5, count them."; each reading has three wordings
+    strategy    one combination in words, "First keep numbers below 5, then count them."; said in nine ways that differ
+                in how they open and link, so that a method can be repeated in other words
     program     one combination in Python
 
 So a deterministic program hits at most one class, and the best pass@4 of each kind of policy is exact
@@ -49,147 +50,75 @@ KINDS = ("duplicate", "duplicate", "leak", "vague", "off_topic")    # of spoiled
 LITERAL_DUPLICATES = 0.15   # share of the duplicates that repeat word for word, not in other words
 
 # --------------------------------------------------------------------------------------------------- readings
-# name: (group, Python, three wordings). The teacher's wrong guesses come from the group of the right reading.
+# name: (group, Python, the words that name it). The teacher's wrong guesses come from the group of the right reading.
 
 CHOOSE = {
     "numbers": {
-        "lt": ("bound", "[x for x in a if x<{k}]",
-            "keep numbers below {k}; take numbers under {k}; keep numbers less than {k}"),
-        "le": ("bound", "[x for x in a if x<={k}]",
-            "keep numbers up to {k}; take numbers of at most {k}; drop numbers above {k}"),
-        "gt": ("bound", "[x for x in a if x>{k}]",
-            "keep numbers above {k}; take numbers over {k}; keep numbers greater than {k}"),
-        "ge": ("bound", "[x for x in a if x>={k}]",
-            "keep numbers from {k} on; take numbers of at least {k}; drop numbers below {k}"),
-        "div": ("factor", "[x for x in a if x%{k}==0]",
-            "keep multiples of {k}; take numbers divisible by {k}; keep numbers that {k} divides"),
-        "ndiv": ("factor", "[x for x in a if x%{k}]",
-            "drop multiples of {k}; take numbers not divisible by {k}; "
-            "keep numbers that {k} does not divide"),
-        "even": ("factor", "[x for x in a if x%2==0]",
-            "keep even numbers; drop odd numbers; take multiples of two"),
-        "odd": ("factor", "[x for x in a if x%2]",
-            "keep odd numbers; drop even numbers; take numbers not divisible by two"),
-        "near": ("distance", "[x for x in a if abs(x-10)<={k}]",
-            "keep numbers within {k} of ten; take numbers at most {k} from ten; "
-            "drop numbers farther than {k} from ten"),
-        "far": ("distance", "[x for x in a if abs(x-10)>{k}]",
-            "keep numbers farther than {k} from ten; take numbers over {k} away from ten; "
-            "drop numbers within {k} of ten"),
-        "first": ("place", "a[:{k}]",
-            "keep the first {k} numbers; take the {k} leading numbers; stop after {k} numbers"),
-        "last": ("place", "a[-{k}:]",
-            "keep the last {k} numbers; take the {k} final numbers; go back {k} numbers from the end"),
-        "skip": ("place", "a[{k}:]",
-            "skip the first {k} numbers; drop the {k} leading numbers; begin after {k} numbers"),
-        "each": ("place", "a[::{k}]",
-            "keep every {k}th number from the first; take numbers in steps of {k}; "
-            "go along the numbers {k} at a time"),
+        "lt": ("bound", "[x for x in a if x<{k}]", "keep numbers below {k}"),
+        "le": ("bound", "[x for x in a if x<={k}]", "keep numbers up to {k}"),
+        "gt": ("bound", "[x for x in a if x>{k}]", "keep numbers above {k}"),
+        "ge": ("bound", "[x for x in a if x>={k}]", "keep numbers from {k} on"),
+        "div": ("factor", "[x for x in a if x%{k}==0]", "keep multiples of {k}"),
+        "ndiv": ("factor", "[x for x in a if x%{k}]", "drop multiples of {k}"),
+        "even": ("factor", "[x for x in a if x%2==0]", "keep even numbers"),
+        "odd": ("factor", "[x for x in a if x%2]", "keep odd numbers"),
+        "near": ("distance", "[x for x in a if abs(x-10)<={k}]", "keep numbers within {k} of ten"),
+        "far": ("distance", "[x for x in a if abs(x-10)>{k}]", "keep numbers farther than {k} from ten"),
+        "first": ("place", "a[:{k}]", "keep the first {k} numbers"),
+        "last": ("place", "a[-{k}:]", "keep the last {k} numbers"),
+        "skip": ("place", "a[{k}:]", "skip the first {k} numbers"),
+        "each": ("place", "a[::{k}]", "keep every {k}th number from the first"),
     },
     "words": {
-        "lt": ("length", "[x for x in a if len(x)<{k}]",
-            "keep words shorter than {k}; take words of fewer than {k} letters; "
-            "keep words under {k} letters"),
-        "le": ("length", "[x for x in a if len(x)<={k}]",
-            "keep words of up to {k} letters; take words of at most {k} letters; "
-            "drop words longer than {k}"),
-        "gt": ("length", "[x for x in a if len(x)>{k}]",
-            "keep words longer than {k}; take words of more than {k} letters; "
-            "keep words over {k} letters"),
-        "ge": ("length", "[x for x in a if len(x)>={k}]",
-            "keep words from {k} letters on; take words of at least {k} letters; "
-            "drop words shorter than {k}"),
-        "eq": ("length", "[x for x in a if len(x)=={k}]",
-            "keep words of exactly {k} letters; take words with length {k}; "
-            "keep words that have {k} letters"),
-        "ne": ("length", "[x for x in a if len(x)!={k}]",
-            "drop words of exactly {k} letters; take words with length other than {k}; "
-            "drop words that have {k} letters"),
-        "vowel": ("letters", "[x for x in a if x[0] in 'aeiou']",
-            "keep words that begin with a vowel; take words with a vowel in front; "
-            "drop words that begin with a consonant"),
-        "open": ("letters", "[x for x in a if x[-1] in 'aeiou']",
-            "keep words that end with a vowel; take words with a vowel at the end; "
-            "drop words that end with a consonant"),
-        "rep": ("letters", "[x for x in a if len(set(x))<len(x)]",
-            "keep words that repeat a letter; take words with some letter twice; "
-            "drop words of all different letters"),
-        "uniq": ("letters", "[x for x in a if len(set(x))==len(x)]",
-            "keep words of all different letters; take words with no letter twice; "
-            "drop words that repeat a letter"),
-        "first": ("place", "a[:{k}]",
-            "keep the first {k} words; take the {k} leading words; stop after {k} words"),
-        "last": ("place", "a[-{k}:]",
-            "keep the last {k} words; take the {k} final words; go back {k} words from the end"),
-        "skip": ("place", "a[{k}:]",
-            "skip the first {k} words; drop the {k} leading words; begin after {k} words"),
-        "each": ("place", "a[::{k}]",
-            "keep every {k}th word from the first; take words in steps of {k}; "
-            "go along the words {k} at a time"),
+        "lt": ("length", "[x for x in a if len(x)<{k}]", "keep words shorter than {k}"),
+        "le": ("length", "[x for x in a if len(x)<={k}]", "keep words of up to {k} letters"),
+        "gt": ("length", "[x for x in a if len(x)>{k}]", "keep words longer than {k}"),
+        "ge": ("length", "[x for x in a if len(x)>={k}]", "keep words from {k} letters on"),
+        "eq": ("length", "[x for x in a if len(x)=={k}]", "keep words of exactly {k} letters"),
+        "ne": ("length", "[x for x in a if len(x)!={k}]", "drop words of exactly {k} letters"),
+        "vowel": ("letters", "[x for x in a if x[0] in 'aeiou']", "keep words that begin with a vowel"),
+        "open": ("letters", "[x for x in a if x[-1] in 'aeiou']", "keep words that end with a vowel"),
+        "rep": ("letters", "[x for x in a if len(set(x))<len(x)]", "keep words that repeat a letter"),
+        "uniq": ("letters", "[x for x in a if len(set(x))==len(x)]", "keep words of all different letters"),
+        "first": ("place", "a[:{k}]", "keep the first {k} words"),
+        "last": ("place", "a[-{k}:]", "keep the last {k} words"),
+        "skip": ("place", "a[{k}:]", "skip the first {k} words"),
+        "each": ("place", "a[::{k}]", "keep every {k}th word from the first"),
     },
 }
 REPORT = {
     "numbers": {
-        "cnt": ("amount", "len(b)",
-            "count them; print how many there are; tell the count"),
-        "sum": ("amount", "sum(b)",
-            "add them up; print their sum; total them"),
-        "dst": ("amount", "len(set(b))",
-            "count different values; print how many values differ; count them without repeats"),
-        "sq": ("amount", "sum(x*x for x in b)",
-            "add their squares; square them and sum up; print the sum of squares"),
-        "avg": ("amount", "sum(b)//len(b)",
-            "divide sum by count; print the rounded down average; take the mean without fraction"),
-        "max": ("extreme", "max(b)",
-            "print the largest; take the maximum; find the greatest"),
-        "min": ("extreme", "min(b)",
-            "print the smallest; take the minimum; find the least"),
-        "rng": ("extreme", "max(b)-min(b)",
-            "subtract smallest from largest; print maximum minus minimum; take the gap of the extremes"),
-        "ext": ("extreme", "max(b)+min(b)",
-            "add smallest and largest; print maximum plus minimum; take the sum of the extremes"),
-        "med": ("place", "sorted(b)[len(b)//2]",
-            "sort and print the middle; take the upper median; find the middle by size"),
-        "mid": ("place", "b[len(b)//2]",
-            "print the middle as given; take the central one in order; find the one halfway along"),
-        "fst": ("place", "b[0]",
-            "print the first; take the earliest; find the one in front"),
-        "lst": ("place", "b[-1]",
-            "print the last; take the latest; find the one at the back"),
-        "ends": ("place", "b[0]+b[-1]",
-            "add first and last; print the sum of both ends; take front plus back"),
+        "cnt": ("amount", "len(b)", "count them"),
+        "sum": ("amount", "sum(b)", "add them up"),
+        "dst": ("amount", "len(set(b))", "count different values"),
+        "sq": ("amount", "sum(x*x for x in b)", "add their squares"),
+        "avg": ("amount", "sum(b)//len(b)", "divide sum by count"),
+        "max": ("extreme", "max(b)", "print the largest"),
+        "min": ("extreme", "min(b)", "print the smallest"),
+        "rng": ("extreme", "max(b)-min(b)", "subtract smallest from largest"),
+        "ext": ("extreme", "max(b)+min(b)", "add smallest and largest"),
+        "med": ("place", "sorted(b)[len(b)//2]", "sort and print the middle"),
+        "mid": ("place", "b[len(b)//2]", "print the middle as given"),
+        "fst": ("place", "b[0]", "print the first"),
+        "lst": ("place", "b[-1]", "print the last"),
+        "ends": ("place", "b[0]+b[-1]", "add first and last"),
     },
     "words": {
-        "cnt": ("amount", "len(b)",
-            "count them; print how many there are; tell the count"),
-        "let": ("amount", "len(''.join(b))",
-            "count all letters; add up their lengths; print how many letters in all"),
-        "dlet": ("amount", "len(set(''.join(b)))",
-            "count different letters; print how many letters differ; count letters without repeats"),
-        "dst": ("amount", "len(set(b))",
-            "count different words; print how many words differ; count them without repeats"),
-        "maxl": ("extreme", "max(map(len,b))",
-            "print the greatest length; measure the longest; take the maximum of lengths"),
-        "minl": ("extreme", "min(map(len,b))",
-            "print the least length; measure the shortest; take the minimum of lengths"),
-        "long": ("extreme", "max(b,key=len)",
-            "print the longest; write out the lengthiest; find the one with most letters"),
-        "short": ("extreme", "min(b,key=len)",
-            "print the shortest; write out the briefest; find the one with fewest letters"),
-        "abc": ("extreme", "min(b)",
-            "print the alphabetical first; sort and take the front; find the one nearest to a"),
-        "zyx": ("extreme", "max(b)",
-            "print the alphabetical last; sort and take the back; find the one nearest to z"),
-        "fst": ("place", "b[0]",
-            "print the first as given; take the earliest; find the one in front"),
-        "lst": ("place", "b[-1]",
-            "print the last as given; take the latest; find the one at the back"),
-        "mid": ("place", "b[len(b)//2]",
-            "print the middle as given; take the central one in order; find the one halfway along"),
-        "heads": ("place", "''.join(x[0] for x in b)",
-            "join their first letters; print the initials; string the leading letters together"),
-        "tails": ("place", "''.join(x[-1] for x in b)",
-            "join their last letters; print the final letters; string the closing letters together"),
+        "cnt": ("amount", "len(b)", "count them"),
+        "let": ("amount", "len(''.join(b))", "count all letters"),
+        "dlet": ("amount", "len(set(''.join(b)))", "count different letters"),
+        "dst": ("amount", "len(set(b))", "count different words"),
+        "maxl": ("extreme", "max(map(len,b))", "print the greatest length"),
+        "minl": ("extreme", "min(map(len,b))", "print the least length"),
+        "long": ("extreme", "max(b,key=len)", "print the longest"),
+        "short": ("extreme", "min(b,key=len)", "print the shortest"),
+        "abc": ("extreme", "min(b)", "print the alphabetical first"),
+        "zyx": ("extreme", "max(b)", "print the alphabetical last"),
+        "fst": ("place", "b[0]", "print the first as given"),
+        "lst": ("place", "b[-1]", "print the last as given"),
+        "mid": ("place", "b[len(b)//2]", "print the middle as given"),
+        "heads": ("place", "''.join(x[0] for x in b)", "join their first letters"),
+        "tails": ("place", "''.join(x[-1] for x in b)", "join their last letters"),
     },
 }
 # vague word: its readings, likeliest first
@@ -230,8 +159,16 @@ village captain elephant question notebook envelope aquarium adventure chocolate
 crocodile""".split()
 
 
-def wordings(slot: dict, family: str, name: str) -> list[str]:
-    return slot[family][name][2].split("; ")
+OPENINGS, LINKS = ("First", "Now", "Here"), (", ", ", then ", ", and ")
+
+
+def words(slot: dict, family: str, name: str, k: int | None = None) -> str:
+    return slot[family][name][2].replace("{k}", str(k))
+
+
+def compose(chosen: str, reported: str, rng: random.Random) -> str:
+    """A sentence of the two halves of a strategy, opened and linked in one of nine ways."""
+    return f"{rng.choice(OPENINGS)} {chosen}{rng.choice(LINKS)}{reported}."
 
 
 def code(slot: dict, family: str, name: str, k: int | None = None) -> str:
@@ -400,26 +337,28 @@ FOREIGN = ("Build a graph and search it.", "Sort the intervals by their ends.", 
 # No precise strategy holds any of these.
 LEAK = re.compile(r"[][=<>%`(){}]|\banswer\b|\bset b\b", re.IGNORECASE)
 
-CHOOSE_BY_WORDS = {w: (f, c) for f in CHOOSE for c in CHOOSE[f] for w in wordings(CHOOSE, f, c)}
-REPORT_BY_WORDS = {(f, w): r for f in REPORT for r in REPORT[f] for w in wordings(REPORT, f, r)}
+CHOOSE_BY_WORDS = {words(CHOOSE, f, c, "{k}"): (f, c) for f in CHOOSE for c in CHOOSE[f]}
+REPORT_BY_WORDS = {(f, words(REPORT, f, r)): r for f in REPORT for r in REPORT[f]}
+SENTENCE = re.compile(f"(?:{'|'.join(OPENINGS).lower()}) (.*?)(?:{'|'.join(sorted(LINKS, reverse=True))})(.*)")
 
 
 def say(combo: tuple, rng: random.Random, unlike: str = "") -> str:
-    """A strategy: the combination in words, in any wording but `unlike`."""
+    """A strategy: the combination in words, in any of their wordings but `unlike`."""
     family, choose, report, k = combo
     while True:
-        chosen = rng.choice(wordings(CHOOSE, family, choose)).replace("{k}", str(k))
-        text = f"{chosen[0].upper()}{chosen[1:]}, {rng.choice(wordings(REPORT, family, report))}."
+        text = compose(words(CHOOSE, family, choose, k), words(REPORT, family, report), rng)
         if text != unlike:
             return text
 
 
 def read(strategy: str) -> tuple | None:
     """The combination that a strategy says, in whichever words, or None if it says none."""
-    chosen, _, reported = prompts.normalise(strategy).partition(", ")
-    k = re.search(r"\d+", chosen)
-    family, choose = CHOOSE_BY_WORDS.get(re.sub(r"\d+", "{k}", chosen), (None, None))
-    report = REPORT_BY_WORDS.get((family, reported))
+    m = SENTENCE.fullmatch(prompts.normalise(strategy))
+    if not m:
+        return None
+    k = re.search(r"\d+", m[1])
+    family, choose = CHOOSE_BY_WORDS.get(re.sub(r"\d+", "{k}", m[1]), (None, None))
+    report = REPORT_BY_WORDS.get((family, m[2]))
     return report and (family, choose, report, int(k[0]) if k else None)
 
 
@@ -509,11 +448,11 @@ def _aloud(text: str) -> str:
 
 def vague(asked: Statement, rng: random.Random) -> str:
     """A strategy that does not say what to do: the statement's vague words in a slot or both, or advice."""
-    chosen, _, reported = say(teacher_strategy(asked, rng), rng).rstrip(".").partition(", ")
-    return rng.choice((f"Keep the {asked.choose} ones, print their {asked.report}.",
-                       f"Keep the {asked.choose} ones, {reported}.",
-                       f"{chosen}, print their {asked.report}.",
-                       rng.choice(VAGUE)))
+    family, choose, report, k = teacher_strategy(asked, rng)
+    halves = (f"keep the {asked.choose} ones", words(CHOOSE, family, choose, k)), \
+             (f"print their {asked.report}", words(REPORT, family, report))
+    kind = rng.randrange(4)             # both halves vague, the second, the first, or advice
+    return compose(halves[0][kind == 1], halves[1][kind == 2], rng) if kind < 3 else rng.choice(VAGUE)
 
 
 def off_topic(asked: Statement, rng: random.Random) -> str:
@@ -559,7 +498,7 @@ def gold() -> list[dict]:
 
 def _listed(slot: dict, combos: list[tuple], place: int) -> str:
     """The readings at one place of the combinations, in words."""
-    said = (wordings(slot, combo[0], combo[place])[0].replace("{k}", str(combo[3])) for combo in combos)
+    said = (words(slot, combo[0], combo[place], combo[3]) for combo in combos)
     return " or ".join(dict.fromkeys(said))
 
 

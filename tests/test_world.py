@@ -13,7 +13,7 @@ import data
 import prompts
 from miniature import world
 
-FROZEN = "163f23a8a470b233"      # change it only together with every published number
+FROZEN = "570a6f62a2472372"      # change it only together with every published number
 
 
 def test_the_world_is_frozen():
@@ -67,8 +67,10 @@ def test_a_good_share_of_statements_has_exactly_four_classes():
 def test_each_slot_has_a_dozen_readings_in_several_wordings_and_each_wording_one_meaning():
     for slot, family in itertools.product((world.CHOOSE, world.REPORT), ("numbers", "words")):
         assert len(slot[family]) >= 12
-        said = [w for name in slot[family] for w in world.wordings(slot, family, name)]
-        assert len(said) == len(set(said)) == 3 * len(slot[family])
+        assert len({world.words(slot, family, name) for name in slot[family]}) == len(slot[family])
+    combo = ("numbers", "lt", "cnt", 5)
+    said = {world.say(combo, random.Random(i)) for i in range(200)}
+    assert len(said) == 9 and {world.read(s) for s in said} == {combo}
 
 
 def test_hidden_inputs_are_diverse_and_leave_no_reading_empty():
@@ -137,7 +139,8 @@ def test_every_strategy_is_read_back_whatever_its_words():
         for choose, report in itertools.product(world.CHOOSE[family], world.REPORT[family]):
             combo = world.combination(family, choose, report, rng.choice(world.CONSTANTS))
             assert {world.read(world.say(combo, rng)) for _ in range(6)} == {combo}
-    for text in ("Keep numbers below 5", "", ", count them.", "Keep the first 5 words, add them up."):
+    for text in ("First keep numbers below 5", "", ", count them.", "Keep even numbers, count them.",
+                 "Now keep the first 5 words, add them up."):
         assert world.read(text) is None
 
 
@@ -185,22 +188,22 @@ def test_the_judge_counts_what_breaks_the_contract_and_not_what_fails():
     wrong = world.combination("numbers", "last", "mid", asked.k)
     plan = [world.say(c, rng) for c in (lt, le, wrong)]
     faults = lambda last: world.judge(str(asked), prompts.format_plan([*plan, last]))
-    assert faults(f"Keep numbers within {asked.k} of ten, count them.") == []
+    assert faults(f"Now keep numbers within {asked.k} of ten, count them.") == []
     assert faults(world.say(lt, rng, unlike=plan[0])) == ["duplicate"]
-    assert faults(f"Keep numbers below {asked.k + 1}, count them.") == ["off_topic"]
-    assert faults("Keep even numbers, print b[0].") == ["leak"]
-    assert faults("Keep something, count something.") == ["vague"]
-    assert faults("Keep even words, join their first letters.") == ["off_topic"]
+    assert faults(f"Here keep numbers below {asked.k + 1}, and count them.") == ["off_topic"]
+    assert faults("First keep even numbers, print b[0].") == ["leak"]
+    assert faults("First keep something, count something.") == ["vague"]
+    assert faults("Now keep even words, join their first letters.") == ["off_topic"]
     assert world.judge(str(asked), "A: one\nB: two") == ["parse"]
-    clean = prompts.format_plan([*plan, "Keep even numbers, count them."])
+    clean = prompts.format_plan([*plan, "Here keep even numbers, count them."])
     assert world.judge(str(asked), clean) == []
     assert world.judge(str(asked), clean + "\nprint(len(b))") == ["leak"]
 
 
 def test_counting_duplicates_takes_other_words_for_the_same_method():
     asked = str(world.statements("train")[0])
-    even, same, odd = ("Keep even numbers, count them.", "Drop odd numbers, print how many there are.",
-                       "Keep odd numbers, count them.")
+    even, same, odd = ("First keep even numbers, count them.", "Here keep even numbers, and count them.",
+                       "First keep odd numbers, count them.")
     assert world.duplicates(asked, [even, same]) == 1
     assert world.duplicates(asked, ["Try.", "try", even, odd]) == 1
 
