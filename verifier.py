@@ -147,7 +147,7 @@ class Kernel:
 _PDEATHSIG, _DUMPABLE, _SUBREAPER, _NO_NEW_PRIVS = 1, 4, 36, 38     # prctl
 
 
-def seccomp_filter(machine: str, own_pids: bool, scoped: bool) -> bytes:
+def seccomp_filter(machine: str, own_pids: bool, signals_stay: bool) -> bytes:
     """The filter as classic BPF: a few calls by their arguments, then a binary search over the intervals of allowed ones."""
     number = _NUMBERS[machine]
     allowed: set[int] = set()
@@ -156,7 +156,7 @@ def seccomp_filter(machine: str, own_pids: bool, scoped: bool) -> bytes:
         allowed.update(range(int(first), int(last or first) + 1))
     if own_pids:
         allowed |= {number["setsid"], number["setpgid"]}        # elsewhere, what is killed is the process group
-    elif not scoped:
+    elif not signals_stay:
         allowed -= {number["kill"], number["tkill"], number["tgkill"]}      # nothing else keeps signals from the caller
     load, ret, equal, at_least, any_bit = 0x20, 0x06, 0x15, 0x35, 0x45
     allow, eperm, enosys, kill = 0x7FFF0000, 0x50000 | 1, 0x50000 | 38, 0x80000000
@@ -286,28 +286,29 @@ def mount_scratch(kernel: Kernel, config: dict, where: str) -> None:
 
 
 def empty_directory(path: str) -> None:
-    """Remove all that is in `path`, whatever its depth and mode, following no link. Folders inside folders are first moved to the
-    top, so that a tree 1,500 deep needs neither recursion nor long paths (shutil.rmtree fails on it)."""
-    top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        while names := os.listdir(top):
-            for name in names:
-                try:
-                    os.unlink(name, dir_fd=top)
-                    continue
-                except (IsADirectoryError, PermissionError):
-                    os.chmod(name, 0o700, dir_fd=top)       # unlink would have taken a link
-                inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=top)
-                for entry in os.scandir(inner):
-                    if entry.is_dir(follow_symlinks=False):
-                        os.chmod(entry.name, 0o700, dir_fd=inner)
-                        os.rename(entry.name, os.urandom(12).hex(), src_dir_fd=inner, dst_dir_fd=top)
-                    else:
-                        os.unlink(entry.name, dir_fd=inner)
-                os.close(inner)
-                os.rmdir(name, dir_fd=top)
-    finally:
-        os.close(top)
+    """Remove all that is in `path`, whatever its depth and mode, following no link. It steps in and out of folders by descriptor:
+    a tree 1,500 deep, on which shutil.rmtree fails, needs neither recursion nor long paths. No process may be left in there."""
+    here, entered = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW), []
+    while True:
+        full = None
+        for entry in list(os.scandir(here)):
+            if not entry.is_dir(follow_symlinks=False):
+                os.unlink(entry.name, dir_fd=here)
+                continue
+            os.chmod(entry.name, 0o700, dir_fd=here)
+            try:
+                os.rmdir(entry.name, dir_fd=here)
+            except OSError:
+                full = entry.name
+        if full is None and not entered:
+            return os.close(here)
+        there = os.open(full or "..", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=here)
+        os.close(here)
+        here = there
+        if full is None:
+            os.rmdir(entered.pop(), dir_fd=here)
+        else:
+            entered.append(full)
 
 
 def family(root: int) -> list[tuple[int, int, float]]:
@@ -474,7 +475,7 @@ class Zygote:
             self.report["seccomp"] = f"refused: no list of calls for {machine}"
             return
         ctypes = self.kernel.ctypes
-        code = seccomp_filter(machine, self.isolated, self.scoped)
+        code = seccomp_filter(machine, self.isolated, self.scoped or self.test_uid is not None)
         buffer = ctypes.create_string_buffer(code, len(code))
         header = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(code) // 8, ctypes.addressof(buffer)), 16)
         call, number = self.kernel.call, _NUMBERS[machine]["seccomp"]
@@ -893,6 +894,7 @@ if __name__ == "__main__" and sys.argv[1:2] == ["--zygote"]:
 # ---------------------------------------------------------------------------------------------------- comparing outputs
 
 import contextlib       # noqa: E402
+import functools        # noqa: E402
 import re               # noqa: E402
 import select           # noqa: E402
 import signal           # noqa: E402
@@ -1100,7 +1102,7 @@ class Sandbox:
 
         A test that was ready to run while the machine ran something else is given that time back at the deadline, up to `spare`
         seconds: a busy machine turns no right program into a late one. Not where the test competed with itself."""
-        deadline, look = start + limit, start + WATCH_SECONDS
+        deadline, look, waited_before = start + limit, start + WATCH_SECONDS, None
         while True:
             wait = min(deadline, look) - time.monotonic()
             for descriptor, _ in self.poll.poll(max(0.0, wait * 1000)):
@@ -1110,13 +1112,16 @@ class Sandbox:
                 if message[:1] == b"C":
                     return "compile_error", message[1:].decode("utf-8", "replace").strip()
                 return _REPLY.unpack(message) if len(message) == _REPLY.size else ("died", "")
-            now = time.monotonic()
+            now, alive = time.monotonic(), family(self.zygote)
+            if waited_before is None:
+                waited_before = self.waited(alive)
             if now >= deadline:
-                deadline = start + limit + min(self.seconds_not_given(limit), spare)
+                if len(alive) <= 2 and sum(cpu for _, _, cpu in alive) < limit:
+                    lost = sum(seconds - waited_before.get(pid, 0.0) for pid, seconds in self.waited(alive).items())
+                    deadline = start + limit + min(lost, spare)
                 if now >= deadline:
                     return "time_limit", f"more than {limit:g} s"
             if now >= look:
-                alive = family(self.zygote)
                 if sum(max(0, resident - self.own_bytes) for _, resident, _ in alive) > memory:
                     return "memory_limit", f"all processes together hold more than {memory >> 20} MiB"
                 if self.counts_processes and len(alive) > self.config["processes"] + 1:
@@ -1125,24 +1130,20 @@ class Sandbox:
                     return "runtime_error", "the scratch directory is full"
                 look = now + max(WATCH_SECONDS, 20 * (time.monotonic() - now))      # where it is slow, less often
 
+    def waited(self, alive: list) -> dict[int, float]:
+        """For how many seconds each of zygote, program and test was ready to run and did not, by the scheduler's clock."""
+        seconds = {}
+        for pid in [self.zygote] + [pid for pid, _, _ in alive]:
+            with contextlib.suppress(OSError, IndexError):
+                threads = [f"/proc/{pid}/task/{name}/schedstat" for name in os.listdir(f"/proc/{pid}/task")]
+                seconds[pid] = max(int(open(path).read().split()[1]) / 1e9 for path in threads)
+        return seconds
+
     def last_words(self) -> bytes:
         for _ in range(2):      # where a process ends with unread messages, the first call fails and the next has its reply
             with contextlib.suppress(OSError):
                 return self.talk.recv(1024)
         return b""
-
-    def seconds_not_given(self, limit: float) -> float:
-        """How long the test was ready to run and was not run, by the clock of the scheduler."""
-        alive = family(self.zygote)
-        if len(alive) > 2 or sum(cpu for _, _, cpu in alive) >= limit:       # it made processes, or has had its time
-            return 0.0
-        waited = [0.0]
-        for pid, _, _ in alive:
-            with contextlib.suppress(OSError, IndexError):
-                for thread in os.listdir(f"/proc/{pid}/task"):
-                    with open(f"/proc/{pid}/task/{thread}/schedstat") as file:
-                        waited.append(int(file.read().split()[1]) / 1e9)
-        return max(waited)
 
     def close(self) -> None:
         self.control.close()
@@ -1190,7 +1191,12 @@ class Judge:
     def __init__(self, config: dict):
         self.config = config
         self.sandboxes: dict[bool, Sandbox] = {}
-        self.report = dict(self.sandbox(numpy=False).report, numpy="active" if config["site"] else "off: not installed")
+        self.report: dict[str, str] = {}
+
+    def start(self) -> dict[str, str]:
+        """Try what the machine gives; the other sandbox, with numpy, comes when it is needed."""
+        self.report = dict(self.sandbox(numpy=False).report, numpy="active" if self.config["site"] else "off: not installed")
+        return self.report
 
     def sandbox(self, numpy: bool) -> Sandbox:
         numpy = numpy and self.config["site"] is not None
@@ -1198,10 +1204,9 @@ class Judge:
             self.sandboxes[numpy] = Sandbox(dict(self.config, numpy=numpy))
         return self.sandboxes[numpy]
 
-    def drop_sandboxes(self) -> None:
-        """After a fault. What a dead zygote left has become ours (we are its subreaper)."""
+    def close(self) -> None:
+        """End the sandboxes, and whatever a zygote that was killed has left: it has become ours, we are its subreaper."""
         for sandbox in self.sandboxes.values():
-            sandbox.process.kill()
             sandbox.close()
         self.sandboxes.clear()
         while alive := family(os.getpid()):
@@ -1388,34 +1393,33 @@ def receive(stream: socket.socket) -> bytes:
 
 
 def supervise(descriptor: int) -> None:
-    """The supervisor: items come in, verdicts go out, until the caller is gone."""
+    """The supervisor: items come in, verdicts go out, until the caller is gone or says so by SIGTERM."""
     import pickle       # between processes of ours alone; nothing from a sandbox is ever unpickled
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     stream = socket.socket(fileno=descriptor)
     config = pickle.loads(receive(stream))
     kernel = Kernel()
     kernel.prctl(_SUBREAPER, 1)
-    kernel.prctl(_PDEATHSIG, signal.SIGKILL)        # die with the caller; the zygotes then see the end of their sockets
+    kernel.prctl(_PDEATHSIG, signal.SIGTERM)        # of the thread that started us
     if os.getppid() != config["caller"]:
         return
-    judge = None
-    while True:
-        try:
-            if judge is None:
-                judge = Judge(config)
-                answer = ("report", judge.report)
-            else:
-                item = receive(stream)
-                if not item:
-                    return
-                answer = ("verdict", judge.judge(pickle.loads(item)))
-        except Fault as fault:
-            answer = ("fault", str(fault))
-            if judge is not None:
-                judge.drop_sandboxes()
-        send(stream, pickle.dumps(answer))
-        if judge is None:
-            return
+    judge = Judge(config)
+    work = judge.start      # first the report, then verdicts
+    try:
+        while True:
+            try:
+                answer = "done", work()
+            except Fault as fault:
+                judge.close()
+                answer = "fault", str(fault)
+            send(stream, pickle.dumps(answer))
+            if not (item := receive(stream)):
+                return
+            work = functools.partial(judge.judge, pickle.loads(item))
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        judge.close()
 
 
 def tier_of(report: dict[str, str]) -> str:
@@ -1622,15 +1626,19 @@ class Worker:
         with self.lock:
             self.stopping = True
             if self.process is not None:
-                self.process.kill()
+                self.process.terminate()
 
     def discard(self) -> None:
         if self.process is None:
             return
         with self.lock:
-            self.process.kill()
-            self.process.wait()
-            self.process = None
+            process, self.process = self.process, None
+        process.terminate()
+        try:
+            process.wait(20.0)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
         self.stream.close()
         select.select([self.alive], [], [], 10.0)
         os.close(self.alive)

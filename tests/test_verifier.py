@@ -1,0 +1,647 @@
+"""The verifier: verdicts, what a contestant may expect, limits, resilience, commands. Hostile programs have a file of their own."""
+import ast
+import ctypes
+import json
+import os
+import platform
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import verifier
+from verifier import SandboxError, Verifier, same_output
+
+ROOT = Path(verifier.__file__).parent
+ADD = "print(sum(map(int, input().split())))"
+
+
+def item(code, *tests, **more):
+    return dict(code=code, tests=[{"input": given, "output": output} for given, output in tests], **more)
+
+
+def one(code, *tests, **more):
+    return item(code, *(tests or [("", "ok\n")]), **more)
+
+
+@pytest.fixture(scope="module")
+def strict():
+    with Verifier(1, "strict") as judge:
+        yield judge
+
+
+@pytest.fixture(scope="module")
+def batch():
+    with Verifier(1, "batch") as judge:
+        yield judge
+
+
+@pytest.fixture(scope="module", params=["strict", "batch"])
+def both(request):
+    return request.getfixturevalue(request.param)
+
+
+def status(judge, *arguments, **more):
+    return judge.judge([one(*arguments, **more)])[0].status
+
+
+def processes_of(judge):
+    return [pid for worker in judge._pool for pid, _, _ in verifier.family(worker.process.pid)] + [
+        worker.process.pid for worker in judge._pool]
+
+
+def wait_until(condition, seconds=10.0):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def ended(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"     # an init that does not reap is not ours
+    except OSError:
+        return True
+
+
+def gone(pids):
+    return lambda: all(map(ended, pids))
+
+
+# ---------------------------------------------------------------------------------------------------------- verdicts
+
+def test_a_right_program_is_accepted_and_a_wrong_one_stops_at_its_first_failure(both):
+    right, wrong, late = both.judge([
+        item(ADD, ("1 2", "3\n"), ("4 5\n", "9"), ("0 0", "0")),
+        item("print(3)", ("1 2", "3"), ("4 5", "9"), ("1 2", "3")),
+        item("n = input()\nprint(n if n == '1' else 1 / 0)", ("1", "1"), ("1", "1"), ("2", "2"))])
+    assert (right.passed, right.status, right.tests_passed) == (True, "accepted", 3) and right.seconds > 0
+    assert (wrong.passed, wrong.status, wrong.tests_passed) == (False, "wrong_answer", 1)
+    assert wrong.message == "test 2: expected '9', got '3'"
+    assert (late.status, late.tests_passed) == ("runtime_error", 2)
+    assert late.message == "test 3: line 2: ZeroDivisionError: division by zero"
+
+
+@pytest.mark.parametrize("code, expected", [
+    (None, "empty"), ("", "empty"), (" \n", "empty"),
+    ("print('ok'", "compile_error"), ("print('ok')\0", "compile_error"), ("\tprint('ok')\n  x", "compile_error"),
+    ("print('ok')", "accepted"), ("print('no')", "wrong_answer"), ("1/0", "runtime_error"),
+    ("import sys; print('ok'); sys.exit(1)", "runtime_error"), ("x = [0] * 10**9", "memory_limit"),
+    ("while True: print('x' * 10**6)", "output_limit"),
+])
+def test_each_status_comes_from_the_program_that_earns_it(both, code, expected):
+    verdict, = both.judge([one(code)])
+    assert verdict.status == expected and verdict.passed == (expected == "accepted")
+
+
+def test_a_program_without_tests_is_refused_and_never_accepted(strict):
+    with pytest.raises(ValueError, match="at least one test"):
+        strict.submit(item("print('ok')"))
+
+
+def test_the_time_limit_is_ten_seconds_unless_the_item_has_its_own(both):
+    assert both.test_seconds == 10.0
+    start = time.monotonic()
+    assert status(both, "import time\ntime.sleep(60)", time_limit=0.3) == "time_limit"
+    assert time.monotonic() - start < 5
+
+
+def test_with_want_outputs_every_test_is_run_and_has_its_output(both):
+    code = "n = int(input())\nprint(n, end='')\nif n == 2: raise SystemExit(1)\nif n == 3:\n  while True: pass"
+    tests = [("0", "0"), ("1", "x"), ("2", "2"), ("3", "3"), ("4", "x"), ("5", "5")]
+    verdict, = both.judge([item(code, *tests, want_outputs=True, time_limit=0.3)])
+    assert verdict.outputs == ["0", "1", None, None, "4", "5"]
+    assert (verdict.status, verdict.tests_passed, verdict.passed) == ("wrong_answer", 2, False)
+    verdict, = both.judge([one("print(", ("", ""), ("", ""), want_outputs=True)])
+    assert verdict.outputs == [None, None] and verdict.status == "compile_error"
+
+
+def test_verdicts_come_in_the_order_of_the_items_and_futures_in_any():
+    with Verifier(2) as judge:
+        slow = judge.submit(one("import time\ntime.sleep(1)\nprint('ok')"))
+        numbers = judge.judge([one(f"print({n})", ("", str(n)), want_outputs=True) for n in range(40)])
+        assert [v.outputs for v in numbers] == [[f"{n}\n"] for n in range(40)]
+        assert not slow.done() and slow.result(20).passed
+
+
+# ---------------------------------------------------------------------------------------- what a contestant may expect
+
+@pytest.mark.parametrize("code, given, output", [
+    ("print(open(0).read().split()[1])", "1 2\n", "2"),
+    ("print(open('/dev/stdin').readline())", "1 2\n", "1 2"),
+    ("import sys\nprint(sys.stdin.buffer.readline(), sys.stdin.buffer.readline())", "1\n2\n", "b'1\\n' b'2\\n'"),
+    ("import sys\nprint(sys.stdin.read().count('\\n'))", "1\r\n2\r\n", "2"),
+    ("import sys\nprint(repr(sys.stdin.buffer.read()))", "1\r\n2", "b'1\\r\\n2'"),
+    ("print(input(), input())", "a\r\nb", "a b"),
+    ("import os\nprint(os.read(0, 100).decode())", "a b", "a b"),
+    ("for line in __import__('sys').stdin: print(line.strip(), end='')", "a\nb\nc", "abc"),
+    ("try:\n  input()\nexcept EOFError:\n  print('end')", "", "end"),
+    ("print(2 ** 20000 % 10 ** 9, len(str(7 ** 10000)))", "", f"{2 ** 20000 % 10 ** 9} 8451"),
+    ("print(int(input()) % 7)", "1" * 20000, "4"),
+    ("from math import *\nfrom operator import *\nimport builtins\nprint(builtins.pow(2, 10, 1000))", "", "24"),
+    ("from os import *\nprint('ok')\nfrom io import *", "", "ok"),
+    ("print('a')\nexit()\nprint('b')", "", "a"),
+    ("print('a')\nquit(0)", "", "a"),
+    ("import sys\nsys.stdout.write('no newline')", "", "no newline\n"),
+    ("import sys, io\nsys.stdout = io.TextIOWrapper(sys.stdout.buffer, write_through=True)\nprint('wrapped')", "", "wrapped"),
+    ("import sys\nout = open(1, 'w')\nout.write('by descriptor')", "", "by descriptor"),
+    ("import os\nos.write(1, b'raw')", "", "raw"),
+    ("import sys, os, io\nclass W:\n  def __init__(s): s.b = io.StringIO()\n  def write(s, x): s.b.write(x)\n"
+     "  def flush(s): os.write(1, s.b.getvalue().encode())\nsys.stdout = W()\nprint('by a wrapper')", "", "by a wrapper"),
+    ("import atexit, sys\natexit.register(lambda: print('last'))\nprint('first')", "", "first\nlast"),
+    ("import threading, sys\nsys.setrecursionlimit(10**6)\nthreading.stack_size(1 << 26)\n"
+     "def f(n): return 0 if n == 0 else 1 + f(n - 1)\n"
+     "t = threading.Thread(target=lambda: print(f(50000)))\nt.start()", "", "50000"),
+    ("import sys\nsys.setrecursionlimit(10**6)\ndef f(n): return 0 if n == 0 else 1 + f(n - 1)\nprint(f(100000))", "", "100000"),
+    ("import multiprocessing as m\nwith m.Pool(2) as p: print(sum(p.map(abs, [-1, 2])))", "", "3"),
+    ("import asyncio\nasync def f(): print('async')\nasyncio.run(f())", "", "async"),
+    ("import tempfile\nwith tempfile.TemporaryFile('w+') as f: f.write('x'); f.seek(0); print(f.read())", "", "x"),
+    ("from fractions import Fraction as F\nfrom decimal import *\nimport statistics\nprint(F(1, 3) + F(1, 6), Decimal('0.1') * 3)",
+     "", "1/2 0.3"),
+    ("import dataclasses, enum, json, re, uuid, hashlib, zlib, sqlite3, csv, html, zoneinfo, argparse, logging, unittest\n"
+     "print(hashlib.md5(b'').hexdigest()[:4], re.sub('a', 'b', 'aa'))", "", "d41d bb"),
+    ("if __name__ == '__main__':\n  print('main', __file__ is not None)", "", "main True"),
+    ("import sys\nprint(len(sys.argv), sys.stdin.fileno(), sys.stdout.isatty())", "", "1 0 False"),
+    ("print('é€😀', input())", "ü", "é€😀 ü"),
+    ("# -*- coding: latin-1 -*-\nprint('a')", "", "a"),
+    ("import pickle, copy\nclass A: x = 1\nprint(pickle.loads(pickle.dumps(A())).x)", "", "1"),
+    ("from __future__ import annotations\ndef f(x: Undefined): return 1\nprint(f(0))", "", "1"),
+    ("x = 1\ndef g():\n  global x\n  x += 1\ng()\nprint(x, [x for _ in range(2)], eval('x'))", "", "2 [2, 2] 2"),
+])
+def test_a_program_finds_the_python_that_contestants_know(both, code, given, output):
+    verdict, = both.judge([item(code, (given, output), (given, output))])
+    assert verdict.passed, verdict
+
+
+def test_numpy_is_there_and_gets_along_with_the_memory_limit(both):
+    pytest.importorskip("numpy")
+    code = ("import numpy as np\nfrom numpy.lib.stride_tricks import sliding_window_view\n"
+            "a = np.ones((800, 800)) @ np.ones((800, 800))\nb = np.zeros(100 << 17)\nprint(int(a.sum()) + len(b), np.fft.fft([1]).real)")
+    verdict, = both.judge([one(code, ("", f"{800 ** 3 + (100 << 17)} [1.]"))])
+    assert verdict.passed, verdict
+    verdict, = both.judge([one("import numpy\nprint(numpy.ones(40 << 20))")])
+    assert verdict.status == "memory_limit", verdict
+
+
+# -------------------------------------------------------------------------------------------------------------- calls
+
+@pytest.mark.parametrize("code, arguments, output", [
+    ("def f(a, b): return a + b", "[1, 2]", "3"),
+    ("class Solution:\n  def f(self, a: List[int]) -> Optional[int]: return max(a, default=None)", "[[]]", "null"),
+    ("class Solution:\n  def f(self, s): return Counter(s).most_common(1)", '["aab"]', '[["a", 2]]'),
+    ("class Solution:\n  def f(self, n): return [pow(2, n, 7), math.inf > 1, gcd(4, 6), inf > 1, sum(accumulate([1, 2]))]", "[5]",
+     "[4, true, 2, true, 4]"),
+    ("class Solution:\n  @cache\n  def g(self, n): return 0 if n == 0 else 1 + self.g(n - 1)\n  def f(self, n): return self.g(n)",
+     "[3000]", "3000"),
+    ("def f(x):\n  print('noise' * 1000)\n  import sys; sys.stdout.write('more'); return x", '["a"]', '"a"'),
+    ("def f(x):\n  try: input()\n  except EOFError: return x", "[true]", "true"),
+    ("def f(x): return (1, (2, 3))", "[0]", "[1, [2, 3]]"),
+    ("def f(x): return {1: 'a', 'b': None}", "[0]", '{"1": "a", "b": null}'),
+    ("def f(x): return x * x", "[1" + "0" * 5000 + "]", "1" + "0" * 10000),
+    ("import numpy as np\ndef f(x): return np.cumsum(x)", "[[1, 2]]", "[1, 3]"),
+    ("f = lambda *a: len(a)", "[]", "0"),
+    ("def f(x): return 1.0", "[0]", "1"),
+])
+def test_calls_return_their_value_past_whatever_is_printed(both, code, arguments, output):
+    verdict, = both.judge([item(code, (arguments, output), (arguments, output), fn_name="f")])
+    assert verdict.passed, verdict
+
+
+@pytest.mark.parametrize("code, expected", [
+    ("def g(x): return 3", "runtime_error"), ("def f(): return 3", "runtime_error"), ("def f(x): return {1, 2, 3}", "runtime_error"),
+    ("def f(x): print(3)", "wrong_answer"), ("def f(x): return '3'", "wrong_answer"), ("def f(x): return [3]", "wrong_answer"),
+    ("class A(int):\n  def __eq__(s, o): return True\ndef f(x): return A(4)", "wrong_answer"),
+    ("def f(x):\n  class A(list):\n    def __iter__(s): return iter([3])\n  return A()", "wrong_answer"),
+    ("def f(x):\n  a = []\n  a.append(a)\n  return a", "runtime_error"), ("def f(x): return float('nan')", "wrong_answer"),
+    ("def f(x):\n  print(3)\n  raise SystemExit", "wrong_answer"), ("def f(x):\n  import os\n  os._exit(0)", "wrong_answer"),
+    ("def f(x):\n  while True: pass", "time_limit"), ("def f(x): return 'x' * (30 << 20)", "output_limit"),
+    ("import os\nos.write(3, b'4')\ndef f(x): return 3", "wrong_answer"),
+])
+def test_a_call_that_returns_the_wrong_thing_is_not_accepted(both, code, expected):
+    verdict, = both.judge([item(code, ("[1]", "3"), fn_name="f", time_limit=0.5 if expected == "time_limit" else 10)])
+    assert verdict.status == expected, verdict
+
+
+# ---------------------------------------------------------------------------------------------------------- comparison
+
+@pytest.mark.parametrize("output, expected, lines, tokens", [
+    ("3\n", "3", True, True), ("3 \r\n4\r\n", "3\n4\n", True, True), ("\n\n3\n", "3", True, True), ("", "", True, True),
+    ("3\n\n4", "3\n4", False, True), ("3  4", "3 4", True, True), ("a  b", "a b", False, True), ("a b", "a\nb", False, True),
+    ("1.0", "1", True, True), ("1e3", "1000", True, True), ("0.333", "0.33333", False, False), ("0.333333", "0.333330", False, True),
+    ("Yes", "YES", False, True), ("1", "2", False, False), ("3", "3 4", False, False), ("3 4", "3", False, False),
+    ("1 2 3", "1 2", False, False), ("2 1", "1 2", False, False), ("100000", "100001", False, False),
+    ("007", "7", True, True), ("+7", "7", True, True), ("-0", "0", True, True), ("nan", "nan", True, True), ("nan", "1", False, False),
+    ("inf", "1e999", False, False), ("sNaN", "1", False, False), ("1_000", "1000", True, False), ("0x10", "16", False, False),
+    ("1" * 9000, "1" * 9000, True, True), ("1" * 9000, "1" * 8999 + "2", False, False), ("1.00000001", "1", False, True),
+    ("1e-6", "0", False, True), ("99999.99999999999", "100000", False, True),
+])
+def test_the_two_comparisons_decide_as_their_origins_do(output, expected, lines, tokens):
+    assert same_output(output, expected) is lines
+    assert same_output(output, expected, "tokens") is tokens
+
+
+def test_a_float_tolerance_is_absolute_or_relative_and_leaves_words_alone():
+    for compare in ("lines", "tokens"):
+        assert same_output("x 1.0009\n2", "x 1\n2", compare, 1e-3)
+        assert same_output("1000100", "1000000", compare, 1e-3)
+        assert not same_output("x 1.1", "x 1", compare, 1e-3)
+        assert not same_output("y 1", "x 1", compare, 1e-3)
+    assert not same_output("X", "x", "lines", 1e-3)
+
+
+def test_millions_of_digits_do_not_hold_the_judge_up(both):
+    start = time.monotonic()
+    code = "print('1' * 3_000_000)"
+    assert status(both, code, ("", "1" * 2_999_999 + "2"), compare="tokens") == "wrong_answer"
+    assert status(both, code, ("", "+" + "1" * 3_000_000)) == "accepted"
+    forged = "import os\ndef f():\n  os.write(3, b'1' * 3_000_000)\n  os._exit(0)"
+    assert status(both, forged, ("[]", "1"), fn_name="f") == "wrong_answer"
+    forged = "import os\ndef f():\n  os.write(3, b'[' * 3_000_000)\n  os._exit(0)"
+    assert status(both, forged, ("[]", "1"), fn_name="f") == "wrong_answer"
+    assert time.monotonic() - start < 20
+
+
+# --------------------------------------------------------------------------------------------- strict and batch are one
+
+SAME = [
+    ADD, "print(input())", "import random\nprint(random.random())", "import random\nrandom.seed()\nprint(random.random() < 2)",
+    "print(hash('word'), {'a', 'b', 'c', 'd'})", "import numpy\nprint(numpy.random.rand())", "x = input()\nprint(x)\nif x == '3 4': 1/0",
+    "import numpy\nprint(numpy.random.default_rng(1).random(), numpy.random.randint(100))", "import sys\nprint(sys.getrecursionlimit())\n"
+    "sys.setrecursionlimit(5000)", "import random\nprint(random.sample(range(100), 5))\nrandom.shuffle([1, 2])",
+    "from collections import Counter\nprint(getattr(Counter, 'n', 0))\nCounter.n = 1", "import math\nprint(hasattr(math, 'n'))\nmath.n = 1",
+    "class A:\n  n = 0\nA.n += 1\nprint(A.n)", "def f(x=[]):\n  x.append(1)\n  return len(x)\nprint(f())", "import re\nprint(re.findall('.', input()))",
+    "from functools import lru_cache\n@lru_cache(None)\ndef f(n): return n\nf(1)\nprint(f.cache_info().misses)", "import sys\nprint('a', file=sys.stderr)",
+    "import sys\nsys.stdout.close()", "import sys\nsys.stdin.close()\nprint(1)", "import os\nprint(os.getpid() > 0, len(os.listdir('.')))\nopen('f', 'w')",
+    "print(input() == '3 4' and [][0])", "print(1)\nimport sys\nif input() == '3 4': sys.exit(2)", "import threading\nprint(threading.active_count())",
+    "x = input()\nprint(x)\nwhile x == '3 4': pass", "import decimal\nprint(decimal.getcontext().prec)\ndecimal.getcontext().prec = 5",
+    "print(sorted(globals())[:3], sorted(vars()))", "import time\nprint(time.time() > 0)", "n = 5\ndel n\nprint('n' in dir())",
+]
+
+
+def test_strict_and_batch_give_the_same_verdicts_and_outputs(strict, batch):
+    tests = [("1 2", "3"), ("2 3", "5"), ("3 4", "7"), ("4 5", "9")]
+    items = [item(code, *tests, want_outputs=wanted, time_limit=0.5) for code in SAME for wanted in (False, True)]
+
+    def essence(verdict):
+        return verdict.status, verdict.tests_passed, verdict.message, verdict.outputs
+    for one_item, alone, together in zip(items, strict.judge(items), batch.judge(items)):
+        assert essence(alone) == essence(together), one_item["code"]
+
+
+def test_chance_starts_the_same_in_every_test_worker_and_mode(strict, batch):
+    code = ("import random, numpy\nprint(hash('a'), random.random(), random.getrandbits(64), list({'x', 'y', 'z'}), "
+            "numpy.random.rand(), numpy.random.permutation(10))")
+    seen = {output for judge in (strict, batch, batch) for output in judge.judge([one(code, *[("", "")] * 3, want_outputs=True)])[0].outputs}
+    assert len(seen) == 1 and None not in seen
+
+
+@pytest.mark.parametrize("code, tame", [
+    ("import sys, math\ninput = sys.stdin.readline\nprint(math.gcd(*map(int, input().split())))", True),
+    ("import numpy as np\nprint(np.linalg.norm(np.array(input().split(), dtype=float)))", True),
+    ("from collections import *\nfrom heapq import heappush\nclass N:\n  def __init__(self, x): self.left = x\nprint(N(1).left)", True),
+    ("import re\nprint(re.compile('a').match('a'))", True),
+    ("import sys\nsys.setrecursionlimit(10**6)\ndef f(n):\n  if n: f(n - 1)\nf(9)\nsys.exit()", True),
+    ("import os", False), ("import threading", False), ("eval('1')", False), ("open(0)", False), ("import sys\nsys.modules", False),
+    ("().__class__", False), ("getattr(1, 'real')", False), ("import math\nmath.pi = 3", False), ("import math\ndel math.pi", False),
+    ("import sys\nsys._getframe()", False), ("from random import _inst", False), ("import random\nrandom._os", False),
+    ("try: 1/0\nexcept Exception as e: e.__traceback__", False), ("def f():\n  def g(): exec('')", False),
+    ("import numpy as np\nnp.lib", False), ("import queue\nqueue.threading", False), ("lambda: globals()", False),
+    ("class A: __array_interface__ = 1", False), ("type('A', (), {})", False), ("[x for x in ().__iter__.__self__]", False),
+])
+def test_only_programs_without_a_way_out_of_a_test_are_tame(code, tame):
+    done = subprocess.run([sys.executable, "-c", "import sys, verifier\nimport queue, re, random, math, heapq, collections\n"
+                           "try:\n  import numpy\nexcept ImportError: pass\n"
+                           "print(verifier.Tameness().read(compile(sys.argv[1], '', 'exec'))[0])", code],
+                          capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == str(tame)
+
+
+# -------------------------------------------------------------------------------------------------------------- limits
+
+def test_table_11_is_what_a_program_meets(strict):
+    code = ("import resource as r, os\nget = lambda n: r.getrlimit(getattr(r, 'RLIMIT_' + n))\n"
+            "print(get('AS'), get('CORE'), get('NPROC')[0] >= 64, get('FSIZE')[0] >> 20)")
+    verdict, = strict.judge([one(code, ("", f"({256 << 20}, {256 << 20}) (0, 0) True 8"))])
+    assert verdict.passed, verdict
+    assert (verifier.TEST_SECONDS, verifier.MEMORY_MB, verifier.PROCESSES) == (10.0, 256, 64)
+
+
+def test_an_item_can_have_a_memory_limit_of_its_own(both):
+    code = "x = bytearray(300 << 20)\nprint('ok')"
+    assert status(both, code) == "memory_limit"
+    assert status(both, code, memory_mb=512) == "accepted"
+    assert status(both, "x = bytearray(90 << 20)\nprint('ok')", memory_mb=100) == "memory_limit"
+
+
+def test_a_program_has_a_time_limit_over_all_its_tests():
+    code = "import time\ntime.sleep(0.4)\nprint(input())"
+    with Verifier(1, "strict", program_seconds=1.0) as judge:
+        verdict, = judge.judge([item(code, *[("a", "a")] * 10)])
+    assert verdict.status == "time_limit" and verdict.tests_passed in (1, 2) and verdict.seconds < 3
+
+
+def test_a_long_right_output_is_no_flood(both):
+    text = "x" * (12 << 20)
+    assert status(both, f"print('x' * {len(text)})", ("", text)) == "accepted"
+    assert status(both, f"print('x' * {len(text)})", ("", "x")) == "output_limit"
+
+
+def test_a_large_input_arrives(both):
+    text = "7 " * (4 << 20)
+    assert status(both, "import sys\nprint(sum(map(int, sys.stdin.read().split())))", (text, str(7 * (4 << 20))), memory_mb=1000) == "accepted"
+
+
+def test_a_busy_machine_does_not_make_a_right_program_late():
+    """It needs 0.6 s of CPU of a limit of 1 s, and gets a fifth of a processor."""
+    code = "import time\nwhile time.process_time() < 0.6: pass\nprint('ok')"
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    hogs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4)]
+    try:
+        with Verifier(1) as judge:
+            verdict, = judge.judge([one(code, time_limit=1)])
+            assert verdict.passed and verdict.seconds > 1.2, verdict
+            start = time.monotonic()
+            assert status(judge, "while True: pass", time_limit=0.5) == "time_limit"
+            assert status(judge, "import time\ntime.sleep(60)", time_limit=0.5) == "time_limit"
+            assert time.monotonic() - start < 20
+    finally:
+        os.sched_setaffinity(0, before)
+        for hog in hogs:
+            hog.kill()
+            hog.wait()
+
+
+def test_the_worst_case_follows_from_the_limits():
+    with Verifier(2, test_seconds=10, program_seconds=120) as judge:
+        assert judge.worst_case_seconds(0) == 0
+        assert judge.worst_case_seconds(1) == judge.worst_case_seconds(2) == 250
+        assert judge.worst_case_seconds(5) == 750
+
+
+# ---------------------------------------------------------------------------------------------------------- resilience
+
+@pytest.mark.parametrize("victim", [0, 1, 2])
+def test_a_worker_that_is_killed_is_replaced_and_its_item_judged_again(victim):
+    """0: the supervisor, 1 and 2: the zygote, the process that entered its namespaces."""
+    with Verifier(1) as judge:
+        judge.judge([one("print('ok')")])
+        future = judge.submit(one("import time\ntime.sleep(0.5)\nprint('ok')"))
+        time.sleep(0.2)
+        pids = [judge._pool[0].process.pid] + [pid for pid, _, _ in verifier.family(judge._pool[0].process.pid)]
+        os.kill(pids[victim], signal.SIGKILL)
+        assert future.result(30).passed
+        assert judge.judge([one("print('ok')")])[0].passed
+        assert wait_until(gone(set(pids) - set(processes_of(judge))))
+    assert wait_until(gone(pids))
+
+
+def test_a_fault_is_retried_once_and_then_raised_never_scored():
+    with Verifier(1) as judge:
+        future = judge.submit(one("import time\ntime.sleep(30)\nprint('ok')"))
+        killed = set()
+        while not future.done():
+            process = judge._pool[0].process
+            if process is not None and process.pid not in killed and len(verifier.family(process.pid)) >= 2:
+                killed.add(process.pid)
+                os.kill(process.pid, signal.SIGKILL)
+            time.sleep(0.05)
+        with pytest.raises(SandboxError, match="no verdict"):
+            future.result()
+        assert len(killed) == 2
+        assert judge.judge([one("print('ok')")])[0].passed
+
+
+SCRIPT = """
+import os, sys, threading, time
+import verifier
+judge = verifier.Verifier(2, layers=tuple(sys.argv[1].split(",")), min_tier="D")
+futures = [judge.submit(dict(code="import os, time\\nos.fork()\\ntime.sleep(600)", tests=[dict(input="", output="")], time_limit=900))
+           for _ in range(4)]
+while sum(len(verifier.family(worker.process.pid)) for worker in judge._pool) < 6:
+    time.sleep(0.05)
+print(*[pid for worker in judge._pool for pid in [worker.process.pid] + [p for p, _, _ in verifier.family(worker.process.pid)]], flush=True)
+"""
+
+
+@pytest.mark.parametrize("layers", ["namespaces,landlock,seccomp", "landlock,seccomp"])
+@pytest.mark.parametrize("end", ["signal.SIGKILL", "signal.SIGTERM", "signal.SIGINT", "return", "exit hook", "exception"])
+def test_nothing_outlives_the_caller_however_it_ends(tmp_path, end, layers):
+    tail = {"return": "", "exit hook": "sys.exit(3)", "exception": "raise OSError"}.get(end, "judge.judge([])\ntime.sleep(600)")
+    before = set(os.listdir("/tmp"))
+    caller = subprocess.Popen([sys.executable, "-c", SCRIPT + tail, layers], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+                              stderr=subprocess.DEVNULL, start_new_session=True)
+    pids = [int(pid) for pid in caller.stdout.readline().split()]
+    assert len(pids) >= 6
+    if end.startswith("signal"):
+        os.kill(caller.pid, eval(end))
+    caller.wait(30)
+    assert wait_until(gone(pids)), f"left: {[pid for pid in pids if not gone([pid])()]}"
+    assert wait_until(lambda: not [n for n in set(os.listdir("/tmp")) - before if n.startswith("verifier-")])
+
+
+def test_closing_does_not_wait_for_what_runs_and_leaves_nothing(both):
+    judge = Verifier(2)
+    futures = [judge.submit(one("import time\ntime.sleep(600)", time_limit=900)) for _ in range(5)]
+    time.sleep(0.3)
+    pids, start = processes_of(judge), time.monotonic()
+    judge.close()
+    assert time.monotonic() - start < 5 and not any(os.path.exists(f"/proc/{pid}") for pid in pids)
+    for future in futures:
+        assert future.cancelled() or isinstance(future.exception(), SandboxError)
+    with pytest.raises(ValueError, match="closed"):
+        judge.submit(one("print('ok')"))
+    judge.close()
+
+
+def test_a_fork_of_the_caller_does_not_close_its_verifier(strict):
+    child = os.fork()
+    if child == 0:
+        strict.close()
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert status(strict, "print('ok')") == "accepted"
+
+
+def test_programs_do_not_delay_one_another():
+    with Verifier(2) as judge:
+        slow = judge.submit(one("while True: pass", time_limit=3))
+        start = time.monotonic()
+        assert all(v.passed for v in judge.judge([one("print('ok')")] * 20))
+        assert time.monotonic() - start < 3 and not slow.done()
+
+
+def descriptors(pid):
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def leaks(judge, count):
+    mixed = [item(ADD, ("1 2", "3"), ("2 3", "5")), one("import os\nos.fork()\nprint('ok')"), one("1/0"), one("open('f', 'w').write('x')"),
+             one("x = (", ("", "")), item("def f(x): return x", ("[1]", "1"), fn_name="f")]
+    judge.judge(mixed * 5)
+    supervisor = judge._pool[0].process.pid
+
+    def state():
+        family = verifier.family(supervisor)
+        with open(f"/proc/{supervisor}/statm") as file:
+            return (descriptors(os.getpid()), descriptors(supervisor), [descriptors(pid) for pid, _, _ in family], len(family),
+                    [name for name in os.listdir("/tmp") if name.startswith("verifier-")]), int(file.read().split()[1])
+    before, pages = state()
+    for _ in range(count // len(mixed)):
+        judge.judge(mixed)
+    after, pages_after = state()
+    assert after == before
+    assert pages_after - pages < 500        # 2 MB
+
+
+def test_three_hundred_verdicts_leak_nothing(batch):
+    leaks(batch, 300)
+
+
+@pytest.mark.slow
+def test_fifty_thousand_verdicts_leak_nothing(batch):
+    leaks(batch, 50_000)
+
+
+# --------------------------------------------------------------------------------------------------------------- tiers
+
+def test_a_tier_that_the_machine_lacks_is_refused_with_its_reason():
+    with pytest.raises(ValueError, match="tier D .* C is asked for .*seccomp: off"):
+        Verifier(1, layers=("namespaces", "landlock"))
+    with Verifier(1, min_tier="D", layers=()) as judge:
+        assert judge.tier == "D" and status(judge, "print('ok')") == "accepted"
+    with pytest.raises(ValueError, match="min_tier is one of"):
+        Verifier(1, min_tier="Z")
+
+
+@pytest.mark.parametrize("layers", [("landlock", "seccomp"), ("seccomp",), ()])
+def test_right_and_wrong_are_the_same_without_namespaces(layers):
+    items = [item(ADD, ("1 2", "3"), ("2 3", "5")), item("print(3)", ("1 2", "3"), ("2 3", "5")), one("import os, decimal\nos.fork()"),
+             one("from fractions import Fraction\nopen('f', 'w').write('x')\nprint('ok')", ("", "ok"), ("", "ok")),
+             one("while True: pass", time_limit=0.3), one("import encodings.idna, xml.dom.minidom, unittest\nprint('ok')"),
+             one("import numpy.polynomial\nprint('ok')")]
+    for mode in ("strict", "batch"):
+        with Verifier(1, mode, min_tier="D", layers=layers) as judge:
+            assert [v.status for v in judge.judge(items)] == [
+                "accepted", "wrong_answer", "wrong_answer", "accepted", "time_limit", "accepted", "accepted"]
+
+
+def test_only_listed_system_calls_are_allowed():
+    """The lists are numbers; the kernel's own headers say what they mean."""
+    headers = {"x86_64": "/usr/include/x86_64-linux-gnu/asm/unistd_64.h", "aarch64": "/usr/include/asm-generic/unistd.h"}
+    for machine, header in headers.items():
+        if not os.path.exists(header):
+            pytest.skip(f"no {header}")
+        names = {int(n): name for name, n in re.findall(r"#define __NR(?:3264)?_(\w+)\s+(\d+)$", Path(header).read_text(), re.M)}
+        allowed = set()
+        for part in verifier._ALLOWED_CALLS[machine].split():
+            first, _, last = part.partition("-")
+            allowed.update(names.get(n, "newer") for n in range(int(first), int(last or first) + 1))
+        assert {"read", "write", "futex", "clone", "exit_group", "getrandom", "rt_sigreturn", "wait4"} <= allowed
+        assert not allowed & {
+            "execve", "execveat", "socket", "connect", "bind", "listen", "accept", "accept4", "ptrace", "process_vm_readv",
+            "process_vm_writev", "mount", "umount2", "pivot_root", "chroot", "unshare", "setns", "setuid", "setgid", "setresuid",
+            "setresgid", "setreuid", "setgroups", "capset", "keyctl", "add_key", "request_key", "bpf", "perf_event_open", "io_uring_setup",
+            "io_uring_enter", "memfd_create", "userfaultfd", "shmget", "semget", "msgget", "mq_open", "mlock", "mlockall", "mknod",
+            "mknodat", "setxattr", "pidfd_open", "pidfd_getfd", "seccomp", "clone3", "kexec_load", "init_module", "reboot", "swapon",
+            "personality", "open_by_handle_at", "name_to_handle_at", "fanotify_init", "inotify_init1", "setsid", "setpgid", "setpriority",
+            "sched_setscheduler", "kcmp", "quotactl", "settimeofday", "clock_settime", "adjtimex", "sethostname", "acct", "syslog"}
+        assert len(verifier.seccomp_filter(machine, True, True)) % 8 == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become someone else")
+def test_an_ordinary_user_is_protected_as_well(tmp_path):
+    python = next((p for p in (sys.executable, "/usr/bin/python3") if readable_by_all(os.path.realpath(p))), None)
+    if python is None:
+        pytest.skip("no Python here that another user may run")
+    shutil.copy(verifier.__file__, tmp_path)
+    tmp_path.chmod(0o755)
+    for parent in tmp_path.parents:
+        if parent.stat().st_uid == os.geteuid() and parent.name.startswith("pytest"):
+            parent.chmod(0o755)
+    script = ("import verifier\nfor layers in (verifier.LAYERS, verifier.LAYERS[1:]):\n with verifier.Verifier(1, 'strict', layers=layers) as judge:\n"
+              "  print(judge.tier, [v.status for v in judge.judge([dict(code=c, tests=[dict(input='', output='1')]) for c in"
+              " ('print(1)', 'open(\"/etc/passwd\")', 'import os, time\\nif os.fork() == 0: time.sleep(99)\\nprint(1)')])])")
+    done = subprocess.run([python, "-c", script], cwd=tmp_path, user=12345, group=12345, extra_groups=[], capture_output=True, text=True,
+                          env=dict(PYTHONDONTWRITEBYTECODE="1"))
+    lines = [line.split(" ", 1) for line in done.stdout.splitlines()]
+    assert len(lines) == 2, done.stderr
+    for tier, statuses in lines:
+        assert tier in "AC" and ast.literal_eval(statuses) == ["accepted", "runtime_error", "accepted"]
+
+
+def readable_by_all(path):
+    return all(parent.stat().st_mode & 0o005 == 0o005 for parent in [Path(path), *Path(path).parents])
+
+
+# ------------------------------------------------------------------------------------------------------------ commands
+
+def run(*arguments, text=None, cwd=ROOT):
+    return subprocess.run([sys.executable, "verifier.py", *arguments], cwd=cwd, input=text, capture_output=True, text=True, timeout=120)
+
+
+def test_the_file_works_alone_in_an_empty_folder(tmp_path):
+    shutil.copy(verifier.__file__, tmp_path)
+    (tmp_path / "items.jsonl").write_text("\n".join(json.dumps(i) for i in [
+        item(ADD, ("1 2", "3")), one("print('no')", want_outputs=True), one(None)]) + "\n")
+    for mode in ("strict", "batch"):
+        done = run("judge", "items.jsonl", "--workers", "1", "--mode", mode, cwd=tmp_path)
+        lines = [json.loads(line) for line in done.stdout.splitlines()]
+        assert done.returncode == 0 and done.stderr == ""
+        assert [line["status"] for line in lines] == ["accepted", "wrong_answer", "empty"]
+        assert set(lines[0]) == {"passed", "status", "tests_passed", "seconds", "message"}
+        assert lines[1]["outputs"] == ["no\n"]
+
+
+def test_items_may_come_by_standard_input():
+    done = run("judge", "-", "--workers", "1", text=json.dumps(one("print('ok')")))
+    assert done.returncode == 0 and json.loads(done.stdout)["passed"]
+
+
+@pytest.mark.parametrize("line, message", [
+    ("{", "line 2: Expecting"), ("[1]", "an item is an object"), ('{"tests": []}', "the key 'code' is missing"),
+    ('{"code": "x"}', "the key 'tests' is missing"), ('{"code": "x", "tests": []}', "at least one test"),
+    ('{"code": 3, "tests": [{"input": "", "output": ""}]}', "code is text"),
+    ('{"code": "x", "tests": [{"input": ""}]}', "test 1 needs 'output'"), ('{"code": "x", "tests": [{"input": 1, "output": ""}]}', "test 1 needs 'input'"),
+    ('{"code": "x", "tests": [{"input": "", "output": ""}], "compare": "sets"}', "'lines' or 'tokens', not 'sets'"),
+    ('{"code": "x", "tests": [{"input": "", "output": ""}], "time_limit": -1}', "time_limit is a positive number"),
+    ('{"code": "x", "tests": [{"input": "", "output": ""}], "time_limit": "1"}', "time_limit is a positive number"),
+    ('{"code": "x", "tests": [{"input": "1", "output": "1"}], "fn_name": "f"}', "a JSON list of the arguments of f"),
+    ('{"code": "x", "tests": [{"input": "[", "output": "1"}], "fn_name": "f"}', "test 1 of f is not JSON"),
+    ('{"code": "x", "tests": [{"input": "[]", "output": "1"}], "fn_name": "f()"}', "fn_name is the name of a function"),
+])
+def test_a_bad_line_is_one_clear_sentence_and_exit_2(tmp_path, line, message):
+    path = tmp_path / "items.jsonl"
+    path.write_text(json.dumps(one("print('ok')")) + "\n" + line + "\n")
+    done = run("judge", str(path))
+    assert done.returncode == 2 and done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1 and message in done.stderr and f"{path} line 2" in done.stderr
+
+
+def test_bad_arguments_are_one_clear_sentence_and_exit_2(tmp_path):
+    done = run("judge", str(tmp_path / "absent.jsonl"))
+    assert done.returncode == 2 and "absent.jsonl" in done.stderr and len(done.stderr.splitlines()) == 1
+    for bad in (dict(workers=0), dict(mode="quick"), dict(min_tier="E")):
+        with pytest.raises(ValueError):
+            Verifier(**{"workers": 1, **bad})
+
+
+def test_the_doctor_tries_every_protection(tmp_path):
+    done = run("doctor")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for word in ("namespaces", "landlock", "seccomp", "identity", "network", "memory", "processes", "files", "tier"):
+        assert word in done.stdout
+
+
+def test_importing_the_verifier_is_cheap():
+    code = "import sys\nbefore = set(sys.modules)\nimport verifier\nprint(*sorted({m.partition('.')[0] for m in set(sys.modules) - before}))"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert not {"numpy", "torch", "multiprocessing", "concurrent", "argparse", "asyncio", "ctypes"} & set(loaded)
