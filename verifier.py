@@ -1712,12 +1712,59 @@ def command_judge(path: str, workers: int | None, mode: str, min_tier: str | Non
     return 1 if faults else 0
 
 
+_CANARIES = {     # each tries what it should not get; what is printed is why it did not
+    "files": "open(given['file'])",
+    "writing": "open(given['target'], 'w')",
+    "packages": "sys.path.append(given['site']); __import__(given['package'])",
+    "network": "socket.create_connection(('127.0.0.1', given['port']), 1)",
+    "signals": "os.kill(given['pid'], 0)",
+    "exec": "subprocess.run(['/bin/true'])",
+    "root": "os.setuid(0); os.chown(given['file'], 0, 0)",
+    "processes": "any(os.fork() == 0 and time.sleep(9) for _ in range(70)); time.sleep(0.5)",
+    "memory": "bytearray(300 << 20)",
+    "all memory": "[os.fork() == 0 and hoard() for _ in range(6)]; time.sleep(3)",
+    "scratch": "[open(str(n), 'wb').write(bytes(1 << 20)) for n in range(100)]; time.sleep(0.5)",
+    "output": "print('x' * (20 << 20), flush=True)",
+    "time": "time.sleep(9)",
+    "leftovers": "open('left').close() if given['again'] else (open('left', 'w'), os.fork() == 0 and time.sleep(9))",
+}
+_CANARY = """
+import json, os, socket, subprocess, sys, time
+def hoard():
+    memory = bytearray(100 << 20)
+    memory[::4096] = bytes(len(memory) // 4096)
+    time.sleep(9)
+given = json.loads(input())
+try:
+    {}
+except (OSError, MemoryError, ImportError) as error:
+    print(f"{{type(error).__name__}}: {{error}}"[:60], end="")
+"""
+
+
 def command_doctor() -> int:
-    with Verifier(1, min_tier="D") as verifier:
+    """Try each protection: exit status 1 if one does not hold."""
+    import tempfile
+    folders = [path for path in sys.path if path.endswith("-packages") and os.path.isdir(path)]
+    packages = [(folder, name) for folder in folders for name in sorted(os.listdir(folder))
+                if os.path.exists(f"{folder}/{name}/__init__.py") and name not in ("numpy", "__pycache__")] or [("/", "none")]
+    broken = 0
+    with Verifier(1, "strict", "D") as verifier, socket.create_server(("127.0.0.1", 0)) as listener, \
+            tempfile.TemporaryDirectory() as folder:
         for layer, state in verifier.report.items():
-            print(f"{layer:<16}{state}")
-        print("tier", verifier.tier)
-    return 0
+            print(f"{layer:<12}{state}")
+        print(f"{'tier':<12}{verifier.tier}")
+        given = dict(file=os.path.abspath(__file__), target=folder + "/canary", port=listener.getsockname()[1], pid=os.getpid(),
+                     site=packages[0][0], package=packages[0][1])
+        for name, attempt in _CANARIES.items():
+            for again in (False, True)[:1 + (name == "leftovers")]:
+                test = dict(input=json.dumps(dict(given, again=again)), output="")
+                verdict, = verifier.judge([dict(code=_CANARY.format(attempt), tests=[test], time_limit=5 - 4 * (name == "time"),
+                                                want_outputs=True)])
+            held = not verdict.passed
+            broken += not held
+            print(f"{name:<12}{'holds' if held else 'DOES NOT HOLD':<15}{verdict.outputs[0] or verdict.message}")
+    return 1 if broken else 0
 
 
 def main() -> int:
