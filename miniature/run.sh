@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole method on a laptop: world, base model, stages 1 to 5, evaluation on held-out problems, one table.
 #
-#   bash miniature/run.sh [--seed N] [--fresh] [--stages-only]
+#   bash miniature/run.sh [--seed N] [--fresh]
 #
 # A stage that is finished is not done again; a killed one goes on from its newest checkpoint. --fresh starts the run over
 # (the world and the base model are kept: they depend on no seed). PROCESSES (default: 2, or 1 on one core) share the work
@@ -50,3 +50,19 @@ stage "stages 4 and 5: the audit, then CPPO"
 parallel train_cppo.py "${common[@]}" --steps 120 --lr 3e-4
 
 stage "evaluation on held-out problems"
+evaluate() {
+  python evaluate.py "$@" --problems $world/heldout.jsonl --prompts $prompts --temperature 0.8 --max-plan-tokens 64 \
+    --max-solve-tokens 48 --seed "$seed" --workers 1 "${fresh[@]}" >> "runs/$run/evaluation.log"
+}
+: > "runs/$run/evaluation.log"
+planned=(--method tuple --judge miniature.world:judge)
+{ evaluate --model $base --run-name "$run" --method direct
+  evaluate --model "runs/$run/sft/final" "${planned[@]}"; } &
+evaluate --model "runs/$run/cppo/final" "${planned[@]}"
+evaluate --model "runs/$run/cppo/final" "${planned[@]}" --shuffle-strategies
+evaluate --model "runs/$run/warmup/final" "${planned[@]}"
+wait $!
+
+stage "pass@4 on 300 held-out problems, averaged over the posterior"
+python tables.py table 8 "runs/$run"
+stage "done; every attempt is in runs/$run/*/eval, what was printed in runs/$run/evaluation.log"
