@@ -145,8 +145,8 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
     add("--model", required=True, help="checkpoint folder, or id on the hub, that the run starts from")
     add("--revision", help="branch, tag or commit of a model on the hub (default: the newest)")
     # torchrun takes --run for an abbreviation of its own --run-path and refuses it; --run-name gets past it
-    add("--run", "--run-name", metavar="NAME", help="folder under runs/ (default: the model's name, -seedN for "
-        "N > 0); behind torchrun write --run-name")
+    add("--run", "--run-name", metavar="NAME", help="folder under runs/ (default: the model's name, -seedN "
+        "for N > 0); behind torchrun write --run-name")
     add("--seed", type=int, default=0, help="of everything random (default %(default)s)")
     add("--steps", type=int, help="optimizer steps (default: the stage's own)")
     add("--problems", metavar="FILE", help="problems, JSON lines (default: the stage's pool in corpora/)")
