@@ -13,9 +13,10 @@ Where this departs from the paper, or fills in what it leaves open:
  1. Ratios are per token (Eq. 18 writes one per rollout), and a row's loss is the mean over its tokens.
  2. Eq. 13 sums over the M*K solver rows and the M planner rows of a problem. `Row.weight` holds
     1 / (M * problems of the whole batch): one denominator for both regions, every rank, every micro-batch.
- 3. The std of Eq. 11, 12 and 17 is the unbiased one; a group of equal rewards gets exactly 0; with M=1, A =
+ 3. The std of Eq. 11, 12 and 17 is the unbiased one. A group of equal rewards gets exactly 0; with M=1, A =
     R.
  4. KL is the k3 estimate, its log difference clamped. Its gradient at ratio 1 is that of KL(ref || policy).
+    (TRL now multiplies it by the ratio, which changes that gradient; the paper takes GRPO as it was.)
  5. One update per rollout: the ratio is then exactly 1. With more, old log-probs are recomputed by the
     trainer in the same micro-batches; the sampler's own are only compared with (`gap_mean`, `gap_max`): bf16
     decoding and a bf16 forward differ by more than the clip range on 1.6 % of tokens.
@@ -79,8 +80,7 @@ def _logits(hidden: Tensor, weight: Tensor, temperature: float, softcap: float |
 
 
 class _TiledLogProbs(torch.autograd.Function):
-    """log softmax at the targets, one tile of the vocabulary at a time, logits recomputed in the backward
-    pass.
+    """log softmax at the targets, a tile of the vocabulary at a time, its logits made again for the backward.
 
     fp32 logits of 2,048 tokens x 248,320 words with their gradient take 5.7 GiB; this takes the weight's
     gradient and a few tiles. Tiles of the vocabulary, not chunks of rows: each slice of the weight's gradient
@@ -135,14 +135,13 @@ class _TiledLogProbs(torch.autograd.Function):
 def token_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0,
                    vocab: int | None = None, softcap: float | None = None, tile: int | None = None,
                    entropy: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-    """Log-probs (N,) of targets (N,) under softmax(hidden (N, H) @ weight (V, H).T / temperature), fp32 or
-    better.
+    """Log-probs (N,) of targets (N,) under softmax(hidden (N, H) @ weight (V, H).T / temperature).
 
     Only ids below `vocab` are in the softmax (checkpoints pad their vocabulary); a target beyond it has
     log-prob -inf. `softcap` c bounds logits to c * tanh(z / c), before the temperature. `tile` is in words of
     the vocabulary (None: what LOGITS_AT_ONCE allows). With `entropy` a pair comes back, the second (N,) in
-    nats and without a gradient. Under FSDP call it inside the root's forward: only there is the weight
-    whole."""
+    nats and without a gradient. Results are fp32 or better. Under FSDP call it inside the root's forward:
+    only there is the weight whole."""
     tile = tile or max(SMALLEST_TILE, LOGITS_AT_ONCE // max(1, len(hidden)))
     vocab = vocab or len(weight)
     logp, nats = _TiledLogProbs.apply(hidden, weight, targets, temperature, vocab, softcap, tile, entropy)
@@ -211,8 +210,7 @@ def shard(module: nn.Module, compute_dtype: torch.dtype, device: torch.device | 
     for block in module.blocks:
         fully_shard(block, mp_policy=low)
     # By default the root stays whole until its backward: after a forward without one, parameters() would hand
-    # out whole tensors whose memory is freed later (seen: a segmentation fault). Costs a gather of the
-    # embedding.
+    # out whole tensors whose memory is freed later (seen: a segmentation fault). It costs one more gather.
     return fully_shard(module, mp_policy=low, reshard_after_forward=True)
 
 
@@ -277,8 +275,7 @@ class Row:
 
 @dataclass
 class MicroBatch:
-    """Rows on the device, right padded (under causal attention padding needs no mask), and their loss
-    tokens."""
+    """Rows on the device, right padded (causal attention needs no mask for that), and their loss tokens."""
     ids: Tensor                 # (1, P) the prefix they share; plain: (B, T) prefix and suffix of each row
     suffixes: Tensor | None     # (B, S); plain: None
     at: Tensor                  # (N,) the states that predict the loss tokens, in (B, S) or (B, T) flattened
@@ -355,21 +352,17 @@ clock = time.perf_counter       # bench/step.py puts process CPU seconds here
 
 
 class Tally:
-    """What `update` measures: sums and maxima a region, seconds a phase; over micro-batches, then over
-    ranks."""
-    SUMS = ("tokens", "loss", "kl", "clip_fraction", "entropy", "gap_tokens", "gap_mean")
-    MAXIMA = ("ratio_max", "gap_max")
+    """What `update` measures: by region and by phase, over micro-batches and then over ranks."""
     PHASES = ("reference", "forward", "backward", "optimizer")
 
     def __init__(self, device: torch.device):
         make = lambda *shape: torch.zeros(shape, dtype=torch.float64, device=device)
-        self.sums, self.maxima = make(len(REGIONS), len(self.SUMS)), make(len(REGIONS), len(self.MAXIMA))
+        self.sums, self.maxima = make(len(REGIONS), 7), make(len(REGIONS), 2)       # columns: see `add`
         self.seconds = make(len(self.PHASES))
 
     @contextmanager
     def time(self, phase: str):
-        """Seconds, with the device's queue empty at the end: a few waits in phases of a hundred
-        milliseconds."""
+        """Seconds until the device is done: one wait for it in a phase of some hundred milliseconds."""
         start = clock()
         yield
         if self.sums.is_cuda:
@@ -398,17 +391,14 @@ class Tally:
         maxima = all_reduce(self.maxima, dist.ReduceOp.MAX).tolist()
         seconds = all_reduce(self.seconds, dist.ReduceOp.MAX).tolist()
         metrics = {"tokens": sum(values[0] for values in sums) / turns}
-        for region, values, largest in zip(REGIONS, sums, maxima):
-            total = dict(zip(self.SUMS, values)) | dict(zip(self.MAXIMA, largest))
-            tokens, gap_tokens = total.pop("tokens"), total.pop("gap_tokens")
-            dropped = {"entropy"} if not want_entropy else set()
-            dropped |= {"gap_mean", "gap_max"} if not gap_tokens else set()
+        for region, values, (ratio_max, gap_max) in zip(REGIONS, sums, maxima):
+            tokens, loss, kl, clipped, entropy, gap_tokens, gap = values
             if tokens:
-                metrics[f"{region}/tokens"] = tokens / turns
-            for name, value in total.items():
-                if tokens and name not in dropped:
-                    count = 1 if name in self.MAXIMA else gap_tokens if name == "gap_mean" else tokens
-                    metrics[f"{region}/{name}"] = value / count
+                found = {"tokens": tokens / turns, "loss": loss / tokens, "kl": kl / tokens,
+                         "clip_fraction": clipped / tokens, "ratio_max": ratio_max}
+                found |= {"entropy": entropy / tokens} if want_entropy else {}
+                found |= {"gap_mean": gap / gap_tokens, "gap_max": gap_max} if gap_tokens else {}
+                metrics |= {f"{region}/{name}": value for name, value in found.items()}
         return metrics | {f"seconds_{name}": value for name, value in zip(self.PHASES, seconds)}
 
 
@@ -417,8 +407,8 @@ def update(policy: nn.Module, reference: nn.Module | None, optimizer: torch.opti
            token_budget: int = 16384, updates: int = 1, max_grad_norm: float = 1.0, lr: float | None = None,
            shared: bool = True, want_entropy: bool = False, want_bf16_share: bool = False
            ) -> dict[str, float]:
-    """Eq. 13 over the rows of all ranks (these are one's own): `updates` optimizer steps, metrics of all
-    rows.
+    """Eq. 13 over the rows of all ranks, of which these are one's own: `updates` optimizer steps, and
+    metrics.
 
     loss = sum over rows of weight * mean over the row's sampled tokens of Eq. 18. `token_budget` bounds the
     padded tokens of a micro-batch; the result does not depend on it. Every rank runs as many micro-batches as
@@ -473,10 +463,10 @@ def update(policy: nn.Module, reference: nn.Module | None, optimizer: torch.opti
     moved = torch.zeros(3, dtype=torch.float64, device=device)     # squared step, changed bf16 values, values
     for p, was in zip(params, before):
         now = local(p).detach()
-        moved[0] += (now - was).double().square().sum()
         if want_bf16_share:
             moved[1] += (now.bfloat16() != was.bfloat16()).sum()
             moved[2] += now.numel()
+        moved[0] += torch.linalg.vector_norm(was.sub_(now), dtype=torch.float64).square()
     squared, changed, values = (all_reduce(moved) if isinstance(params[0], DTensor) else moved).tolist()
     metrics = {"loss": sum(losses) / len(losses), "grad_norm": sum(norms) / len(norms),
                "step_norm": squared ** 0.5, "skipped": int(not stepped), "micro_batches": count,

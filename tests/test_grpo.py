@@ -418,6 +418,15 @@ def test_a_loss_that_is_not_finite_changes_nothing_and_is_counted(what):
     assert all(p.grad is None for p in policy.parameters()), "a bad gradient must not reach the next step"
 
 
+def test_a_batch_without_rows_changes_nothing():
+    """Every plan of a warm-up step may fail to parse on every rank."""
+    policy = tiny(1)
+    before = torch.nn.utils.parameters_to_vector(policy.parameters()).clone()
+    metrics = grpo.update(policy, tiny(2), grpo.make_optimizer(policy, 1e-3, weight_decay=0.1), [])
+    assert metrics["tokens"] == metrics["loss"] == metrics["step_norm"] == metrics["skipped"] == 0
+    assert torch.equal(torch.nn.utils.parameters_to_vector(policy.parameters()), before)
+
+
 def test_gradients_are_clipped_to_the_given_norm():
     policy = tiny(1)
     keep = Keep(policy)
