@@ -1,8 +1,7 @@
-"""What only scripts need: the process group, the run folder, logs, progress, checkpoints, and errors people
-can read.
+"""What only scripts need: process group, run folder, logs, progress, checkpoints, errors that people can
+read.
 
-    with common.explain():                                       # a user's mistake is one line and exit
-    status 2
+    with common.explain():                                       # a user's mistake: one line, exit status 2
         ranks = common.setup(args.seed, args.device, args.threads, timeout)
         run = common.run_folder(args.model, args.run, args.seed)
         start, said = common.stage_model(run, ("warmup", "sft"), args.model)
@@ -53,8 +52,7 @@ DECODING_ALLOWANCE = timedelta(minutes=30)      # by which the slowest rank may 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among its peers. `gather` and `any` are collective: every rank calls them, in the same
-    order."""
+    """This process among its peers. The methods are collective: every rank calls them, in the same order."""
     rank: int
     world: int
     device: torch.device
@@ -105,15 +103,14 @@ def setup(seed: int = 0, device: str = "auto", threads: int = 1,
 
 
 def collective_timeout(programs: int, seconds_a_program: float, workers: int) -> timedelta:
-    """How long the first rank may have to wait for the last. Verification of `programs` (one rank's, one
-    step) takes at worst their time limit each; torch's own default of ten minutes would end a run for one
-    slow batch."""
+    """How long the first rank may have to wait for the last. Verifying the `programs` of a rank and step
+    takes their time limit each at worst, and torch's own ten minutes would end a run for one slow batch.
+    Twice that, because a sandbox that fails is tried once more."""
     return DECODING_ALLOWANCE + timedelta(seconds=2 * math.ceil(programs / workers) * seconds_a_program)
 
 
 def stop_flag() -> Callable[[], bool]:
-    """From here on SIGTERM (a preempted job, torchrun going down) sets a flag instead of ending the
-    process."""
+    """From here on SIGTERM (preemption, torchrun going down) sets a flag instead of ending the process."""
     asked = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: asked.set())
     return asked.is_set
@@ -158,7 +155,7 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run_folder(model: str, run: str | None = None, seed: int = 0, variant: str = "") -> Path:
-    """runs/NAME. NAME is `run`, else the model's own name (of runs/X/sft/final it is X), -seedN for N > 0,
+    """runs/NAME: `run`, else the model's own name (of runs/X/sft/final it is X), -seedN for N > 0,
     -variant."""
     if run:
         return RUNS / run
@@ -179,8 +176,7 @@ def stage_model(run: Path, stages: Iterable[str], fallback: str) -> tuple[str, s
 
 
 def tree_hash(folder: str | Path) -> str:
-    """sha256 over names and bytes of a checkpoint's files; for a file, of the file; "" for what is not on
-    this disk."""
+    """sha256 over names and bytes of a folder's files; of a file itself; "" for what is not on this disk."""
     path, digest = Path(folder), hashlib.sha256()
     if path.is_file():
         with path.open("rb") as file:
@@ -196,8 +192,8 @@ def write_config(folder: Path, args: argparse.Namespace, extra: dict | None = No
     every checkpoint used. A resumed run adds what changed in the flags. Call it on the main rank."""
     import transformers
     here = Path(__file__).resolve().parent
-    git = lambda *words: subprocess.run(["git", "-C", here, *words], capture_output=True,
-                                        text=True).stdout.strip()
+    git = lambda *words: subprocess.run(["git", "-C", here, *words], capture_output=True, text=True
+                                        ).stdout.strip() if shutil.which("git") else ""
     config = {
         "flags": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
         "command": sys.argv, "commit": git("rev-parse", "HEAD") or "unknown",
@@ -232,8 +228,8 @@ def warmup(lr: float, step: int, steps: int) -> float:
 
 class Log:
     """JSON lines under a stage's folder, written by the main rank alone. On resume a file is cut to the
-    length it had at the checkpoint, so that a step done twice is logged once; a file that is newer than that
-    starts empty."""
+    length it had at the checkpoint, so that a step done twice is logged once; a file newer than that starts
+    empty."""
 
     def __init__(self, folder: Path, offsets: dict[str, int], ranks: Ranks, wandb: str | None = None):
         self.folder, self.main, self.files, self.wandb = folder, ranks.main, {}, None
@@ -248,7 +244,10 @@ class Log:
             os.truncate(path, length)
             self.files[name] = path.open("a", encoding="utf-8")
         if wandb:
-            import wandb as service
+            try:
+                import wandb as service
+            except ImportError:
+                raise ValueError("--wandb needs a package: pip install wandb, or leave it out") from None
             self.wandb = service.init(project=wandb, name="/".join(folder.parts[-2:]), dir=str(folder))
 
     def write(self, name: str, record: dict) -> None:
@@ -272,8 +271,8 @@ class Log:
 
 
 def progress(items: Iterable | int, desc: str, total: int | None = None) -> Iterator:
-    """The items again (or range(items)) with a bar on a terminal, a line every quarter of a minute elsewhere.
-    Main rank only; the others just get the items."""
+    """The items again (or range(items)), with a bar on a terminal and now and then a line elsewhere. Of
+    several ranks only the main one shows it."""
     items = range(items) if isinstance(items, int) else items
     total = len(items) if total is None and hasattr(items, "__len__") else total
     if os.environ.get("RANK", "0") != "0":

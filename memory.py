@@ -59,8 +59,7 @@ class Alive(TorchDispatchMode):
 
 @contextmanager
 def fused_attention():
-    """The meta device would take attention apart and make the matrix of scores; a GPU has a kernel that does
-    not."""
+    """The meta device would make attention's matrix of scores, which kernels of a GPU do not."""
     def fused(q, k, v, attn_mask=None, **_):
         bias = None if attn_mask is None else q.new_empty(attn_mask.shape).expand(*q.shape[:3], k.shape[2])
         return torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, bias, q.requires_grad)[0]
