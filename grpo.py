@@ -188,14 +188,22 @@ def local(p: Tensor) -> Tensor:
     return p.to_local() if isinstance(p, DTensor) else p
 
 
-def shard(module: nn.Module, compute_dtype: torch.dtype, device: torch.device | str = "cpu") -> nn.Module:
+def shard(module: nn.Module, compute_dtype: torch.dtype, device: torch.device | str = "cpu",
+          replicate: bool = False) -> nn.Module:
     """FSDP2 in place: the fp32 units, each block, then the root. Parameters keep their dtype (fp32 in a
     policy: the master weights), gathers and arithmetic are in `compute_dtype`, gradients are reduced in fp32.
 
     A_log and dt_bias set how fast the recurrent state forgets and bf16 rounds them by up to 0.4 %, hence
     units of their own that stay fp32. Inputs are not cast: blocks hand an fp32 recurrent state around. One
-    process that computes in the dtype of its weights needs none of this and keeps a plain module."""
+    process that computes in the dtype of its weights needs none of this and keeps a plain module.
+
+    `replicate`: every rank keeps the whole module and only gradients travel, once an update. For models so small
+    that waiting for shards costs more than holding them (a million parameters on two CPU ranks: a third of a step)."""
     module.to(device)
+    if replicate and any(p.dtype != compute_dtype for p in module.parameters()) and compute_dtype != torch.float32:
+        raise ValueError(f"replicated weights compute in their own dtype, not in {compute_dtype}: leave --replicate out")
+    if replicate:
+        return module
     trains = any(p.requires_grad for p in module.parameters())
     if world_size() == 1 and (not trains or all(p.dtype == compute_dtype for p in module.parameters())):
         return module
@@ -238,11 +246,21 @@ def make_optimizer(module: nn.Module, lr: float, weight_decay: float = 0.0,
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, eps=eps, fused=True)
 
 
+def average_gradients(module: nn.Module) -> None:
+    """Of a replicated module, over ranks, in one message: what FSDP does for shards."""
+    grads = [p.grad for p in module.parameters() if p.grad is not None]
+    flat = all_reduce(torch.cat([g.flatten() for g in grads])).div_(world_size())
+    for g, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+        g.copy_(part.view_as(g))
+
+
 def apply_gradients(module: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor,
                     max_grad_norm: float = 1.0, lr: float | None = None) -> tuple[float, bool]:
     """Clip and step, or drop the gradients if the loss (already summed over ranks) or their norm is not
     finite; every rank sees the same two numbers, so all decide the same. Returns (norm before clipping,
     stepped). max_grad_norm 0: no clipping."""
+    if world_size() > 1 and not isinstance(next(module.parameters()), DTensor):
+        average_gradients(module)
     norm = nn.utils.clip_grad_norm_(module.parameters(), max_grad_norm or float("inf"))
     norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
     finite = bool(torch.isfinite(norm) & torch.isfinite(loss))

@@ -42,7 +42,7 @@ python train_sft.py --model $base --run-name "$run" --seed "$seed" --prompts $pr
 wait $!
 
 common=(--model $base --run-name "$run" --seed "$seed" --prompts $prompts --problems $world/train.jsonl --judge miniature.world:judge
-        --temperature 0.8 --max-plan-tokens 64 --max-solve-tokens 48 "${fresh[@]}")
+        --temperature 0.8 --max-plan-tokens 64 --max-solve-tokens 48 --replicate "${fresh[@]}")
 stage "stage 3: RM-guided warm-up"
 parallel train_cppo.py "${common[@]}" --stage warmup --steps 40 --plateau 8 --lr 1e-4
 

@@ -415,11 +415,17 @@ def _related(slot: dict, allowed: list[str]) -> list[str]:
 
 
 def teacher_tuple(asked: Statement, rng: random.Random) -> list[tuple]:
-    """K different combinations, in no particular order."""
+    """K different combinations, in the teacher's order."""
     found: dict[tuple, None] = {}
     while len(found) < K:
         found[teacher_strategy(asked, rng)] = None
-    return list(found)
+    return in_order(list(found))
+
+
+def in_order(combos: list[tuple]) -> list[tuple]:
+    """The teacher goes through the readings as the tables list them. So what comes later in a tuple is further on, and a
+    planner of a million parameters can learn not to repeat itself without comparing every pair of strategies."""
+    return sorted(combos, key=lambda c: (list(CHOOSE[c[0]]).index(c[1]), list(REPORT[c[0]]).index(c[2])))
 
 
 def leak(combo: tuple, rng: random.Random) -> str:

@@ -240,10 +240,11 @@ def logged(stage: Path) -> list[dict]:
     return [{k: v for k, v in m.items() if not k.startswith(CLOCKS)} for m in read(stage / "metrics.jsonl")]
 
 
-def test_two_processes_sample_what_one_samples_and_take_the_same_step(world, tmp_path):
+@pytest.mark.parametrize("how", [(), ("--replicate",)], ids=["sharded", "replicated"])
+def test_two_processes_sample_what_one_samples_and_take_the_same_step(world, tmp_path, how):
     (tmp_path / "one").mkdir(), (tmp_path / "two").mkdir()
     both = [start(world, tmp_path / "one", "--steps", "1", "--skip-audit"),
-            start(world, tmp_path / "two", "--steps", "1", "--skip-audit", processes=2)]
+            start(world, tmp_path / "two", "--steps", "1", "--skip-audit", *how, processes=2)]
     for process in both:
         finish(process)
     one, two = (tmp_path / n / "runs/toy/cppo-m4" for n in ("one", "two"))
