@@ -32,6 +32,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +153,15 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default %(default)s)")
     add("--threads", type=int, default=1, help="CPU threads a process, 0 for torch's own choice; a resumed "
         "run is exactly the undisturbed one at an equal number (default %(default)s)")
+
+
+def plug_in(spec: str) -> Callable:
+    """The function that MODULE:NAME names, e.g. a judge of a world."""
+    name, _, attribute = spec.partition(":")
+    try:
+        return getattr(import_module(name), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"cannot load {spec!r} ({error}): give it as module:name, e.g. miniature.world:judge") from None
 
 
 def run_folder(model: str, run: str | None = None, seed: int = 0, variant: str = "") -> Path:

@@ -27,7 +27,7 @@ import common
 import metrics
 import prompts
 from data import load_problems
-from evaluate import plug_in
+from common import plug_in
 
 Classifier = Callable[[list[tuple[str, str | None]]], list[str]]    # (text, statement) -> categories
 Encoder = Callable[[list[str]], np.ndarray]

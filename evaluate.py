@@ -24,7 +24,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from datetime import timedelta
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -211,15 +210,6 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f"--out {args.out}: call it *.jsonl (settings go to a .json beside it)")
 
 
-def plug_in(spec: str) -> Callable:
-    """The function that MODULE:NAME names."""
-    name, _, attribute = spec.partition(":")
-    try:
-        return getattr(import_module(name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"cannot load {spec!r} ({error}): name it as miniature.world:judge") from None
-
-
 def default_out(args: argparse.Namespace) -> Path:
     """eval/<benchmark>-<method>.jsonl in the checkpoint's run folder, or in runs/NAME."""
     path = Path(args.model or args.programs)
@@ -312,7 +302,7 @@ def main(args: argparse.Namespace) -> int:
             if short:
                 print(f"{short} of {len(problems)} problems have fewer than {max(args.k)} programs: what is "
                       f"missing has failed", file=sys.stderr)
-        judge = plug_in(args.judge) if args.judge else None
+        judge = common.plug_in(args.judge) if args.judge else None
         rivals = [attempts.load(path) for path in args.against]
         out = args.out or default_out(args)
         ranks = common.setup(args.seed, args.device, args.threads, timeout=SLOWEST_RANK)

@@ -30,7 +30,6 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -118,7 +117,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def check(args: argparse.Namespace) -> None:
     """Flags that contradict each other or make no sense: one line each."""
     if args.advantage not in METHODS[args.policy]:
-        raise ValueError(f"--advantage {args.advantage} does not fit --policy {args.policy}: take {' or '.join(METHODS[args.policy])}")
+        raise ValueError(f"--advantage {args.advantage} does not fit --policy {args.policy}: take "
+                         f"{' or '.join(METHODS[args.policy])}")
     if args.stage == "warmup" and args.policy != "tuple":
         raise ValueError(f"--stage warmup trains a planner, and --policy {args.policy} has none: leave --stage out")
     for flag in ("num_strategies", "num_tuples", "num_attempts", "problems_per_step", "updates_per_rollout", "max_plan_tokens",
@@ -141,15 +141,6 @@ def memory_plan(args: argparse.Namespace) -> str:
     return memory.report(memory.plan(skeleton, world=int(os.environ.get("WORLD_SIZE", 1)), prompt_tokens=args.prompt_tokens,
                                      new_tokens=args.max_solve_tokens, token_budget=args.token_budget, slots=args.slots,
                                      reference=args.beta > 0), int(args.gpu_gib * memory.GIB))
-
-
-def plug_in(spec: str) -> Callable:
-    """The function that MODULE:NAME names."""
-    name, _, attribute = spec.partition(":")
-    try:
-        return getattr(import_module(name), attribute)
-    except (ImportError, AttributeError) as e:
-        raise ValueError(f"cannot load {spec!r} ({e}): give it as module:name, e.g. miniature.world:judge") from None
 
 
 # ------------------------------------------------------------------------------------------------ one step, piece by piece
@@ -373,7 +364,8 @@ def audit(engine, problems: list, gate, judge: Judge, args, ranks) -> dict:
                                          sum(t.strategies is not None for of in tuples for t in of)],
                                         dtype=torch.float64, device=ranks.device)).tolist()
     n = sums[3]
-    return {"problems": int(n), "pass_at_k": sums[0] / n, "valid": sums[1] / n, "R_plan_density": sums[2] / n, "parsed": sums[4] / n}
+    return {"problems": int(n), "pass_at_k": sums[0] / n, "valid": sums[1] / n, "R_plan_density": sums[2] / n,
+            "parsed": sums[4] / n}
 
 
 def refusal(found: dict) -> str | None:
@@ -464,7 +456,7 @@ def main(args: argparse.Namespace) -> int:
             return 0
         if args.prompts:
             prompts.load(args.prompts)
-        judge_plan = plug_in(args.judge) if args.judge else None
+        judge_plan = common.plug_in(args.judge) if args.judge else None
         world = int(os.environ.get("WORLD_SIZE", 1))
         args.workers = args.workers or max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
         args.steps = args.steps or 100
@@ -485,7 +477,8 @@ def main(args: argparse.Namespace) -> int:
         problems = data.load_problems(args.problems)
         doubt = data.audit_pool(args.problems)             # raises if the pool holds an evaluation problem
         if len(problems) < args.problems_per_step:
-            raise ValueError(f"{args.problems} holds {len(problems)} problems, fewer than --problems-per-step {args.problems_per_step}")
+            raise ValueError(f"{args.problems} holds {len(problems)} problems, fewer than --problems-per-step "
+                             f"{args.problems_per_step}")
         if doubt:
             say(f"WARNING: {doubt}", file=sys.stderr)
 
@@ -528,7 +521,8 @@ def main(args: argparse.Namespace) -> int:
             if args.tau is not None:
                 gate.tau = args.tau
             if args.refresh_every and gate_path == "rule":
-                raise ValueError("--refresh-every needs a trained gate to go on from, and this run has the rule gate: run train_rm.py")
+                raise ValueError("--refresh-every needs a trained gate to go on from, and this run has the rule gate: run "
+                                 "train_rm.py first")
 
     # ---- where a killed run left off
     if args.fresh and ranks.main and folder.exists():      # only now: a mistake in the flags has cost nothing
@@ -547,9 +541,9 @@ def main(args: argparse.Namespace) -> int:
     with common.explain():
         checker = verifier.Verifier(args.workers, mode=args.verifier_mode)
     if ranks.main:
-        common.write_config(folder, args, {"stage": args.stage, "gate": gate_path, "verifier": {"tier": checker.tier, **checker.report},
-                                           "pool": doubt},
-                            {"start": start, **({"gate": gate_path} if gate_path not in (None, "rule") else {})})
+        used = {"start": start} | ({"gate": gate_path} if gate_path not in (None, "rule") else {})
+        common.write_config(folder, args, {"stage": args.stage, "gate": gate_path, "pool": doubt,
+                                           "verifier": {"tier": checker.tier, **checker.report}}, used)
     stop = common.stop_flag()
     engine = rollout.Engine(sampler, tokenizer, args.slots, args.temperature, stop_flag=stop)
 
@@ -608,6 +602,9 @@ def main(args: argparse.Namespace) -> int:
                     rows, records, waited = rival_step(engine, batch, key, judge, args, attempts, sampler, vocab, step + 1)
             except rollout.Abandoned:
                 rows = None
+            except verifier.SandboxError as error:         # a fault of the machinery is no verdict, so there is no reward
+                print(f"error: {error}; the same command goes on from the newest checkpoint", file=sys.stderr)
+                return 1
             stopped = ranks.any(rows is None)              # all ranks or none: the update is collective
             if stopped:
                 break

@@ -57,7 +57,8 @@ def main() -> None:
     M = len(tuples)
     print(f"problem {tuples[0]['problem_id']}, {M} tuples of {r.shape[-1]} branches\n")
     for m, t in enumerate(tuples):
-        print(f"tuple {m}: p(Pass) {t['p_pass']:.2f}  J {t['J']:.0f}  R_out {R_out[0, m]:.0f}  R_plan {R_plan[0, m]:.0f}  A {A[0, m]:+.3f}")
+        print(f"tuple {m}: p(Pass) {t['p_pass']:.2f}  J {t['J']:.0f}  R_out {R_out[0, m]:.0f}  R_plan {R_plan[0, m]:.0f}  "
+              f"A {A[0, m]:+.3f}")
         for label, strategy, b, ai in zip(prompts.LABELS, t["strategies"], t["branches"], a[0, m].tolist(), strict=False):
             print(f"   {label}: {strategy:70} {b['status']:13} r {b['r']:.0f}  a {ai:+.3f}")
     for name, ours, hand, used in (
