@@ -180,23 +180,30 @@ def everything(policy, optimizer):
 # ------------------------------------------------------------------------------------------------------------
 # Killed and resumed
 
+BLOWS = [signal.SIGKILL, signal.SIGTERM, signal.SIGKILL]
+
+
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
-    return tmp_path_factory.mktemp("two")
+    """(folder, where the blows struck) of a run of two ranks."""
+    folder = tmp_path_factory.mktemp("two")
+    return folder, assert_undisturbed(folder, 2, BLOWS)
 
 
-@pytest.mark.parametrize("world", [1, 2])
-def test_a_run_that_is_killed_ends_as_one_that_was_not(tmp_path, two_ranks, world):
-    """Weights and logs bit for bit, clocks aside; two kills and one SIGTERM, with one rank and with two."""
-    folder = two_ranks if world == 2 else tmp_path
-    assert_undisturbed(folder, world, [signal.SIGKILL, signal.SIGTERM, signal.SIGKILL])
+def test_a_run_that_is_killed_ends_as_one_that_was_not(tmp_path):
+    """Weights and logs bit for bit, clocks aside; two kills and one SIGTERM."""
+    assert len(assert_undisturbed(tmp_path, 1, BLOWS)) == 3
+
+
+def test_two_ranks_that_are_killed_end_as_two_that_were_not(two_ranks):
+    assert len(two_ranks[1]) == 3
 
 
 def test_a_checkpoint_of_two_ranks_is_resumed_by_one(alone, two_ranks):
     """The shards of both put together are the weights that the two wrote as final."""
     policy, optimizer = trained(0, seed=1)
-    state = common.load_checkpoint(common.newest_checkpoint(two_ranks / "whole"), policy, optimizer)
-    final = outcome(two_ranks / "whole")[0]
+    folder = two_ranks[0] / "whole"
+    state, final = common.load_checkpoint(common.newest_checkpoint(folder), policy, optimizer), outcome(folder)[0]
     assert state["step"] == 8 and all(torch.equal(p, final[name]) for name, p in policy.named_parameters())
     assert all(moments["exp_avg"].any() for moments in optimizer.state.values())
 
