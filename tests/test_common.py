@@ -203,7 +203,8 @@ def test_a_checkpoint_of_two_ranks_is_resumed_by_one(alone, two_ranks):
     """The shards of both put together are the weights that the two wrote as final."""
     policy, optimizer = trained(0, seed=1)
     folder = two_ranks[0] / "whole"
-    state, final = common.load_checkpoint(common.newest_checkpoint(folder), policy, optimizer), outcome(folder)[0]
+    state = common.load_checkpoint(common.newest_checkpoint(folder), policy, optimizer)
+    final = outcome(folder)[0]
     assert state["step"] == 8 and all(torch.equal(p, final[name]) for name, p in policy.named_parameters())
     assert all(moments["exp_avg"].any() for moments in optimizer.state.values())
 
