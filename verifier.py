@@ -67,6 +67,7 @@ from types import ModuleType
 
 TEST_SECONDS = 10.0         # wall clock of one test (Table 11); an item's "time_limit" overrides it
 PROGRAM_SECONDS = 120.0     # all tests of one program together
+PATIENCE = 3                # so many times more a busy machine may take from a program, and is given back
 MEMORY_MB = 256             # address space of each process (Table 11); an item's "memory_mb" overrides it
 TOTAL_MEMORY_MB = 384       # resident memory of a program's processes together: 64 times the above would be 16 GiB
 PROCESSES = 64              # at a time, of one program (Table 11)
@@ -1073,6 +1074,7 @@ class Sandbox:
         self.talk, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.poll.register(self.talk, select.POLLIN)
         flags = _BATCH * batch | _CALL * (function is not None)
+        self.ran, self.waited_before = 0, self.waited([])[0]
         message = b"B" + _BEGIN.pack(flags, memory, file_size, cpu_seconds) + (function or "").encode()
         with theirs, self.or_fault():
             os.ftruncate(self.errors, 0)
@@ -1102,23 +1104,27 @@ class Sandbox:
 
         A test that was ready to run while the machine ran something else is given that time back at the deadline, up to `spare`
         seconds: a busy machine turns no right program into a late one. Not where the test competed with itself."""
-        deadline, look, waited_before = start + limit, start + WATCH_SECONDS, None
+        deadline, look, waited = start + limit, start + WATCH_SECONDS, self.waited_before
+        self.lost = 0.0
         while True:
             wait = min(deadline, look) - time.monotonic()
             for descriptor, _ in self.poll.poll(max(0.0, wait * 1000)):
                 if descriptor == self.control.fileno():
                     raise Fault(f"the sandbox was lost: {self.error_text()}")
-                message = self.last_words()
+                message, self.waited_before = self.last_words(), waited
                 if message[:1] == b"C":
                     return "compile_error", message[1:].decode("utf-8", "replace").strip()
                 return _REPLY.unpack(message) if len(message) == _REPLY.size else ("died", "")
             now, alive = time.monotonic(), family(self.zygote)
-            if waited_before is None:
-                waited_before = self.waited(alive)
+            cpu = sum(cpu for _, _, cpu in alive)
+            if len(alive) <= 2 and cpu < limit:
+                waited, ready, starved = self.waited(alive)
+                lost = sum(waited[pid] - self.waited_before.get(pid, 0.0) for pid in waited)
+                if starved or ready and lost > 0.1 * (now - start):     # a wait that still lasts is in no count: all but CPU time
+                    lost = now - start - cpu
+                self.lost = min(spare, lost)
             if now >= deadline:
-                if len(alive) <= 2 and sum(cpu for _, _, cpu in alive) < limit:
-                    lost = sum(seconds - waited_before.get(pid, 0.0) for pid, seconds in self.waited(alive).items())
-                    deadline = start + limit + min(lost, spare)
+                deadline = start + limit + self.lost
                 if now >= deadline:
                     return "time_limit", f"more than {limit:g} s"
             if now >= look:
@@ -1130,14 +1136,22 @@ class Sandbox:
                     return "runtime_error", "the scratch directory is full"
                 look = now + max(WATCH_SECONDS, 20 * (time.monotonic() - now))      # where it is slow, less often
 
-    def waited(self, alive: list) -> dict[int, float]:
-        """For how many seconds each of zygote, program and test was ready to run and did not, by the scheduler's clock."""
-        seconds = {}
-        for pid in [self.zygote] + [pid for pid, _, _ in alive]:
-            with contextlib.suppress(OSError, IndexError):
-                threads = [f"/proc/{pid}/task/{name}/schedstat" for name in os.listdir(f"/proc/{pid}/task")]
-                seconds[pid] = max(int(open(path).read().split()[1]) / 1e9 for path in threads)
-        return seconds
+    def waited(self, alive: list) -> tuple[dict[int, float], bool, bool]:
+        """For how many seconds of its life each of zygote, program and test was ready to run and did not (the worst thread);
+        whether one of the last two is ready now; and if it is, whether none has run since this was last asked."""
+        seconds, ran, ready = {}, 0, False
+        for pid in [self.zygote, *(pid for pid, _, _ in alive)]:
+            with contextlib.suppress(OSError, ValueError):
+                for thread in os.listdir(f"/proc/{pid}/task"):
+                    with open(f"/proc/{pid}/task/{thread}/schedstat", "rb", 0) as file:
+                        run, wait, _ = map(int, file.read().split())
+                    seconds[pid] = max(seconds.get(pid, 0.0), wait / 1e9)
+                    if pid != self.zygote:
+                        with open(f"/proc/{pid}/task/{thread}/stat", "rb", 0) as file:
+                            ready |= file.read().rpartition(b")")[2].split()[0] == b"R"
+                        ran += run
+        starved, self.ran = ready and ran == self.ran, ran
+        return seconds, ready, starved
 
     def last_words(self) -> bytes:
         for _ in range(2):      # where a process ends with unread messages, the first call fails and the next has its reply
@@ -1226,7 +1240,7 @@ class Judge:
             self.outcomes[0] = Outcome("empty", "there is no program")
             return self.verdict()
         self.limit = min(item.get("time_limit") or config["test_seconds"], config["program_seconds"])
-        self.spare = config["program_seconds"]      # how much a busy machine may take from the program, to be given back
+        self.used, self.spare = 0.0, PATIENCE * config["program_seconds"]
         self.memory = int((item.get("memory_mb") or config["memory_mb"]) * 2**20)
         self.all_memory = max(config["total_memory_mb"] << 20, self.memory * 3 // 2)
         self.output_bytes = max(config["output_mb"] << 20, 2 * max(len(test["output"]) for test in tests) + (1 << 20))
@@ -1270,7 +1284,7 @@ class Judge:
 
     def run(self, first: int, end: int, batch: bool) -> None:
         """Tests first to end - 1 in one program process, as far as they have no outcome and it lives."""
-        if self.seconds >= self.config["program_seconds"]:
+        if self.used >= self.config["program_seconds"]:
             late = Outcome("time_limit", f"all tests together took {self.config['program_seconds']:g} s")
             self.outcomes[first:] = [late] * (len(self.tests) - first)
             return
@@ -1281,7 +1295,7 @@ class Judge:
         start = time.monotonic()
         try:
             for n in range(first, end):
-                left = self.config["program_seconds"] - self.seconds
+                left = self.config["program_seconds"] - self.used
                 if self.outcomes[n] is not None or left <= 0:
                     return
                 while len(given) < TESTS_AHEAD and n + len(given) < end and self.outcomes[n + len(given)] is None:
@@ -1292,7 +1306,7 @@ class Judge:
                 reply = box.next_reply(start, limit, self.spare, self.all_memory)
                 now = time.monotonic()
                 took, start = now - start, now
-                self.spare = max(0.0, self.spare - max(0.0, took - limit))
+                self.spare -= box.lost
                 status, alone = None, True
                 if reply[0] == b"T":
                     _, status, seconds, flags = reply
@@ -1315,6 +1329,7 @@ class Judge:
                     os.close(descriptor)
                 if alone or outcome.status == "accepted":       # otherwise it is repeated, and counts then
                     self.seconds += took
+                    self.used += max(0.0, took - box.lost)
                 if outcome.status == "compile_error":
                     self.outcomes[n:] = [outcome] * (len(self.tests) - n)
                 if ended or outcome.status != "accepted" and not self.every_test:
@@ -1536,8 +1551,8 @@ class Verifier:
 
     def worst_case_seconds(self, programs: int) -> float:
         """So long may `programs` verdicts take, restarts of workers aside: each program may use its limit, have one test
-        repeated, and be given back what a busy machine took from it, up to its limit again."""
-        each = 2 * self.program_seconds + min(self.test_seconds, self.program_seconds)
+        repeated, and be given back what a busy machine took from it, up to PATIENCE times its limit."""
+        each = (1 + PATIENCE) * self.program_seconds + min(self.test_seconds, self.program_seconds)
         return -(-programs // self.workers) * each
 
     def close(self) -> None:

@@ -360,11 +360,11 @@ def test_a_large_input_arrives(both):
 
 
 def test_a_busy_machine_does_not_make_a_right_program_late():
-    """It needs 0.6 s of CPU of a limit of 1 s, and gets a fifth of a processor."""
-    code = "import time\nwhile time.process_time() < 0.6: pass\nprint('ok')"
+    """It needs 0.5 s of CPU of a limit of 1 s, and gets a sixth of a processor."""
+    code = "import time\nwhile time.process_time() < 0.5: pass\nprint('ok')"
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(before)})
-    hogs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4)]
+    hogs = [subprocess.Popen([sys.executable, "-c", "while True: pass"], start_new_session=True) for _ in range(5)]
     try:
         with Verifier(1) as judge:
             verdict, = judge.judge([one(code, time_limit=1)])
@@ -372,7 +372,7 @@ def test_a_busy_machine_does_not_make_a_right_program_late():
             start = time.monotonic()
             assert status(judge, "while True: pass", time_limit=0.5) == "time_limit"
             assert status(judge, "import time\ntime.sleep(60)", time_limit=0.5) == "time_limit"
-            assert time.monotonic() - start < 20
+            assert time.monotonic() - start < 60
     finally:
         os.sched_setaffinity(0, before)
         for hog in hogs:
@@ -383,8 +383,8 @@ def test_a_busy_machine_does_not_make_a_right_program_late():
 def test_the_worst_case_follows_from_the_limits():
     with Verifier(2, test_seconds=10, program_seconds=120) as judge:
         assert judge.worst_case_seconds(0) == 0
-        assert judge.worst_case_seconds(1) == judge.worst_case_seconds(2) == 250
-        assert judge.worst_case_seconds(5) == 750
+        assert judge.worst_case_seconds(1) == judge.worst_case_seconds(2) == 490
+        assert judge.worst_case_seconds(5) == 3 * 490
 
 
 # ---------------------------------------------------------------------------------------------------------- resilience
