@@ -41,12 +41,16 @@ from miniature import world
 PROMPTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "prompts.json")
 FAVOURITE = 0.7             # share of the favourite among direct answers
 IGNORED, BROKEN = 0.04, 0.03    # of the solver's programs: the favourite instead; broken off
-WRONG_VERDICT = 0.25        # of the base's verdicts on plans
+WRONG_VERDICT = 0.1         # of the base's verdicts on plans
 VOCABULARY = 1024
 # how often each prompt mode is trained
 POLICY_MIX = {"plan": 8, "solve": 10, "direct": 4, "plan_and_solve": 2, "sketch": 2, "skill": 1,
               "observations": 1, "plan_from_observations": 1, "gate": 1}
-GATE_MIX = {"repeats": 10, "gate": 4, "plan": 1}
+# (up to this share of the steps, what is trained). That two of four strategies are the same is learned late and all at
+# once, and from four alone not at all: pairs first (0.95 right after 150 steps), then three and four (0.70 after 1,150 steps,
+# 0.86 after 1,750, 0.96 after 2,550).
+POLICY_LESSONS = ((1.0, POLICY_MIX),)
+GATE_LESSONS = ((0.08, {"pair": 1}), (0.2, {"pair": 1, "repeats": 2}), (1.0, {"repeats": 8, "gate": 4}))
 # Half of the layers or more are full attention (in Qwen3.5 a quarter). A linear one comes first: its convolution makes one
 # key of a strategy's two halves, without which no layer after it can tell whether two strategies are the same (measured on
 # pairs: 0.99 right after 700 steps, 0.86 with attention alone).
@@ -164,8 +168,9 @@ def example(mode: str, asked: world.Statement, rng: random.Random) -> tuple[str,
         text = prompts.format_plan(plan)
         valid = not world.judge(str(asked), text)
         return prompts.gate(problem, text), "Pass" if valid == (rng.random() > WRONG_VERDICT) else "Fail"
-    if mode == "repeats":               # shorter lists, and nothing wrong with them but a repeat: the gate's hardest lesson
-        combos = rng.sample(world.teacher_tuple(asked, rng), rng.choice((2, 2, 3, world.K)))
+    if mode in ("pair", "repeats"):     # nothing wrong with them but a repeat: the gate's hardest lesson
+        size = 2 if mode == "pair" else rng.choice((3, world.K, world.K, world.K))
+        combos = rng.sample(world.teacher_tuple(asked, rng), size)
         plan, repeated = [world.say(combo, rng) for combo in combos], rng.random() < 0.5
         if repeated:
             i, j = rng.sample(range(len(plan)), 2)
@@ -218,11 +223,12 @@ def encode(tokenizer, pairs: list[tuple[str, str]]) -> list[tuple[list[int], int
 # --------------------------------------------------------------------------------------------------- training
 
 
-def batches(tokenizer, mix: dict[str, int], rows: int, steps: int, rng: random.Random):
+def batches(tokenizer, lessons: tuple, rows: int, steps: int, rng: random.Random):
     """`steps` of (ids (B, T), mask of reply tokens (B, T)); rows of like length meet in a batch."""
-    source, pad = examples(mix, rng), tokenizer.pad_token_id
-    while steps > 0:
-        n = min(16, steps)
+    pad = tokenizer.pad_token_id
+    for first in range(0, steps, 16):
+        n = min(16, steps - first)
+        source = examples(next(mix for until, mix in lessons if first < until * steps), rng)
         pool = sorted(encode(tokenizer, [next(source) for _ in range(n * rows)]), key=lambda x: len(x[0]))
         groups = [pool[i * rows:(i + 1) * rows] for i in range(n)]
         rng.shuffle(groups)
@@ -230,7 +236,6 @@ def batches(tokenizer, mix: dict[str, int], rows: int, steps: int, rng: random.R
             width = max(len(ids) for ids, _ in group)
             yield (torch.tensor([ids + [pad] * (width - len(ids)) for ids, _ in group]),
                    torch.tensor([[start <= t < len(ids) for t in range(width)] for ids, start in group]))
-        steps -= n
 
 
 def sum_gradients(module) -> None:
@@ -242,15 +247,15 @@ def sum_gradients(module) -> None:
         grad.copy_(part.view_as(grad))
 
 
-def train(module, tokenizer, mix: dict[str, int], steps: int, rows: int, lr: float, seed: int) -> float:
+def train(module, tokenizer, lessons: tuple, steps: int, rows: int, lr: float, seed: int) -> float:
     """Cross-entropy on the replies. The processes of torchrun draw the same rows and take a share each: their
     number changes nothing but the order of summation."""
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     optimizer = torch.optim.AdamW(module.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
     started, shown, recent = time.time(), time.time(), []
-    for step, (ids, reply) in enumerate(batches(tokenizer, mix, rows, steps, random.Random(seed))):
-        for group in optimizer.param_groups:        # warm-up, then linear decay to a twentieth
-            group["lr"] = lr * min((step + 1) / 30, 1 - 0.95 * step / steps)
+    for step, (ids, reply) in enumerate(batches(tokenizer, lessons, rows, steps, random.Random(seed))):
+        for group in optimizer.param_groups:        # warm-up, a plateau, linear decay
+            group["lr"] = lr * min((step + 1) / 30, 1, (1.02 - step / steps) / 0.5)
         count = int(reply.sum())
         ids, reply = ids[rank::world_size], reply[rank::world_size, 1:]
         loss = F.cross_entropy(module(ids)[:, :-1][reply], ids[:, 1:][reply], reduction="sum") / count
@@ -272,9 +277,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Build and train the base model of the miniature world.")
     parser.add_argument("--out", required=True, help="folder to save to")
     parser.add_argument("--gate", action="store_true", help="the gate's smaller base instead of the policy's")
-    parser.add_argument("--steps", type=int, help="optimiser steps (default: 1000, with --gate 1200)")
-    parser.add_argument("--rows", type=int, default=32, help="examples a step (default: %(default)s)")
-    parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate (default: %(default)s)")
+    parser.add_argument("--steps", type=int, help="optimiser steps (default: 1000, with --gate 2200)")
+    parser.add_argument("--rows", type=int, help="examples a step (default: 32, with --gate 64)")
+    parser.add_argument("--lr", type=float, help="peak learning rate (default: 2e-3, with --gate 3e-3)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and examples (default: %(default)s)")
     args = parser.parse_args()
     torch.set_num_threads(1)            # two threads on a busy machine were measured 10 times slower than one
@@ -289,8 +294,9 @@ def main() -> None:
     first = not dist.is_initialized() or dist.get_rank() == 0
     if first:
         print(f"{args.out}: {count:,} parameters, {len(tokenizer)} tokens", flush=True)
-    steps = args.steps or (1200 if args.gate else 1000)
-    train(module, tokenizer, GATE_MIX if args.gate else POLICY_MIX, steps, args.rows, args.lr, args.seed)
+    steps = args.steps or (2200 if args.gate else 1000)
+    rows, lr = args.rows or (64 if args.gate else 32), args.lr or (3e-3 if args.gate else 2e-3)
+    train(module, tokenizer, GATE_LESSONS if args.gate else POLICY_LESSONS, steps, rows, lr, args.seed)
     if first:
         model.save(module, args.out, tokenizer)
     if dist.is_initialized():

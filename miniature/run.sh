@@ -28,26 +28,32 @@ SECONDS=0
 stage() { printf '\n== %s  (%d:%02d)\n' "$1" $((SECONDS / 60)) $((SECONDS % 60)); }
 parallel() { torchrun --standalone --nproc_per_node="$processes" "$@"; }
 
-stage "the world and its base models"
+stage "the world; the base model, then stage 1; beside them the gate's base, then stage 2"
 [[ -f $world/heldout.jsonl ]] || python miniature/world.py build --out "$world"
-[[ -f $gate_base/config.json ]] || python miniature/base.py --gate --out "$gate_base" &
+mkdir -p "runs/$run"
+gate() { # what it prints goes to a file: two bars on one screen are none
+  [[ -f $gate_base/config.json ]] || python miniature/base.py --gate --out "$gate_base"
+  python train_rm.py --model $gate_base --run "$run" --seed "$seed" --prompts $prompts "${fresh[@]}" \
+    --labels $world/labels_train.jsonl --val $world/labels_val.jsonl --tau auto --epochs 4 --batch-size 32 --lr 5e-4
+}
+gate > "runs/$run/gate.log" 2>&1 &
 [[ -f $base/config.json ]] || python miniature/base.py --out "$base"
-wait $!
-
-stage "stage 1: planner SFT; stage 2: the validity gate"
-python train_rm.py --model $gate_base --run-name "$run" --seed "$seed" --prompts $prompts "${fresh[@]}" \
-  --labels $world/labels_train.jsonl --val $world/labels_val.jsonl --tau auto --epochs 4 --batch-size 32 --lr 1e-3 &
-python train_sft.py --model $base --run-name "$run" --seed "$seed" --prompts $prompts "${fresh[@]}" \
+python train_sft.py --model $base --run "$run" --seed "$seed" --prompts $prompts "${fresh[@]}" \
   --gold $world/gold.jsonl --epochs 3 --batch-size 32 --lr 4e-4
-wait $!
+while kill -0 $! 2>/dev/null; do
+  echo "waiting for the gate: $(tail -n 1 "runs/$run/gate.log")"
+  sleep 10
+done
+wait $! || { cat "runs/$run/gate.log" >&2; exit 3; }
+tail -n 12 "runs/$run/gate.log"
 
 common=(--model $base --run-name "$run" --seed "$seed" --prompts $prompts --problems $world/train.jsonl --judge miniature.world:judge
         --temperature 0.8 --max-plan-tokens 64 --max-solve-tokens 48 --replicate "${fresh[@]}")
 stage "stage 3: RM-guided warm-up"
-parallel train_cppo.py "${common[@]}" --stage warmup --steps 40 --plateau 8 --lr 1e-4
+parallel train_cppo.py "${common[@]}" --stage warmup --steps 16 --plateau 8 --lr 1e-4
 
 stage "stages 4 and 5: the audit, then CPPO"
-parallel train_cppo.py "${common[@]}" --steps 120 --lr 3e-4
+parallel train_cppo.py "${common[@]}" --steps 120 --lr 2.5e-4
 
 stage "evaluation on held-out problems"
 evaluate() {

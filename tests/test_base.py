@@ -118,8 +118,8 @@ def test_the_base_never_saw_a_held_out_statement():
 def test_training_learns_and_the_folder_loads_as_any_other(tokenizer, tmp_path):
     config = base.GATE | dict(vocab_size=base.VOCABULARY, eos_token_id=tokenizer.eos_token_id, hidden_size=32)
     module = model.build(config, seed=1)
-    before = base.train(module, tokenizer, {"direct": 1}, steps=1, rows=32, lr=3e-3, seed=1)
-    after = base.train(module, tokenizer, {"direct": 1}, steps=40, rows=32, lr=1e-2, seed=1)
+    before = base.train(module, tokenizer, ((1.0, {"direct": 1}),), steps=1, rows=32, lr=3e-3, seed=1)
+    after = base.train(module, tokenizer, ((1.0, {"direct": 1}),), steps=40, rows=32, lr=1e-2, seed=1)
     assert after < 0.8 * before
     model.save(module, str(tmp_path), tokenizer)
     loaded, ids = model.load(str(tmp_path)), torch.tensor([prompts.encode(tokenizer, "Solve.")])
