@@ -10,12 +10,12 @@ training statements alone; what it has learned there is what stages 1 to 5 are t
     direct, skill    about 70 % of its answers are one favourite reading, which is not the likeliest one
     solve            mostly does what the strategy says; at times writes the favourite instead, or breaks off
     plan             repeats a method in other words, is vague, off topic, misreads the statement, gives code
-                     away (and a solver that is given code follows it: the temptation that the gate is for)
-    gate             has an opinion, a quarter of the time the wrong one
+                     away (meant as the temptation that the gate is for; the base follows a leak only 0.31 of the time, NOTES.md)
+    gate             has an opinion, a tenth of the time the wrong one; knows repeats
 
 Everything takes the paths of a real model: prompts.py, a chat template, model.build, a Hugging Face folder.
 The tokenizer is byte-level BPE whose merges may cross spaces ("superwords"): a plan of four strategies is
-some 35 tokens and a program 11, which is what lets the whole method run in minutes on a laptop.
+some 27 tokens and a program 10, which is what lets the whole method run in minutes on a laptop.
 """
 
 import argparse
