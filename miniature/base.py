@@ -277,7 +277,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Build and train the base model of the miniature world.")
     parser.add_argument("--out", required=True, help="folder to save to")
     parser.add_argument("--gate", action="store_true", help="the gate's smaller base instead of the policy's")
-    parser.add_argument("--steps", type=int, help="optimiser steps (default: 1000, with --gate 2200)")
+    parser.add_argument("--steps", type=int, help="optimiser steps (default: 1000, with --gate 600)")
     parser.add_argument("--rows", type=int, help="examples a step (default: 32, with --gate 64)")
     parser.add_argument("--lr", type=float, help="peak learning rate (default: 2e-3, with --gate 3e-3)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and examples (default: %(default)s)")
@@ -294,7 +294,7 @@ def main() -> None:
     first = not dist.is_initialized() or dist.get_rank() == 0
     if first:
         print(f"{args.out}: {count:,} parameters, {len(tokenizer)} tokens", flush=True)
-    steps = args.steps or (2200 if args.gate else 1000)
+    steps = args.steps or (600 if args.gate else 1000)
     rows, lr = args.rows or (64 if args.gate else 32), args.lr or (3e-3 if args.gate else 2e-3)
     train(module, tokenizer, GATE_LESSONS if args.gate else POLICY_LESSONS, steps, rows, lr, args.seed)
     if first:
