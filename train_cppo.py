@@ -498,7 +498,7 @@ def main(args: argparse.Namespace) -> int:
                    "auto": torch.bfloat16 if ranks.device.type == "cuda" else torch.float32}[args.dtype]
         sampling = {"bf16": torch.bfloat16, "fp32": torch.float32, "auto": compute}[args.sampler_dtype]
         revision = args.revision if start == args.model else None
-        policy = model.load(start, torch.float32, revision=revision)
+        policy = model.load(start, torch.float32, ranks.device, revision=revision)
         tokenizer = AutoTokenizer.from_pretrained(start, revision=revision)
         policy.checkpointing = args.checkpointing
         for embeddings in policy.per_layer_tables:         # Gemma's: half of the model, left as it is
