@@ -1,47 +1,50 @@
-"""V(x, y): run one program against its tests in a sandbox and say whether it passed (Section 3.2, Appendix C.5, Table 11).
+"""V(x, y): run one program against its tests in a sandbox and say whether it passed (Section 3.2, Table 11).
 
     with Verifier(workers=8) as verifier:
         verdicts = verifier.judge([{"code": "print(input())", "tests": [{"input": "1\n", "output": "1\n"}]}])
         future = verifier.submit(item)          # one at a time: a concurrent.futures.Future of a Verdict
 
     python verifier.py judge FILE.jsonl --workers 8        # one verdict a line, in the order of FILE
-    python verifier.py doctor                              # which protections hold on this machine: tried, not guessed
+    python verifier.py doctor                              # which protections hold here: each is tried
 
-An item has "code" (text, or null where none was found) and "tests" ([{"input", "output"}]). It may have "fn_name" (the tests
-are then calls: input is a JSON list of arguments, output a JSON value), "time_limit" (seconds a test), "memory_mb", "compare"
-("lines" or "tokens"), "float_tolerance" and "want_outputs". A program is accepted if each of its tests was run, ended
-normally (exit status 0) and printed or returned the right thing; the first failing test ends it. One file, standard library
-alone, Linux on x86-64 or aarch64.
+An item has "code" (text, or null where none was found) and "tests" ([{"input", "output"}]). It may have
+"fn_name" (the tests are then calls: input is a JSON list of arguments, output a JSON value), "time_limit"
+(seconds a test), "memory_mb", "compare" ("lines" or "tokens"), "float_tolerance" and "want_outputs". A
+program is accepted if each of its tests was run, ended normally (exit status 0) and printed or returned the
+right thing; the first failing test ends it. One file, standard library alone, Linux on x86-64 or aarch64.
 
 Who is who. Model code never runs in your process and is never forked from it:
 
     caller        your process: one thread a worker, which only sends items and receives verdicts
-    supervisor    one process a worker: holds the expected outputs, compares, keeps the time and the memory
-    zygote        a clean, warm interpreter inside the sandbox (a second one with numpy, when it is first needed);
+    supervisor    one process a worker: has the expected outputs, compares, watches time and memory
+    zygote        a clean, warm interpreter inside the sandbox (a second one, with numpy, once it is needed):
                   inputs and outputs pass it by as file descriptors, expected outputs never enter the sandbox
     program       forked from the zygote for each program: gives up all it can, then compiles
-    test          forked from the program process for each test: runs model code, and all that it starts dies with it
+    test          forked from the program process for each test: runs model code; all that it starts dies too
 
-mode="strict" forks for every test. mode="batch" lets the program process itself run the tests of a *tame* program, one after
-another: no fork, several times faster. Tame is settled before anything runs, by the names in the compiled code (see Tameness);
-all other programs are judged strictly, and so is the first test that does not pass in company. The verdicts are the same.
+mode="strict" forks for every test. mode="batch" lets the program process itself run the tests of a *tame*
+program, one after another: no fork, several times faster. What is tame is settled before anything runs, by
+the names in the compiled code (class Tameness); all others are judged strictly, and so is the first test that
+does not pass in company. Both modes give the same verdicts. A test finds the same hash seed and the same
+state of random and numpy in every run; only a program that asks the system for entropy does not.
 
-What protects, in layers; each is tried at start, and `Verifier.report` says which hold:
+What protects, in layers. Each is tried at start, and `Verifier.report` says which hold:
 
-    namespaces    user, mount, pid, net, ipc, uts, cgroup: no process and no network of the host, and a read-only root with the
-                  standard library, numpy and their shared objects alone, beside a scratch directory in memory that vanishes
-    landlock      no other file can be read or written, no TCP, no signals and no abstract sockets out of the sandbox
-    seccomp       a list of allowed system calls: no exec, no socket, no ptrace, no mount, nothing newer than the list
+    namespaces    user, mount, pid, net, ipc, uts, cgroup: no process and no network of the host; the root has
+                  the standard library, numpy and their shared objects alone, read-only, and beside them a
+                  scratch directory in memory that vanishes
+    landlock      no other file, no TCP, no signal and no abstract socket out of the sandbox
+    seccomp       a list of allowed system calls: no exec, no socket, no ptrace, no mount, nothing newer
     identity      a user id of the sandbox's own (needs root), no capabilities, no new privileges
-    limits        Table 11 and below: each process by rlimits, all of them together by the supervisor, every 50 ms
+    limits        Table 11 and below: each process by rlimits, all together by the supervisor, every 50 ms
 
-    tier A  namespaces, seccomp                     tier B  (root) identity, landlock, seccomp
-    tier C  landlock, seccomp; your own user id     tier D  less than that: refused unless min_tier="D" asks for it
+    tier A  namespaces, seccomp                     tier B  (as root) identity, landlock, seccomp
+    tier C  landlock, seccomp; your own user id     tier D  less: refused unless min_tier="D" asks for it
 
-Not covered: bugs of the kernel (for truly hostile code put a virtual machine around it), timing channels, kernel memory behind
-pipes (at most 64 processes x 64 descriptors x 64 KiB), and in tiers B and C: whether a file exists can be found out, and the
-size of the scratch directory, on disk there, is watched and not bounded. A right program can be wrong on inputs that the
-tests lack: correctness is all that is looked at.
+Not covered: bugs of the kernel (for truly hostile code put a virtual machine around it), timing channels,
+kernel memory behind pipes (at most 64 processes x 64 descriptors x 64 KiB); in tiers B and C also that a file
+exists, and the size of the scratch directory, which is on disk there, watched and not bounded; in tier C the
+number of processes, likewise. And correctness on the given tests is all that is looked at.
 """
 
 from __future__ import annotations
@@ -49,13 +52,15 @@ from __future__ import annotations
 import sys
 
 if sys.argv[1:2] in (["--zygote"], ["--supervisor"]) and sys.version_info < (3, 11):
-    del sys.path[0]     # this folder, whose files could shadow the standard library; later Pythons have PYTHONSAFEPATH
+    del sys.path[0]     # this folder: its files could shadow the standard library (later: PYTHONSAFEPATH)
 
 import atexit
 import builtins
+import contextlib
 import gc
 import json
 import os
+import signal
 import struct
 import threading
 import time
@@ -63,71 +68,83 @@ from io import BufferedReader, BufferedWriter, FileIO, TextIOWrapper
 from os import _exit
 from types import ModuleType
 
-# ------------------------------------------------------------------------------------------------------------- limits
+# ----------------------------------------------------------------------------------------------------- limits
 
 TEST_SECONDS = 10.0         # wall clock of one test (Table 11); an item's "time_limit" overrides it
 PROGRAM_SECONDS = 120.0     # all tests of one program together
-PATIENCE = 3                # so many times more a busy machine may take from a program, and is given back
+PATIENCE = 3                # times PROGRAM_SECONDS: what a busy machine takes is given back, up to this
 MEMORY_MB = 256             # address space of each process (Table 11); an item's "memory_mb" overrides it
-TOTAL_MEMORY_MB = 384       # resident memory of a program's processes together: 64 times the above would be 16 GiB
+TOTAL_MEMORY_MB = 384       # resident, of a program's processes together: 64 times 256 MiB would be 16 GiB
 PROCESSES = 64              # at a time, of one program (Table 11)
-OUTPUT_MB = 8               # of a test, and of any file; twice the expected output and 1 MiB where that is more
-SCRATCH_MB = 16             # beside at most SCRATCH_FILES files
+OUTPUT_MB = 8               # of a test and of any file; or 1 MiB and twice the expected output, if more
+SCRATCH_MB = 16             # in at most SCRATCH_FILES files
 SCRATCH_FILES = 1024
 OPEN_FILES = 64
 STACK_MB = 64
-WATCH_SECONDS = 0.05        # how often the supervisor looks at the memory of a running program
-TESTS_AHEAD = 4             # given to the program process in advance, so that it never waits for the supervisor
+WATCH_SECONDS = 0.05        # how often the supervisor looks at a running program
+TESTS_AHEAD = 4             # given to the program process in advance, so that it never waits
 
 LAYERS = ("namespaces", "landlock", "seccomp")
 TIERS = "ABCD"
 
-# supervisor -> zygote: "B" with flags, address space, file size, CPU seconds, function name, and three descriptors: begin a
-# program; "K": kill it. zygote -> supervisor: "D" with the program process's wait status: done, and the slot is clean.
-_BEGIN = struct.Struct("<BQQQ")
-_BATCH, _CALL = 1, 2
-# program -> supervisor, once a test: "T" with wait status, seconds, flags. Or "C" with a message: it does not compile.
-_REPLY = struct.Struct("<cidB")
-_FRESH, _SPENT = 1, 2       # the test had a process of its own; the program process ends here
-_UNCONFINED = 125           # exit status of a program process that could not be confined
+# supervisor -> zygote. "B": begin a program, with flags, address space, file size, CPU seconds, function
+# name, and three descriptors. "K": kill it; the answer is "D" with its wait status, when the slot is clean
+# again.
+BEGIN = struct.Struct("<BQQQ")
+BATCH, CALL = 1, 2
+# program -> supervisor. "T" with wait status, seconds and flags, for each test. "C" with a message: no
+# compiling.
+REPLY = struct.Struct("<cidB")
+FRESH, SPENT = 1, 2         # the test had a process of its own; the program process ends with this test
+UNCONFINED = 125            # exit status of a program process that could not be confined
 
-_TALK = 3                   # descriptor of the program's socket to the supervisor; of the result file in a strict call
-_RULES, _STDLIB, _SITE = 40, 50, 51     # descriptors: Landlock ruleset; see Zygote.find_libraries
+# Descriptors: a program's socket to the supervisor (in a strict call the result), Landlock's ruleset, and the
+# two of Zygote.find_libraries.
+TALK, RULES, STDLIB, SITE = 3, 40, 50, 51
 
 
-# ----------------------------------------------------------------------------------- inside the sandbox: the kernel's part
+# ---------------------------------------------------------------------- inside the sandbox: the kernel's part
 
-# What Python, numpy, threads, multiprocessing (fork) and asyncio use. Not in it: execve, socket, bind, connect, ptrace,
-# process_vm_*, mount and its kin, unshare, setns, set*id, capset, keyctl, bpf, perf, io_uring, memfd_create, userfaultfd,
-# System V and POSIX queues, mlock, inotify, xattr, mknod, setpriority, pidfd_*, seccomp, landlock_*, and clone3, for which
-# glibc then takes clone, whose flags a filter can read. A call that is not listed is answered with ENOSYS.
-_ALLOWED_CALLS = {
-    "x86_64": "0-28 32-40 44-48 51-58 60-63 72-91 95-100 102 104 107-108 110-111 115 118 120-121 124 127-128 130-132 137-138 "
-              "140 143 145-147 157-158 160 186 200-204 213 217-219 221-226 228-235 247 257-258 262-271 273-274 280-281 "
-              "284-285 290-293 295-296 302 309 316 318 324 326-328 332 334 436 439 441 449 452",
-    "aarch64": "17 19-25 29 32 34-38 43-50 52-53 56-57 59 61-73 78-80 82-83 88 93-96 98-103 107-111 113-115 120-126 128-137 "
-               "139 141 148 150 153 155-156 158 160 163-169 172-179 199 204-212 214-216 220 222-223 226-227 232-233 260-261 "
-               "276 278 283 285-287 291 293 436 439 441 449 452",
+# What Python, numpy, threads, multiprocessing (fork) and asyncio use. Left out: execve, socket, bind,
+# connect, ptrace, process_vm_*, mount and its kin, unshare, setns, set*id, capset, keyctl, bpf, perf,
+# io_uring, memfd_create, userfaultfd, System V and POSIX queues, mlock, inotify, xattr, mknod, setpriority,
+# pidfd_*, seccomp, landlock_*; and clone3, for which glibc then takes clone, whose flags a filter can read.
+# What is not listed is answered with ENOSYS.
+ALLOWED_CALLS = {
+    "x86_64": "0-28 32-40 44-48 51-58 60-63 72-91 95-100 102 104 107-108 110-111 115 118 120-121 124 "
+              "127-128 130-132 137-138 140 143 145-147 157-158 160 186 200-204 213 217-219 221-226 "
+              "228-235 247 257-258 262-271 273-274 280-281 284-285 290-293 295-296 302 309 316 318 324 "
+              "326-328 332 334 436 439 441 449 452",
+    "aarch64": "17 19-25 29 32 34-38 43-50 52-53 56-57 59 61-73 78-80 82-83 88 93-96 98-103 107-111 "
+               "113-115 120-126 128-137 139 141 148 150 153 155-156 158 160 163-169 172-179 199 204-212 "
+               "214-216 220 222-223 226-227 232-233 260-261 276 278 283 285-287 291 293 436 439 441 449 "
+               "452",
 }
-_NUMBERS = {    # of calls whose arguments are looked at, or that differ by tier
-    "x86_64": dict(arch=0xC000003E, seccomp=317, clone=56, socketpair=53, ioctl=16, prlimit64=302, sched_setaffinity=203,
-                   setsid=112, setpgid=109, kill=62, tkill=200, tgkill=234),
-    "aarch64": dict(arch=0xC00000B7, seccomp=277, clone=220, socketpair=199, ioctl=29, prlimit64=261, sched_setaffinity=122,
-                    setsid=157, setpgid=154, kill=129, tkill=130, tgkill=131),
+CALLS = {   # those whose arguments are looked at
+    "x86_64": dict(arch=0xC000003E, seccomp=317, clone=56, socketpair=53, ioctl=16, prlimit64=302,
+                   sched_setaffinity=203),
+    "aarch64": dict(arch=0xC00000B7, seccomp=277, clone=220, socketpair=199, ioctl=29, prlimit64=261,
+                    sched_setaffinity=122),
 }
-_LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT, _MOUNT_SETATTR = 444, 445, 446, 442       # the same on both
+SESSIONS = {"x86_64": {109, 112}, "aarch64": {154, 157}}        # setpgid, setsid
+SIGNALS = {"x86_64": {62, 200, 234}, "aarch64": {129, 130, 131}}        # kill, tkill, tgkill
+# truncate, chmod, utime and their kin: nothing but an image keeps them from your files, Landlock does not
+METADATA = {"x86_64": {76, 90, 91, 132, 235, 268, 280, 452}, "aarch64": {45, 52, 53, 88, 452}}
+LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT, MOUNT_SETATTR = 444, 445, 446, 442      # the same on both
 
 
 class Kernel:
-    """libc and system calls that the standard library lacks. Functions and structures are made before the first fork: the first
-    use of one through ctypes costs 150 us of page faults, and would in every child anew."""
+    """libc and system calls that the standard library lacks. Functions and structures are made before the
+    first fork: the first use of one through ctypes costs 150 us of page faults, and would again in every
+    child."""
 
     def __init__(self):
         import ctypes
         self.ctypes = ctypes
         self.libc = ctypes.CDLL(None, use_errno=True)
         self.libc.syscall.restype = ctypes.c_long
-        # os.fork() runs the hooks of random and threading, which more than double what a child costs (277 -> 740 us)
+        # os.fork() runs hooks of random and threading that more than double what a child costs (277 -> 740
+        # us)
         self.fork = ctypes.PyDLL(None).fork
 
     def call(self, name: str, *arguments, what: str = "") -> int:
@@ -138,27 +155,27 @@ class Kernel:
         return result
 
     def mount(self, source: str, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
-        source, target, kind, data = (text and text.encode() for text in (source, target, kind, data))
-        self.call("mount", source, target, kind, self.ctypes.c_ulong(flags), data, what=f"mount {target.decode()}")
+        texts = [text and text.encode() for text in (source, target, kind, data)]
+        self.call("mount", *texts[:3], self.ctypes.c_ulong(flags), texts[3], what=f"mount {target}")
 
     def prctl(self, option: int, value: int) -> None:
         self.call("prctl", option, value, 0, 0, 0)
 
 
-_PDEATHSIG, _DUMPABLE, _SUBREAPER, _NO_NEW_PRIVS = 1, 4, 36, 38     # prctl
+PDEATHSIG, DUMPABLE, SUBREAPER, NO_NEW_PRIVS = 1, 4, 36, 38     # prctl
 
 
-def seccomp_filter(machine: str, own_pids: bool, signals_stay: bool) -> bytes:
-    """The filter as classic BPF: a few calls by their arguments, then a binary search over the intervals of allowed ones."""
-    number = _NUMBERS[machine]
-    allowed: set[int] = set()
-    for interval in _ALLOWED_CALLS[machine].split():
+def seccomp_filter(machine: str, isolated: bool, signals_stay: bool) -> bytes:
+    """The filter as classic BPF: a few calls by their arguments, then a binary search over the allowed
+    intervals."""
+    number, allowed = CALLS[machine], set()
+    for interval in ALLOWED_CALLS[machine].split():
         first, _, last = interval.partition("-")
         allowed.update(range(int(first), int(last or first) + 1))
-    if own_pids:
-        allowed |= {number["setsid"], number["setpgid"]}        # elsewhere, what is killed is the process group
-    elif not signals_stay:
-        allowed -= {number["kill"], number["tkill"], number["tgkill"]}      # nothing else keeps signals from the caller
+    if isolated:
+        allowed |= SESSIONS[machine]        # elsewhere, what is killed is the process group
+    else:
+        allowed -= METADATA[machine] if signals_stay else METADATA[machine] | SIGNALS[machine]
     load, ret, equal, at_least, any_bit = 0x20, 0x06, 0x15, 0x35, 0x45
     allow, eperm, enosys, kill = 0x7FFF0000, 0x50000 | 1, 0x50000 | 38, 0x80000000
     code: list[list[int]] = []
@@ -167,13 +184,16 @@ def seccomp_filter(machine: str, own_pids: bool, signals_stay: bool) -> bytes:
         code.append([operation, if_true, if_false, value])
 
     emit(load, 4), emit(equal, number["arch"], 1, 0), emit(ret, kill), emit(load, 0)
-    # clone without CLONE_NEW*; socketpair of AF_UNIX alone, which asyncio needs; limits and affinity of oneself alone
-    emit(equal, number["clone"], 0, 4), emit(load, 16), emit(any_bit, 0x7E020000, 0, 1), emit(ret, eperm), emit(ret, allow)
+    # clone without CLONE_NEW*
+    emit(equal, number["clone"], 0, 4), emit(load, 16)
+    emit(any_bit, 0x7E020000, 0, 1), emit(ret, eperm), emit(ret, allow)
+    # socketpair of AF_UNIX alone, which asyncio needs; limits and affinity of oneself alone
     for name, argument in (("socketpair", 1), ("prlimit64", 0), ("sched_setaffinity", 0)):
-        emit(equal, number[name], 0, 4), emit(load, 16), emit(equal, argument, 1, 0), emit(ret, eperm), emit(ret, allow)
-    # ioctl but TIOCSTI and TIOCLINUX, which type into a terminal
-    emit(equal, number["ioctl"], 0, 5), emit(load, 24), emit(equal, 0x5412, 1, 0), emit(equal, 0x541C, 0, 1)
-    emit(ret, eperm), emit(ret, allow)
+        emit(equal, number[name], 0, 4), emit(load, 16)
+        emit(equal, argument, 1, 0), emit(ret, eperm), emit(ret, allow)
+    # ioctl, but neither TIOCSTI nor TIOCLINUX, which type into a terminal
+    emit(equal, number["ioctl"], 0, 5), emit(load, 24)
+    emit(equal, 0x5412, 1, 0), emit(equal, 0x541C, 0, 1), emit(ret, eperm), emit(ret, allow)
     starts = [0] + [n for n in range(1, max(allowed) + 2) if (n in allowed) != (n - 1 in allowed)]
 
     def search(low: int, high: int) -> None:
@@ -187,55 +207,57 @@ def seccomp_filter(machine: str, own_pids: bool, signals_stay: bool) -> bytes:
         search(middle, high)
 
     search(0, len(starts))
-    return b"".join(struct.pack("HBBI", *instruction) for instruction in code)      # a jump above 255 fails here
+    return b"".join(struct.pack("HBBI", *instruction) for instruction in code)
 
 
-_EXECUTE, _WRITE, _READ, _LIST, _TRUNCATE, _IOCTL = 1 << 0, 1 << 1, 1 << 2, 1 << 3, 1 << 14, 1 << 15    # Landlock rights
-_MAKE_DEVICES_AND_SOCKETS = 1 << 6 | 1 << 9 | 1 << 11
+EXECUTE, WRITE, READ, LIST, TRUNCATE, IOCTL = 1 << 0, 1 << 1, 1 << 2, 1 << 3, 1 << 14, 1 << 15
+MAKE_DEVICES_AND_SOCKETS = 1 << 6 | 1 << 9 | 1 << 11
 
 
 def landlock_rules(kernel: Kernel, abi: int, readable: list[str], listable: list[str], scratch: str) -> int:
-    """A ruleset: `readable` trees, the names in `listable` directories, everything but execution below `scratch`."""
+    """A ruleset: `readable` trees, the names in `listable` folders, everything but execution below
+    `scratch`."""
     every = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(abi, 16)) - 1
-    handled = struct.pack("<QQQ", every, 3 if abi >= 4 else 0, 3 if abi >= 6 else 0)      # files; TCP; signals, abstract sockets
+    handled = struct.pack("<QQQ", every, 3, 3)      # files; TCP; signals and abstract sockets
     handled = handled[:24 if abi >= 6 else 16 if abi >= 4 else 8]
-    ruleset = kernel.call("syscall", _LANDLOCK_CREATE, handled, len(handled), 0, what="landlock_create_ruleset")
-    rules = [(path, _READ | _LIST) for path in readable] + [(path, _LIST) for path in listable]
-    rules += [("/dev/" + name, _READ | _WRITE) for name in ("null", "zero", "full")]
-    rules += [("/dev/" + name, _READ) for name in ("random", "urandom")]
-    rules += [(scratch, every & ~_EXECUTE & ~_MAKE_DEVICES_AND_SOCKETS)]
+    ruleset = kernel.call("syscall", LANDLOCK_CREATE, handled, len(handled), 0, what="landlock")
+    rules = [(path, READ | LIST) for path in readable] + [(path, LIST) for path in listable]
+    rules += [("/dev/" + name, READ | WRITE) for name in ("null", "zero", "full")]
+    rules += [("/dev/" + name, READ) for name in ("random", "urandom")]
+    rules += [(scratch, every & ~EXECUTE & ~MAKE_DEVICES_AND_SOCKETS)]
     for path, rights in rules:
         try:
             beneath = os.open(path, os.O_PATH | os.O_CLOEXEC)
         except FileNotFoundError:
             continue
         if not os.path.isdir(path):
-            rights &= _EXECUTE | _WRITE | _READ | _TRUNCATE | _IOCTL
-        kernel.call("syscall", _LANDLOCK_ADD, ruleset, 1, struct.pack("<Qi", rights & every, beneath), 0,
-                    what=f"landlock_add_rule {path}")
+            rights &= EXECUTE | WRITE | READ | TRUNCATE | IOCTL
+        rule = struct.pack("<Qi", rights & every, beneath)
+        kernel.call("syscall", LANDLOCK_ADD, ruleset, 1, rule, 0, what=f"landlock_add_rule {path}")
         os.close(beneath)
     return ruleset
 
 
-_NEW_USER, _NEW_OTHERS = 0x10000000, 0x20000 | 0x2000000 | 0x4000000 | 0x8000000 | 0x20000000 | 0x40000000
-_RDONLY, _NOSUID, _NODEV, _NOEXEC, _REMOUNT, _BIND, _REC, _PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18
-_DETACH, _AT_RECURSIVE = 2, 0x8000
+NEW_USER, NEW_OTHERS = 0x10000000, 0x20000 | 0x2000000 | 0x4000000 | 0x8000000 | 0x20000000 | 0x40000000
+RDONLY, NOSUID, NODEV, NOEXEC, REMOUNT, BIND, REC, PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18
+DETACH, AT_RECURSIVE = 2, 0x8000
 
 
 def in_image(path: str) -> str:
-    """Where a file of the host stands in the image: at its own path, unless the scratch directory takes that."""
+    """Where a file of the host stands in the image: at its own path, unless the scratch directory takes
+    that."""
     return "/host" + path if path.startswith("/tmp/") else path
 
 
 def build_image(kernel: Kernel, config: dict) -> None:
-    """Change the root to an empty file system with only the standard library and config["readable"] bound into it, read-only.
-    No directory is made on the host, so none can be left behind."""
-    hidden = _NOSUID | _NODEV
-    kernel.mount("none", "/", None, _REC | _PRIVATE)
+    """Change the root to an empty file system with the standard library and config["readable"] bound into it,
+    read-only. No directory is made on the host, so none can be left behind."""
+    hidden = NOSUID | NODEV
+    kernel.mount("none", "/", None, REC | PRIVATE)
     kernel.mount("tmpfs", "/tmp", "tmpfs", hidden, "size=1m,mode=755")
     os.mkdir("/tmp/new"), os.mkdir("/tmp/old")
-    kernel.mount("/tmp/new", "/tmp/new", None, _BIND)
-    kernel.call("pivot_root", b"/tmp", b"/tmp/old")     # now what lies under the host's own /tmp can be bound as well
+    kernel.mount("/tmp/new", "/tmp/new", None, BIND)
+    kernel.call("pivot_root", b"/tmp", b"/tmp/old")     # so that what is under /tmp can be bound, too
     os.chdir("/")
 
     def bind(path: str) -> None:
@@ -243,11 +265,13 @@ def build_image(kernel: Kernel, config: dict) -> None:
         os.makedirs(target if os.path.isdir(source) else os.path.dirname(target), exist_ok=True)
         if not os.path.isdir(source):
             os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o644))
-        kernel.mount(source, target, None, _BIND | _REC)
+        kernel.mount(source, target, None, BIND | REC)
 
-    def make_read_only(path: str) -> None:      # by mount_setattr, which adds flags and so never trips over locked ones
-        kernel.call("syscall", _MOUNT_SETATTR, -100, ("/new" + in_image(path)).encode(), _AT_RECURSIVE,
-                    struct.pack("<QQQQ", _RDONLY | hidden, 0, 0, 0), 32, what=f"mount_setattr {path}")
+    def make_read_only(path: str) -> None:      # mount_setattr adds flags: it never trips over locked ones
+        target = ("/new" + in_image(path)).encode()
+        attributes = struct.pack("<QQQQ", RDONLY | hidden, 0, 0, 0)
+        kernel.call("syscall", MOUNT_SETATTR, -100, target, AT_RECURSIVE, attributes, len(attributes),
+                    what=f"mount_setattr {path}")
 
     for link, target in config["links"]:        # /lib -> usr/lib
         os.makedirs("/new/" + target.lstrip("/"), exist_ok=True)
@@ -269,26 +293,27 @@ def build_image(kernel: Kernel, config: dict) -> None:
     os.symlink("/box/tmp", "/new/tmp"), os.symlink("/box/tmp", "/new/dev/shm")
     mount_scratch(kernel, config, "/new/box/tmp")
     try:
-        kernel.mount("proc", "/new/proc", "proc", hidden | _NOEXEC, "subset=pid,hidepid=2")
-    except OSError:     # a container whose own /proc is masked refuses a whole one: programs then have no /dev/stdin
+        kernel.mount("proc", "/new/proc", "proc", hidden | NOEXEC, "subset=pid,hidepid=2")
+    except OSError:     # refused where the host's is masked, as in containers: there is no /dev/stdin then
         config["no_proc"] = True
-    kernel.call("umount2", b"/old", _DETACH)
+    kernel.call("umount2", b"/old", DETACH)
     os.chdir("/new")
     kernel.call("pivot_root", b".", b".")
-    kernel.call("umount2", b".", _DETACH)
+    kernel.call("umount2", b".", DETACH)
     os.chdir("/")
-    kernel.mount("none", "/", None, _BIND | _REMOUNT | _RDONLY | hidden)
+    kernel.mount("none", "/", None, BIND | REMOUNT | RDONLY | hidden)
     kernel.call("sethostname", b"sandbox", 7)
 
 
 def mount_scratch(kernel: Kernel, config: dict, where: str) -> None:
-    kernel.mount("tmpfs", where, "tmpfs", _NOSUID | _NODEV | _NOEXEC,
+    kernel.mount("tmpfs", where, "tmpfs", NOSUID | NODEV | NOEXEC,
                  f"size={config['scratch_mb']}m,nr_inodes={SCRATCH_FILES},mode=1777")
 
 
 def empty_directory(path: str) -> None:
-    """Remove all that is in `path`, whatever its depth and mode, following no link. It steps in and out of folders by descriptor:
-    a tree 1,500 deep, on which shutil.rmtree fails, needs neither recursion nor long paths. No process may be left in there."""
+    """Remove all that is in `path`, whatever its depth and mode, following no link. It steps in and out of
+    folders by descriptor: a tree 1,500 deep, on which shutil.rmtree fails, needs neither recursion nor long
+    paths. No process that could move things about may be left."""
     here, entered = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW), []
     while True:
         full = None
@@ -313,33 +338,32 @@ def empty_directory(path: str) -> None:
 
 
 def family(root: int) -> list[tuple[int, int, float]]:
-    """The living descendants of a process, parents first: (pid, resident bytes, CPU seconds). All of /proc is read, since many
-    kernels are built without the list of children; 15 us a process."""
+    """The living descendants of a process, parents first: (pid, resident bytes, CPU seconds). All of /proc is
+    read, since many kernels are built without lists of children; 15 us a process."""
+    page, tick = os.sysconf("SC_PAGE_SIZE"), 1 / os.sysconf("SC_CLK_TCK")
     children: dict[int, list[tuple[int, int, float]]] = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:
-                with open(f"/proc/{name}/stat", "rb") as file:
-                    fields = file.read().rpartition(b")")[2].split()
-            except OSError:     # it has ended
-                continue
-            if fields[0] != b"Z":
-                cpu = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-                children.setdefault(int(fields[1]), []).append((int(name), int(fields[21]) * os.sysconf("SC_PAGE_SIZE"), cpu))
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{name}/stat", "rb", 0) as file:
+                fields = file.read().rpartition(b")")[2].split()
+        except OSError:     # it has ended
+            continue
+        if fields[0] != b"Z":
+            process = int(name), int(fields[21]) * page, (int(fields[11]) + int(fields[12])) * tick
+            children.setdefault(int(fields[1]), []).append(process)
     found = list(children.get(root, ()))
     for process in found:       # grows while it is walked
         found.extend(children.get(process[0], ()))
     return found
 
 
-# ---------------------------------------------------------------------------------------- inside the sandbox: the zygote
+# ----------------------------------------------------------------------------- inside the sandbox: the zygote
 
 class Zygote:
     """The warm interpreter. All that runs in it is ours."""
 
     def __init__(self, control: int):
         import _socket
-        import signal
         self.control = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, control)
         self.config = config = json.loads(self.control.recv(1 << 20))
         self.report = {layer: "off" for layer in LAYERS}
@@ -347,8 +371,12 @@ class Zygote:
         self.test_uid: int | None = None        # the user id that programs change to, as it is called in here
         os.environ.clear()
         os.environ.update(HOME="/tmp", PATH="/nonexistent", LC_ALL="C.UTF-8", OPENBLAS_NUM_THREADS="1",
-                          OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")     # with two threads OpenBLAS aborts in 256 MiB
-        signal.signal(signal.SIGINT, signal.SIG_DFL)        # pid 1 is immune to what it does not handle; Python handles this
+                          OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")     # OpenBLAS with two aborts in 256 MiB
+        os.umask(0o022)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        signal.signal(signal.SIGINT, signal.SIG_DFL)        # pid 1 is immune to what it does not handle
+        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+            file.write("1000")      # if the machine runs out of memory, not the caller is to go
         self.isolated = "namespaces" in config["layers"]
         if self.isolated:
             self.enter_namespaces()
@@ -356,7 +384,7 @@ class Zygote:
             for key in ("stdlib", "site"):
                 config[key] = config[key] and in_image(config[key])
             config["readable"] = [in_image(path) for path in config["readable"]]
-            self.scratch, scratch_rule = "/tmp", "/box"     # a rule on the folder above outlives the mounts that come and go
+            self.scratch, scratch_rule = "/tmp", "/box"     # the folder above outlives the mounts
             self.report["namespaces"] = "active" + (", but no /proc" if config.get("no_proc") else "")
         else:
             self.scratch = scratch_rule = config["scratch"]
@@ -377,18 +405,19 @@ class Zygote:
     def enter_namespaces(self) -> None:
         root, uid, gid = os.geteuid() == 0, os.geteuid(), os.getegid()
         try:
-            self.kernel.call("unshare", _NEW_USER | _NEW_OTHERS)
+            self.kernel.call("unshare", NEW_USER | NEW_OTHERS)
         except OSError:
             if not root:
                 raise
-            self.kernel.call("unshare", _NEW_OTHERS)        # real root, where user namespaces are switched off
+            self.kernel.call("unshare", NEW_OTHERS)     # real root, where user namespaces are switched off
             self.test_uid = self.config["uid"]
         else:
-            if root:        # RLIMIT_NPROC never binds root, so programs need another user id, and only a process outside
-                self.control.send(b"M" + struct.pack("i", os.getpid()))         # may map two: the supervisor does
+            if root:    # RLIMIT_NPROC never binds root, so that programs need a second user id,
+                self.control.send(b"M" + struct.pack("i", os.getpid()))     # which the supervisor can map
                 self.test_uid = 1 if self.control.recv(1) == b"2" else None
             else:
-                for name, line in (("setgroups", "deny"), ("uid_map", f"1000 {uid} 1"), ("gid_map", f"1000 {gid} 1")):
+                maps = dict(setgroups="deny", uid_map=f"1000 {uid} 1", gid_map=f"1000 {gid} 1")
+                for name, line in maps.items():
                     with open("/proc/self/" + name, "w") as file:
                         file.write(line)
         child = os.fork()       # pid 1 of the namespace: with it all others in there die
@@ -396,11 +425,11 @@ class Zygote:
             self.control.close()
             os.waitpid(child, 0)
             os._exit(1)
-        self.kernel.prctl(_PDEATHSIG, 9)
+        self.kernel.prctl(PDEATHSIG, 9)
 
     def find_libraries(self) -> None:
-        """sys.path: the standard library, and the folder of numpy. Where neither can be reached under the test's user id (a
-        Python below /root), by two descriptors that stay open in every process."""
+        """sys.path: the standard library, and the folder of numpy. Where the test's user id cannot reach them
+        (a Python below /root), by two descriptors that stay open in every process."""
         stdlib, site = self.config["stdlib"], self.config["site"]
         self.keeps_descriptors = False
         if not self.isolated and self.test_uid is not None:
@@ -410,39 +439,41 @@ class Zygote:
                 os._exit(0 if os.access(stdlib + "/os.py", os.R_OK) else 1)
             self.keeps_descriptors = os.waitpid(child, 0)[1] != 0
         if self.keeps_descriptors:
-            for path, number in ((stdlib, _STDLIB), (site, _SITE)):
+            for path, number in ((stdlib, STDLIB), (site, SITE)):
                 if path:
                     folder = os.open(path, os.O_PATH | os.O_DIRECTORY)
                     os.dup2(folder, number)
                     os.close(folder)
             for module in list(sys.modules.values()):
                 for n, place in enumerate(getattr(module, "__path__", ())):
-                    module.__path__[n] = place.replace(stdlib, f"/proc/self/fd/{_STDLIB}")
-            stdlib, site = f"/proc/self/fd/{_STDLIB}", site and f"/proc/self/fd/{_SITE}"
+                    module.__path__[n] = place.replace(stdlib, f"/proc/self/fd/{STDLIB}")
+            stdlib, site = f"/proc/self/fd/{STDLIB}", site and f"/proc/self/fd/{SITE}"
         sys.path[:] = [stdlib, stdlib + "/lib-dynload"] + [site] * bool(site)
         sys.path_importer_cache.clear()
 
     def warm_up(self) -> None:
-        """Import what programs use most. More would slow every fork: each module is pages to map and to copy."""
-        import array, bisect, collections, copy, datetime, functools, heapq, itertools, math        # noqa: E401, F401
-        import operator, queue, random, re, string, typing      # noqa: E401, F401
+        """Import what programs use most. More would slow every fork: a module is pages to map and to copy."""
+        import array, bisect, collections, copy, datetime, functools, heapq, itertools      # noqa: E401, F401
+        import math, operator, queue, random, re, string, typing        # noqa: E401, F401
         from _sitebuiltins import Quitter
-        builtins.exit, builtins.quit = Quitter("exit", "Ctrl-D"), Quitter("quit", "Ctrl-D")     # site is not loaded (-S)
+        builtins.exit, builtins.quit = Quitter("exit", "Ctrl-D"), Quitter("quit", "Ctrl-D")     # else of site
         if hasattr(sys, "set_int_max_str_digits"):
             sys.set_int_max_str_digits(0)       # no judge has Python's limit of 4,300 digits
         self.numpy_random = None
         if self.config["numpy"]:
             import numpy, numpy.fft, numpy.linalg, numpy.random         # noqa: E401
-            self.numpy_random = numpy.random
             numpy.random.seed(0)
-            self.numpy_state = numpy.random.get_state()
+            self.numpy_random, self.numpy_state = numpy.random, numpy.random.get_state()
+            entropy = sys.modules["numpy.random.bit_generator"]
+            if hasattr(entropy, "randbits"):        # a default_rng() without a seed starts the same as well
+                entropy.randbits = lambda bits: 0
         random.seed(0)
         self.random_state, self.recursion_limit = random.getstate(), sys.getrecursionlimit()
         self.call_names, self.tameness = names_for_calls(), Tameness()
         sys.argv[:] = ["main.py"]
         open_standard_streams()
         sys.path_importer_cache.clear()
-        compile("0", "", "eval")        # makes the types of the syntax tree, which would cost each program 1.3 ms
+        compile("0", "", "eval")        # makes the types of syntax trees: 1.3 ms that each program would pay
         gc.collect()
         gc.freeze()
 
@@ -453,41 +484,41 @@ class Zygote:
         stdlib, site = self.config["stdlib"], self.config["site"]
         if self.isolated:
             readable, listable = [stdlib], ["/"]
-        else:       # a rule cannot take the other packages out of a tree that it allows, so the entries are named
+        else:       # no rule takes the other packages out of a tree that it allows, so the entries are named
             readable = [e.path for e in os.scandir(stdlib) if e.path not in self.config["third_party"]]
             listable = [stdlib] + [site] * bool(site)
         try:
-            abi = self.kernel.call("syscall", _LANDLOCK_CREATE, None, 0, 1, what="landlock")
+            abi = self.kernel.call("syscall", LANDLOCK_CREATE, None, 0, 1, what="landlock")
             rules = landlock_rules(self.kernel, abi, readable + self.config["readable"], listable, scratch)
         except OSError as error:
             self.report["landlock"] = f"refused: {error.strerror}"
             return
-        os.dup2(rules, _RULES)
+        os.dup2(rules, RULES)
         os.close(rules)
-        self.rules, self.scoped = _RULES, abi >= 6      # from 6 on signals do not leave the sandbox
-        self.report["landlock"] = "active" if self.scoped else "active, but signals are not covered"
+        self.rules, self.scoped = RULES, abi >= 6
+        self.report["landlock"] = "active" if self.scoped else "active, but does not keep signals in"
 
     def prepare_seccomp(self) -> None:
         self.install_filter = lambda: 0
         machine = os.uname().machine
         if "seccomp" not in self.config["layers"]:
             return
-        if machine not in _ALLOWED_CALLS:
+        if machine not in CALLS:
             self.report["seccomp"] = f"refused: no list of calls for {machine}"
             return
-        ctypes = self.kernel.ctypes
+        ctypes, call, number = self.kernel.ctypes, self.kernel.call, CALLS[machine]["seccomp"]
         code = seccomp_filter(machine, self.isolated, self.scoped or self.test_uid is not None)
         buffer = ctypes.create_string_buffer(code, len(code))
-        header = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(code) // 8, ctypes.addressof(buffer)), 16)
-        call, number = self.kernel.call, _NUMBERS[machine]["seccomp"]
+        header = struct.pack("HxxxxxxQ", len(code) // 8, ctypes.addressof(buffer))
+        program = ctypes.create_string_buffer(header, len(header))
 
-        def install(buffer=buffer):     # flag 4: or kernels before 5.16 slow every filtered process down
-            call("syscall", number, 1, 4, header, what="seccomp")
+        def install(keep=buffer):       # flag 4: or kernels before 5.16 slow every filtered process down
+            call("syscall", number, 1, 4, program, what="seccomp")
 
-        child = os.fork()       # tried here, to be reported
+        child = os.fork()
         if child == 0:
-            self.kernel.prctl(_NO_NEW_PRIVS, 1)
             try:
+                self.kernel.prctl(NO_NEW_PRIVS, 1)
                 install()
             except OSError as error:
                 os._exit(error.errno)
@@ -517,26 +548,26 @@ class Zygote:
     def set_limits(self) -> None:
         """Limits that all programs share; those that depend on the item are set in the program process."""
         import resource
-        self.kernel.prctl(_DUMPABLE, 0)         # no ptrace, no /proc/1/mem
-        self.kernel.prctl(_SUBREAPER, 1)        # orphans come to us, none is lost
+        self.kernel.prctl(DUMPABLE, 0)      # no ptrace, no /proc/1/mem
+        self.kernel.prctl(SUBREAPER, 1)     # orphans come to us, none is lost
         processes = self.config["processes"] + (1 if self.test_uid is not None else 3)      # and our own
-        if not self.isolated and self.test_uid is None:     # all the user's tasks count: room; the supervisor counts exactly
+        if not self.isolated and self.test_uid is None:     # all tasks of the user count; see next_reply
             processes += self.config["user_tasks"] + 256
-        for name, value in (("CORE", 0), ("NOFILE", OPEN_FILES), ("STACK", STACK_MB << 20), ("MEMLOCK", 0), ("MSGQUEUE", 0),
-                            ("SIGPENDING", 256), ("NPROC", processes)):
+        for name, value in dict(CORE=0, NOFILE=OPEN_FILES, STACK=STACK_MB << 20, MEMLOCK=0, MSGQUEUE=0,
+                                SIGPENDING=256, NPROC=processes).items():
             limit = getattr(resource, "RLIMIT_" + name)
             hard = resource.getrlimit(limit)[1]
             value = value if hard == resource.RLIM_INFINITY else min(value, hard)
             resource.setrlimit(limit, (value, value))
 
     def scratch_state(self) -> tuple:
-        state = os.stat(self.scratch)       # any change of the directory moves ctime, which cannot be set back
-        return state.st_mode, state.st_uid, state.st_nlink, state.st_size, state.st_mtime_ns, state.st_ctime_ns
+        now = os.stat(self.scratch)     # any change of the directory moves ctime, which cannot be set back
+        return now.st_mode, now.st_uid, now.st_nlink, now.st_size, now.st_mtime_ns, now.st_ctime_ns
 
     def close_from(self, first: int) -> None:
         if self.keeps_descriptors:
-            os.closerange(first, _STDLIB)
-            first = _SITE + 1
+            os.closerange(first, STDLIB)
+            first = SITE + 1
         os.closerange(first, 1 << 16)
 
     def serve(self) -> None:
@@ -556,7 +587,7 @@ class Zygote:
                     except BaseException as error:
                         os.write(2, explain(error))
                     finally:
-                        os._exit(_UNCONFINED)
+                        _exit(UNCONFINED)
                 for descriptor in descriptors:
                     os.close(descriptor)
                 if child < 0:
@@ -571,7 +602,8 @@ class Zygote:
                 self.control.send(b"D" + struct.pack("i", status))
 
     def end(self, program: int) -> int:
-        """Kill and reap all that a program left and give back an empty scratch directory; the status of its first process."""
+        """Kill and reap all that a program left, empty the scratch directory; the status of its first
+        process."""
         status = 0
         while True:
             if self.isolated:
@@ -593,7 +625,7 @@ class Zygote:
                 status = ended
         if self.scratch_state() != self.clean:
             if self.isolated:
-                self.kernel.call("umount2", b"/box/tmp", _DETACH)
+                self.kernel.call("umount2", b"/box/tmp", DETACH)
                 mount_scratch(self.kernel, self.config, "/box/tmp")
             else:
                 os.chmod(self.scratch, 0o700)
@@ -603,60 +635,68 @@ class Zygote:
 
 
 def names_for_calls() -> dict:
-    """What solutions in the style of LeetCode use without importing it. No builtin is shadowed: pow stays pow."""
-    import bisect, collections, copy, datetime, functools, heapq, itertools, math     # noqa: E401
+    """What solutions in the style of LeetCode use without importing it. Builtins stay: pow is not math's."""
+    import bisect, collections, copy, datetime, functools, heapq, itertools, math       # noqa: E401
     import operator, random, re, string, typing         # noqa: E401
+    modules = [typing, string, random, operator, math, itertools, functools, copy, bisect, heapq, datetime,
+               collections]
     names: dict = {}
-    for module in (typing, string, random, operator, math, itertools, functools, copy, bisect, heapq, datetime, collections):
+    for module in modules:
         for name in getattr(module, "__all__", None) or [name for name in vars(module) if name[0] != "_"]:
             names[name] = getattr(module, name)
-    for module in (string, random, operator, math, itertools, functools, copy, bisect, heapq, collections, re, sys, typing):
-        names[module.__name__] = module
+    names.update((module.__name__, module) for module in [*modules, re, sys] if module is not datetime)
     return {name: value for name, value in names.items() if not hasattr(builtins, name)}
 
 
-# ---------------------------------------------------------------------------- inside the sandbox: which programs are tame
+# ---------------------------------------------------------------- inside the sandbox: which programs are tame
 
-_TAME_MODULES = frozenset("""array bisect cmath collections collections.abc copy functools heapq itertools math numpy numpy.fft
-numpy.linalg numpy.random operator queue random re string sys time typing __future__""".split())
-_SAFE_IN_SYS = frozenset("""stdin stdout stderr exit maxsize setrecursionlimit getrecursionlimit version version_info byteorder
-float_info int_info getsizeof maxunicode hexversion platform""".split())
-_IMPORTED_AHEAD = frozenset("collections.abc dataclasses decimal enum fractions json statistics".split())
-# Ways to code, namespaces, frames, files, attributes by name, arbitrary memory, and settings that a test would leave behind.
-_WILD_NAMES = frozenset("""exec eval open globals locals vars getattr setattr delattr type breakpoint help attrgetter methodcaller update_wrapper wraps total_ordering singledispatch register overload get_type_hints ForwardRef final
-no_type_check no_type_check_decorator runtime_checkable dataclass_transform Formatter get_field tb_frame tb_next with_traceback
-f_back f_globals f_locals f_builtins f_code gi_frame gi_code cr_frame cr_code ag_frame ag_code load save savez savez_compressed
-loadtxt savetxt genfromtxt fromregex fromfile tofile memmap ctypes seterr seterrcall seterrobj setbufsize set_printoptions
-set_string_function sctypeDict typecodes""".split())
-_TAME_DUNDERS = frozenset(f"__{name}__" for name in """name main module qualname doc annotations annotate annotate_func
-conditional_annotations static_attributes firstlineno classcell classdict classdictcell type_params slots match_args init new
-repr str hash bool len iter next reversed contains getitem setitem delitem missing call enter exit lt le gt ge eq ne add radd
-iadd sub rsub isub mul rmul imul truediv rtruediv itruediv floordiv rfloordiv ifloordiv mod rmod imod pow rpow ipow matmul
-rmatmul and rand iand or ror ior xor rxor ixor lshift rlshift rshift rrshift neg pos abs invert int float index round floor
-ceil trunc divmod format copy deepcopy future""".split())
+TAME_MODULES = frozenset("""array bisect cmath collections collections.abc copy functools heapq itertools math
+numpy numpy.fft numpy.linalg numpy.random operator queue random re string sys time typing __future__
+""".split())
+SAFE_IN_SYS = frozenset("""stdin stdout stderr exit maxsize setrecursionlimit getrecursionlimit version
+version_info byteorder float_info int_info getsizeof maxunicode hexversion platform""".split())
+IMPORTED_AHEAD = frozenset("collections.abc dataclasses decimal enum fractions json statistics".split())
+# Ways to code, namespaces, frames, files, attributes by name and raw memory; settings that a test would leave
+# behind.
+WILD_NAMES = frozenset("""exec eval open globals locals vars getattr setattr delattr type breakpoint help
+attrgetter methodcaller update_wrapper wraps total_ordering singledispatch register overload get_type_hints
+ForwardRef final no_type_check no_type_check_decorator runtime_checkable dataclass_transform Formatter
+get_field tb_frame tb_next with_traceback f_back f_globals f_locals f_builtins f_code gi_frame gi_code
+cr_frame cr_code ag_frame ag_code load save savez savez_compressed loadtxt savetxt genfromtxt fromregex
+fromfile tofile memmap ctypes seterr seterrcall seterrobj setbufsize set_printoptions set_string_function
+sctypeDict typecodes""".split())
+TAME_DUNDERS = frozenset(f"__{name}__" for name in """name main module qualname doc annotations annotate
+annotate_func conditional_annotations static_attributes firstlineno classcell classdict classdictcell
+type_params slots match_args init new repr str hash bool len iter next reversed contains getitem setitem
+delitem missing call enter exit lt le gt ge eq ne add radd iadd sub rsub isub mul rmul imul truediv rtruediv
+itruediv floordiv rfloordiv ifloordiv mod rmod imod pow rpow ipow matmul rmatmul and rand iand or ror ior xor
+rxor ixor lshift rlshift rshift rrshift neg pos abs invert int float index round floor ceil trunc divmod
+format copy deepcopy future""".split())
 
 
 class Tameness:
-    """May the tests of a program share one process? If its code mentions no name by which state could outlive a test, or by
-    which the loop around it could be reached: only listed modules, none of their private names and submodules, nothing like
-    eval, open or __dict__, no attribute deleted, none stored under a name that the modules have. A new attribute on
-    something shared can still be stored; that is seen by counting after the test. Dynamic names need a wild one to be used.
-
-    Should a program slip through, it could carry what it saw from one of its tests to its next, and no further."""
+    """May the tests of a program share one process? If its code mentions no name by which state could outlive
+    a test, or the loop around it be reached: only listed modules, none of their private names and submodules,
+    nothing like eval, open or __dict__, no attribute deleted, none stored under a name that the modules have.
+    (To compute a name takes a wild one.) A new attribute on something shared is seen afterwards, by counting.
+    Should a program slip through, it could carry what it saw from one of its own tests to the next, and no
+    further."""
 
     def __init__(self):
         import opcode
-        self.wild = set(_WILD_NAMES) | (vars(sys).keys() - _SAFE_IN_SYS)
+        self.wild = set(WILD_NAMES) | (vars(sys).keys() - SAFE_IN_SYS)
         self.shared: dict[int, dict] = {}
-        for module in (sys.modules[name] for name in _TAME_MODULES & sys.modules.keys()):
+        for module in (sys.modules[name] for name in TAME_MODULES & sys.modules.keys()):
             self.shared[id(module)] = vars(module)
             for name, value in list(vars(module).items()):
-                if isinstance(value, ModuleType) and value.__name__ not in _TAME_MODULES or name[0] == "_" and name[1:]:
+                is_module = isinstance(value, ModuleType)
+                if is_module and value.__name__ not in TAME_MODULES or name[0] == "_" and name[1:]:
                     self.wild.add(name)
-                elif hasattr(value, "__dict__") and not isinstance(value, ModuleType):
+                elif hasattr(value, "__dict__") and not is_module:
                     self.shared[id(value)] = vars(value)
-        self.wild -= _TAME_DUNDERS
-        self.taken = {name for entries in self.shared.values() for name in entries} - {"stdin", "stdout", "stderr"}
+        self.wild -= TAME_DUNDERS
+        self.taken = {name for entries in self.shared.values() for name in entries}
+        self.taken -= {"stdin", "stdout", "stderr"}     # made anew for each test
         self.store, self.delete = opcode.opmap["STORE_ATTR"], opcode.opmap["DELETE_ATTR"]
         self.load_module, self.extended = opcode.opmap["IMPORT_NAME"], opcode.opmap["EXTENDED_ARG"]
 
@@ -680,15 +720,16 @@ class Tameness:
                     elif operation == self.load_module:
                         modules.add(code.co_names[high | argument])
                     high = (high | argument) << 8 if operation == self.extended else 0
-        tame = (not deletes and modules <= _TAME_MODULES and self.wild.isdisjoint(names) and self.taken.isdisjoint(stored)
-                and all(name[:2] != "__" or name in _TAME_DUNDERS for name in names))
+        tame = (not deletes and modules <= TAME_MODULES and self.wild.isdisjoint(names)
+                and self.taken.isdisjoint(stored)
+                and all(name[:2] != "__" or name in TAME_DUNDERS for name in names))
         return tame, modules, bool(stored)
 
     def entries(self) -> int:
         return sum(map(len, self.shared.values()))
 
 
-# ---------------------------------------------------------------------------- inside the sandbox: one program, its tests
+# ----------------------------------------------------------------- inside the sandbox: one program, its tests
 
 class Program:
     """The process of one program. In strict mode model code runs in its children only."""
@@ -697,60 +738,60 @@ class Program:
         import _socket
         import resource
         self.zygote, kernel = zygote, zygote.kernel
-        flags, memory, file_size, cpu_seconds = _BEGIN.unpack_from(message)
-        self.function = message[_BEGIN.size:].decode() if flags & _CALL else None
+        flags, memory, file_size, cpu_seconds = BEGIN.unpack_from(message)
+        self.function = message[BEGIN.size:].decode() if flags & CALL else None
         source = os.pread(code, os.fstat(code).st_size, 0)
         os.dup2(errors, 2)
-        os.dup2(talk, _TALK)
+        os.dup2(talk, TALK)
         os.chdir(zygote.scratch)
         for limit, value in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_FSIZE, file_size),
                              (resource.RLIMIT_CPU, cpu_seconds)):
             resource.setrlimit(limit, (value, value))
         zygote.drop()
-        kernel.prctl(_NO_NEW_PRIVS, 1)
-        kernel.prctl(_DUMPABLE, 0)
-        kernel.prctl(_SUBREAPER, 1)
+        kernel.prctl(NO_NEW_PRIVS, 1)
+        kernel.prctl(DUMPABLE, 0)
+        kernel.prctl(SUBREAPER, 1)
         if zygote.rules >= 0:
-            kernel.call("syscall", _LANDLOCK_RESTRICT, zygote.rules, 0, what="landlock_restrict_self")
-        zygote.close_from(_TALK + 1)
+            kernel.call("syscall", LANDLOCK_RESTRICT, zygote.rules, 0, what="landlock_restrict_self")
+        zygote.close_from(TALK + 1)
         zygote.install_filter()
-        self.talk = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, _TALK)
+        self.talk = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, TALK)
         try:
             self.code = compile(source, "main.py", "exec", dont_inherit=True)
         except BaseException as error:
             self.talk.send(b"C" + explain(error))
-            os._exit(0)
+            _exit(0)
         tame, modules, stores = zygote.tameness.read(self.code)
-        for module in modules & _IMPORTED_AHEAD:        # here once, not in each test
+        for module in modules & IMPORTED_AHEAD:     # here once, not in each test
             __import__(module)
-        self.together = bool(flags & _BATCH) and tame
-        self.draws = not modules.isdisjoint(("random", "numpy", "numpy.random")) or self.function is not None
+        self.together = bool(flags & BATCH) and tame
+        self.draws = self.function is not None or not modules.isdisjoint(("random", "numpy", "numpy.random"))
         self.entries = zygote.tameness.entries() if self.together and stores else None
+        gc.freeze()     # or the first collection in a test would touch, and so copy, all that compiling left
 
     def serve(self) -> None:
         import _socket
-        room, clock, flags = _socket.CMSG_SPACE(8), time.perf_counter, _FRESH
-        gc.freeze()     # or the first collection in a test would touch, and so copy, all that compiling left
+        room, clock, flags = _socket.CMSG_SPACE(8), time.perf_counter, FRESH
         while True:
             message, ancillary, _, _ = self.talk.recvmsg(8, room)
             if not message:
-                os._exit(0)
+                _exit(0)
             given, result = struct.unpack("2i", ancillary[0][2])
             start = clock()
             if self.together:
                 status = self.test(given, result) << 8      # as a wait status
-                os.closerange(_TALK + 1, 16)
+                os.closerange(TALK + 1, 16)
                 if self.entries is not None and self.zygote.tameness.entries() != self.entries:
-                    flags |= _SPENT
+                    flags |= SPENT
             else:
                 status = self.test_in_child(given, result)
                 if not self.zygote.can_sweep or self.zygote.scratch_state() != self.zygote.clean:
-                    flags |= _SPENT
+                    flags |= SPENT
             if status:
-                flags |= _SPENT
-            self.talk.send(_REPLY.pack(b"T", status, clock() - start, flags))
-            if flags & _SPENT:
-                os._exit(0)
+                flags |= SPENT
+            self.talk.send(REPLY.pack(b"T", status, clock() - start, flags))
+            if flags & SPENT:
+                _exit(0)
             if self.together:
                 flags = 0
                 self.restore()
@@ -767,7 +808,7 @@ class Program:
                 _exit(status)
         os.close(given), os.close(result)
         status = os.waitpid(child, 0)[1]
-        while self.zygote.can_sweep:        # nothing of a test outlives its verdict; elsewhere the zygote sees to that
+        while self.zygote.can_sweep:        # nothing outlives a test; elsewhere the zygote sees to that
             try:
                 os.kill(-1, 9)
             except ProcessLookupError:
@@ -779,7 +820,7 @@ class Program:
         return status
 
     def restore(self) -> None:
-        """What a tame program may have changed for its next test."""
+        """What a tame program may have changed, for its next test."""
         open_standard_streams()
         sys.setrecursionlimit(self.zygote.recursion_limit)
         if self.draws:
@@ -792,13 +833,13 @@ class Program:
         arguments = None
         if self.function is None:
             os.dup2(given, 0), os.dup2(result, 1)
-        else:       # a call: standard input is empty, standard output goes nowhere, the result has a file of its own
+        else:       # a call: nothing on standard input, output goes nowhere, the result has its own file
             arguments = json.loads(os.pread(given, os.fstat(given).st_size, 0))
         if not self.together:
             if self.function is not None:
-                os.dup2(result, _TALK)
-                result = _TALK
-            self.zygote.close_from(_TALK + (self.function is not None))
+                os.dup2(result, TALK)
+                result = TALK
+            self.zygote.close_from(TALK + (self.function is not None))
         os.ftruncate(2, 0), os.lseek(2, 0, 0)
         output = sys.stdout
         sys.modules["__main__"] = module = ModuleType("__main__")
@@ -806,7 +847,7 @@ class Program:
         names.update(__builtins__=builtins, __file__="/tmp/main.py")
         try:
             if self.function is not None:
-                sys.setrecursionlimit(50_000)       # as LiveCodeBench's runner; one is used to it there
+                sys.setrecursionlimit(50_000)       # as in LiveCodeBench's runner
                 names.update(self.zygote.call_names)
             exec(self.code, names)
             if self.function is not None:
@@ -820,11 +861,11 @@ class Program:
         except BaseException as error:
             status = 1
             os.write(2, explain(error))
-        try:        # the end of an interpreter: threads, exit functions, standard output, then what the program still holds
+        try:        # the end of an interpreter: threads, exit functions, output, what the program still holds
             if not self.together:
                 if threading.active_count() > 1:
                     threading._shutdown()
-                if atexit._ncallbacks():        # each of these calls costs pages even where there is nothing to do
+                if atexit._ncallbacks():        # both cost pages even where there is nothing to do
                     atexit._run_exitfuncs()
             flush(sys.stdout)
             names.clear()
@@ -836,8 +877,7 @@ class Program:
 
     def answer(self, names: dict, arguments: list, result: int) -> None:
         """Call the function under test, write its value as JSON."""
-        function = names.get(self.function)
-        solution = names.get("Solution")
+        function, solution = names.get(self.function), names.get("Solution")
         if isinstance(solution, type) and hasattr(solution, self.function):
             function = getattr(solution(), self.function)
         if function is None:
@@ -848,8 +888,8 @@ class Program:
 
 
 def open_standard_streams() -> None:
-    """As a fresh interpreter has them. Made once in the zygote, since in a test they would cost a third of its page faults; made
-    anew only between tests that share a process."""
+    """As a fresh interpreter has them. Made once in the zygote, since in a test they would be a third of its
+    page faults; made anew only between tests that share a process."""
     sys.stdin = sys.__stdin__ = TextIOWrapper(BufferedReader(FileIO(0, closefd=False)), "utf-8")
     sys.stdout = sys.__stdout__ = TextIOWrapper(BufferedWriter(FileIO(1, "w", closefd=False)), "utf-8")
     sys.stderr = sys.__stderr__ = TextIOWrapper(BufferedWriter(FileIO(2, "w", closefd=False)), "utf-8",
@@ -885,80 +925,86 @@ def explain(error: BaseException) -> bytes:
 if __name__ == "__main__" and sys.argv[1:2] == ["--zygote"]:
     try:
         zygote = Zygote(int(sys.argv[2]))
-    except OSError as error:        # a kernel that refuses half-way: the supervisor starts again without that layer
-        import _socket
-        _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, int(sys.argv[2])).send(b"X" + str(error).encode())
+    except OSError as error:        # refused half-way: the supervisor starts again without that layer
+        os.write(int(sys.argv[2]), b"X" + str(error).encode())
         os._exit(1)
     zygote.serve()      # the clean interpreter reads no further than this
 
 
-# ---------------------------------------------------------------------------------------------------- comparing outputs
+# ------------------------------------------------------------------------------------------ comparing outputs
 
-import contextlib       # noqa: E402
 import functools        # noqa: E402
 import re               # noqa: E402
 import select           # noqa: E402
-import signal           # noqa: E402
 import socket           # noqa: E402
 import subprocess       # noqa: E402
 from dataclasses import asdict, dataclass       # noqa: E402
 from decimal import Decimal, InvalidOperation   # noqa: E402
 
 TOKEN_TOLERANCE = 1e-5      # absolute, as CodeContests
-_INTEGER = re.compile(r"[+-]?[0-9]+")
-_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+INTEGER = re.compile(r"[+-]?[0-9]+")
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
-def same_output(output: str, expected: str, compare: str = "lines", float_tolerance: float | None = None) -> bool:
-    """`lines` (LiveCodeBench, APPS): stripped, line by line, equal as text or as exact decimals. `tokens` (CodeContests): white-
-    space tokens, case-insensitive, integers exact, other numbers within 1e-5. With `float_tolerance`, numbers may in either be
-    off by that much, absolutely or relative to the expected one."""
+def same_output(output: str, expected: str, compare: str = "lines", tolerance: float | None = None) -> bool:
+    """`lines` (LiveCodeBench, APPS): stripped, line by line, equal as text or as exact decimals. `tokens`
+    (CodeContests): white-space tokens, case-insensitive, integers exact, other numbers within 1e-5. With a
+    tolerance, numbers may in either be off by that much, absolutely or relative to the expected one."""
     output, expected = output.strip(), expected.strip()
     if output == expected:
         return True
     if compare == "tokens":
-        return same_tokens(output.casefold().split(), expected.casefold().split(), float_tolerance)
-    lines, expected_lines = output.split("\n"), expected.split("\n")
-    return len(lines) == len(expected_lines) and all(
+        return same_tokens(output.casefold(), expected.casefold(), tolerance)
+    lines, wanted = output.split("\n"), expected.split("\n")
+    return len(lines) == len(wanted) and all(
         a.strip() == b.strip() or same_decimals(a, b)
-        or float_tolerance is not None and same_tokens(a.split(), b.split(), float_tolerance)
-        for a, b in zip(lines, expected_lines))
+        or tolerance is not None and same_tokens(a, b, tolerance) for a, b in zip(lines, wanted))
 
 
-def same_tokens(tokens: list[str], expected: list[str], tolerance: float | None) -> bool:
-    return len(tokens) == len(expected) and all(a == b or same_number(a, b, tolerance) for a, b in zip(tokens, expected))
+def same_tokens(output: str, expected: str, tolerance: float | None) -> bool:
+    tokens, wanted = output.split(), expected.split()
+    return len(tokens) == len(wanted) and all(
+        a == b or same_number(a, b, tolerance) for a, b in zip(tokens, wanted))
 
 
 def same_number(token: str, expected: str, tolerance: float | None) -> bool:
-    if not _NUMBER.fullmatch(token) or not _NUMBER.fullmatch(expected):
+    if not NUMBER.fullmatch(token) or not NUMBER.fullmatch(expected):
         return False
-    if tolerance is None and _INTEGER.fullmatch(token) and _INTEGER.fullmatch(expected):
-        return Decimal(token) == Decimal(expected)      # int() of the millions of digits that a program may print takes minutes
-    value, aim = float(token), float(expected)
-    return abs(value - aim) <= (TOKEN_TOLERANCE if tolerance is None else tolerance * max(1.0, abs(aim)))
+    if tolerance is None and INTEGER.fullmatch(token) and INTEGER.fullmatch(expected):
+        return Decimal(token) == Decimal(expected)      # int() takes minutes for a million digits
+    return within(float(token), float(expected), tolerance)
+
+
+def within(value: float, expected: float, tolerance: float | None) -> bool:
+    allowed = TOKEN_TOLERANCE if tolerance is None else tolerance * max(1.0, abs(expected))
+    return abs(value - expected) <= allowed
 
 
 def same_decimals(line: str, expected: str) -> bool:
+    tokens, wanted = line.split(), expected.split()
     try:
-        return [Decimal(token) for token in line.split()] == [Decimal(token) for token in expected.split()]
+        return len(tokens) == len(wanted) and all(Decimal(a) == Decimal(b) for a, b in zip(tokens, wanted))
     except InvalidOperation:        # no number, or one that equals nothing (sNaN)
         return False
 
 
 def same_value(value, expected, tolerance: float | None) -> bool:
     """JSON values: equal, numbers within the tolerance if there is one."""
-    if tolerance is not None:
-        if isinstance(value, list) and isinstance(expected, list):
-            return len(value) == len(expected) and all(same_value(a, b, tolerance) for a, b in zip(value, expected))
-        if isinstance(value, dict) and isinstance(expected, dict):
-            return value.keys() == expected.keys() and all(same_value(value[k], expected[k], tolerance) for k in value)
-        if isinstance(value, (int, float, Decimal)) and isinstance(expected, (int, float, Decimal)):
-            return value == expected or abs(float(value) - float(expected)) <= tolerance * max(1.0, abs(float(expected)))
-    return value == expected
+    if value == expected or tolerance is None:
+        return value == expected
+    if isinstance(value, list) and isinstance(expected, list):
+        return len(value) == len(expected) and all(
+            same_value(a, b, tolerance) for a, b in zip(value, expected))
+    if isinstance(value, dict) and isinstance(expected, dict):
+        return value.keys() == expected.keys() and all(
+            same_value(value[key], expected[key], tolerance) for key in value)
+    numbers = isinstance(value, (int, float, Decimal)) and isinstance(expected, (int, float, Decimal))
+    return numbers and within(float(value), float(expected), tolerance)
 
 
 def parse_json(text: str):
-    """JSON in which an integer of more than 4,300 digits becomes a Decimal, which is as exact and takes linear time."""
+    """JSON in which an integer of more than 4,300 digits becomes a Decimal, which is as exact and takes
+    linear time."""
     try:
         return json.loads(text)
     except json.JSONDecodeError:
@@ -967,7 +1013,7 @@ def parse_json(text: str):
         return json.loads(text, parse_int=Decimal)
 
 
-# ---------------------------------------------------------------------------------- the supervisor: a sandbox from outside
+# --------------------------------------------------------------------- the supervisor: a sandbox from outside
 
 class Fault(Exception):
     """The machinery failed, not the program: start again, never score."""
@@ -978,8 +1024,9 @@ class Refused(Exception):
 
 
 def memory_file(content: bytes = b"") -> int:
-    """A new file in memory for each input and output: nothing one test does to its descriptors reaches another, there is no
-    pipe to fill up, and no thread to empty it. By pwrite, so that reading starts at 0."""
+    """A new file in memory for each input and output: nothing one test does to its descriptors reaches
+    another, there is no pipe to fill up, and no thread to empty it. By pwrite, so that reading starts at
+    0."""
     descriptor = os.memfd_create("verifier")
     written = 0
     while written < len(content):
@@ -988,11 +1035,22 @@ def memory_file(content: bytes = b"") -> int:
 
 
 def send_with_files(channel: socket.socket, message: bytes, *files: int) -> None:
-    channel.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(files)}i", *files))])
+    rights = struct.pack(f"{len(files)}i", *files)
+    channel.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+
+
+def start_process(role: str, channel: socket.socket, *kept: int, **options) -> subprocess.Popen:
+    """A clean interpreter of this file, with a channel to it; in a session of its own, out of ^C's reach."""
+    return subprocess.Popen(
+        [sys.executable, "-s", "-S", "-B", os.path.abspath(__file__), role, str(channel.fileno())],
+        env=dict(PYTHONHASHSEED="0", PYTHONSAFEPATH="1", OPENBLAS_NUM_THREADS="1", LC_ALL="C.UTF-8"),
+        pass_fds=[channel.fileno(), *kept], start_new_session=True, cwd="/", stdin=subprocess.DEVNULL,
+        **options)
 
 
 def own_user_id() -> tuple[socket.socket, int]:
-    """A user id that no other sandbox on this machine has; an abstract socket is the lock, which the kernel cannot forget."""
+    """A user id that no other sandbox on this machine has; an abstract socket is the lock, which the kernel
+    cannot forget."""
     lock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     for uid in range(61_000, 65_000):
         with contextlib.suppress(OSError):
@@ -1023,25 +1081,24 @@ class Sandbox:
             self.report = dict(self.start(), namespaces=f"refused: {refusal}")
         self.poll = select.poll()
         self.poll.register(self.control, select.POLLIN)
-        # pid 1 of a namespace is the child of the process that entered it; without one, the process itself is the zygote
+        # pid 1 of a namespace is the child of the process that entered it; without one, the process itself is
+        # the zygote
         self.zygote = next((pid for pid, _, _ in family(self.process.pid)), self.process.pid)
         with open(f"/proc/{self.zygote}/statm") as file:
             self.own_bytes = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        self.counts_processes = self.report["identity"] == "your user id"       # elsewhere RLIMIT_NPROC is exact
+        self.counts_processes = self.report["identity"] == "your user id"       # else RLIMIT_NPROC is exact
 
     def start(self) -> dict:
-        self.config["scratch"] = f"{self.config['tmp']}/verifier-{os.urandom(8).hex()}"      # used where there is no image
-        self.config["user_tasks"] = count_tasks_of_user() if "namespaces" not in self.config["layers"] else 0
+        isolated = "namespaces" in self.config["layers"]
+        self.config["scratch"] = f"{self.config['tmp']}/verifier-{os.urandom(8).hex()}"     # if not isolated
+        self.config["user_tasks"] = 0 if isolated else count_tasks_of_user()
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.control.settimeout(60.0)
         self.errors = memory_file()
-        kept = [theirs.fileno(), self.config["alive"]] + ([self.uid_lock.fileno()] if self.uid_lock else [])
+        kept = [self.config["alive"]] + ([self.uid_lock.fileno()] if self.uid_lock else [])
         with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, "-s", "-S", "-B", os.path.abspath(__file__), "--zygote", str(theirs.fileno())],
-                env=dict(PYTHONHASHSEED="0", PYTHONSAFEPATH="1", OPENBLAS_NUM_THREADS="1", LC_ALL="C.UTF-8"),
-                pass_fds=kept, start_new_session=True, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                stderr=self.errors)
+            self.process = start_process("--zygote", theirs, *kept, stdout=subprocess.DEVNULL,
+                                         stderr=self.errors)
         self.control.send(json.dumps(self.config).encode())
         while True:
             message = self.control.recv(1 << 16)
@@ -1049,15 +1106,15 @@ class Sandbox:
                 return json.loads(message[1:])
             if message[:1] == b"M":
                 self.map_users(*struct.unpack("i", message[1:]))
-            elif message[:1] == b"X" and "namespaces" in self.config["layers"]:
+            elif message[:1] == b"X" and isolated:
                 self.close()
                 raise Refused(message[1:].decode())
             else:
                 raise Fault(f"the sandbox did not start: {message[1:].decode() or self.error_text()}")
 
     def map_users(self, pid: int) -> None:
-        """Root of the namespace is root of this one, its user 1 the sandbox's user id; or root alone, in a container that has
-        no such user id to give."""
+        """Root of the namespace is root of this one, its user 1 the sandbox's user id; or root alone, in a
+        container that has no such user id to give."""
         for lines, answer in ((f"0 0 1\n1 {self.config['uid']} 1\n", b"2"), ("0 0 1\n", b"1")):
             with contextlib.suppress(OSError):
                 for kind in ("gid_map", "uid_map"):
@@ -1070,22 +1127,24 @@ class Sandbox:
         size = os.fstat(self.errors).st_size
         return os.pread(self.errors, 4096, max(0, size - 4096)).decode("utf-8", "replace").strip()
 
-    def begin(self, code: int, function: str | None, batch: bool, memory: int, file_size: int, cpu_seconds: int) -> None:
+    def begin(self, code: int, function: str | None, batch: bool, memory: int, file_size: int,
+              cpu_seconds: int) -> None:
         self.talk, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.poll.register(self.talk, select.POLLIN)
-        flags = _BATCH * batch | _CALL * (function is not None)
+        flags = BATCH * batch | CALL * (function is not None)
         self.ran, self.waited_before = 0, self.waited([])[0]
-        message = b"B" + _BEGIN.pack(flags, memory, file_size, cpu_seconds) + (function or "").encode()
+        message = b"B" + BEGIN.pack(flags, memory, file_size, cpu_seconds) + (function or "").encode()
         with theirs, self.or_fault():
             os.ftruncate(self.errors, 0)
             send_with_files(self.control, message, code, theirs.fileno(), self.errors)
 
     def give(self, given: int, result: int) -> None:
-        with contextlib.suppress(OSError):      # where the program process is gone, next_reply says how it went
+        with contextlib.suppress(OSError):      # if the program process is gone, next_reply says how it went
             send_with_files(self.talk, b"T", given, result)
 
     def end(self) -> int:
-        """Kill what there is of the program and wait until the slot is clean; the status of the program process."""
+        """Kill what there is of the program and wait until the slot is clean; the status of the program
+        process."""
         self.poll.unregister(self.talk)
         self.talk.close()
         with self.or_fault():
@@ -1100,10 +1159,12 @@ class Sandbox:
             raise Fault(f"the sandbox was lost: {self.error_text() or error}") from None
 
     def next_reply(self, start: float, limit: float, spare: float, memory: int) -> tuple:
-        """What the program process says next: ("T", wait status, seconds, flags). Or (status, message) where it says no more.
+        """What the program process says next: ("T", wait status, seconds, flags). Or (status, message) where
+        it says no more.
 
-        A test that was ready to run while the machine ran something else is given that time back at the deadline, up to `spare`
-        seconds: a busy machine turns no right program into a late one. Not where the test competed with itself."""
+        A test that was ready to run while the machine ran something else is given that time back at the
+        deadline, up to `spare` seconds: a busy machine turns no right program into a late one. Not where the
+        test competed with itself."""
         deadline, look, waited = start + limit, start + WATCH_SECONDS, self.waited_before
         self.lost = 0.0
         while True:
@@ -1114,14 +1175,14 @@ class Sandbox:
                 message, self.waited_before = self.last_words(), waited
                 if message[:1] == b"C":
                     return "compile_error", message[1:].decode("utf-8", "replace").strip()
-                return _REPLY.unpack(message) if len(message) == _REPLY.size else ("died", "")
+                return REPLY.unpack(message) if len(message) == REPLY.size else ("died", "")
             now, alive = time.monotonic(), family(self.zygote)
             cpu = sum(cpu for _, _, cpu in alive)
             if len(alive) <= 2 and cpu < limit:
                 waited, ready, starved = self.waited(alive)
                 lost = sum(waited[pid] - self.waited_before.get(pid, 0.0) for pid in waited)
-                if starved or ready and lost > 0.1 * (now - start):     # a wait that still lasts is in no count: all but CPU time
-                    lost = now - start - cpu
+                if starved or ready and lost > 0.1 * (now - start):
+                    lost = now - start - cpu        # all but CPU time: a wait that lasts is in no count yet
                 self.lost = min(spare, lost)
             if now >= deadline:
                 deadline = start + limit + self.lost
@@ -1134,11 +1195,12 @@ class Sandbox:
                     return "runtime_error", f"more than {self.config['processes']} processes"
                 if self.report["namespaces"][:6] != "active" and directory_is_full(self.config):
                     return "runtime_error", "the scratch directory is full"
-                look = now + max(WATCH_SECONDS, 20 * (time.monotonic() - now))      # where it is slow, less often
+                look = now + max(WATCH_SECONDS, 20 * (time.monotonic() - now))   # at most 5 % of the time
 
     def waited(self, alive: list) -> tuple[dict[int, float], bool, bool]:
-        """For how many seconds of its life each of zygote, program and test was ready to run and did not (the worst thread);
-        whether one of the last two is ready now; and if it is, whether none has run since this was last asked."""
+        """For how many seconds of its life each of zygote, program and test was ready to run and did not (the
+        worst thread); whether one of the last two is ready now; and if it is, whether none has run since this
+        was last asked."""
         seconds, ran, ready = {}, 0, False
         for pid in [self.zygote, *(pid for pid, _, _ in alive)]:
             with contextlib.suppress(OSError, ValueError):
@@ -1154,7 +1216,7 @@ class Sandbox:
         return seconds, ready, starved
 
     def last_words(self) -> bytes:
-        for _ in range(2):      # where a process ends with unread messages, the first call fails and the next has its reply
+        for _ in range(2):      # where it ended with unread messages, only the second call has its reply
             with contextlib.suppress(OSError):
                 return self.talk.recv(1024)
         return b""
@@ -1173,7 +1235,8 @@ class Sandbox:
 
 
 def directory_is_full(config: dict) -> bool:
-    """Scratch on disk: does it hold more than the one in memory could? Looked at to that size and no further."""
+    """Scratch on disk: does it hold more than the one in memory could? Looked at to that size and no
+    further."""
     files, size, stack = 0, 0, [config["scratch"]]
     while stack:
         with contextlib.suppress(OSError), os.scandir(stack.pop()) as entries:
@@ -1188,7 +1251,7 @@ def directory_is_full(config: dict) -> bool:
     return False
 
 
-# ------------------------------------------------------------------------------------------- the supervisor: one verdict
+# -------------------------------------------------------------------------------- the supervisor: one verdict
 
 @dataclass
 class Outcome:
@@ -1205,12 +1268,11 @@ class Judge:
     def __init__(self, config: dict):
         self.config = config
         self.sandboxes: dict[bool, Sandbox] = {}
-        self.report: dict[str, str] = {}
 
     def start(self) -> dict[str, str]:
         """Try what the machine gives; the other sandbox, with numpy, comes when it is needed."""
-        self.report = dict(self.sandbox(numpy=False).report, numpy="active" if self.config["site"] else "off: not installed")
-        return self.report
+        numpy = "active" if self.config["site"] else "off: not installed"
+        return dict(self.sandbox(numpy=False).report, numpy=numpy)
 
     def sandbox(self, numpy: bool) -> Sandbox:
         numpy = numpy and self.config["site"] is not None
@@ -1219,7 +1281,8 @@ class Judge:
         return self.sandboxes[numpy]
 
     def close(self) -> None:
-        """End the sandboxes, and whatever a zygote that was killed has left: it has become ours, we are its subreaper."""
+        """End the sandboxes, and whatever a zygote that was killed has left: it has become ours, we are its
+        subreaper."""
         for sandbox in self.sandboxes.values():
             sandbox.close()
         self.sandboxes.clear()
@@ -1243,7 +1306,8 @@ class Judge:
         self.used, self.spare = 0.0, PATIENCE * config["program_seconds"]
         self.memory = int((item.get("memory_mb") or config["memory_mb"]) * 2**20)
         self.all_memory = max(config["total_memory_mb"] << 20, self.memory * 3 // 2)
-        self.output_bytes = max(config["output_mb"] << 20, 2 * max(len(test["output"]) for test in tests) + (1 << 20))
+        longest = max(len(test["output"]) for test in tests)
+        self.output_bytes = max(config["output_mb"] << 20, 2 * longest + (1 << 20))
         if self.function is not None:
             self.expected = [parse_json(test["output"]) for test in tests]
         source = code.encode("utf-8", "surrogatepass")
@@ -1290,7 +1354,7 @@ class Judge:
             return
         box, cpu_seconds = self.box, int(2 * self.config["program_seconds"]) + 5
         box.begin(self.code, self.function, batch, self.memory, self.output_bytes, cpu_seconds)
-        given: list[tuple[int, int]] = []       # files of the tests that the program process has, the running one first
+        given: list[tuple[int, int]] = []       # files of the tests that it has, the running one first
         ended = False
         start = time.monotonic()
         try:
@@ -1298,8 +1362,8 @@ class Judge:
                 left = self.config["program_seconds"] - self.used
                 if self.outcomes[n] is not None or left <= 0:
                     return
-                while len(given) < TESTS_AHEAD and n + len(given) < end and self.outcomes[n + len(given)] is None:
-                    text = self.tests[n + len(given)]["input"].encode("utf-8", "surrogatepass")
+                while (ahead := n + len(given)) < min(end, n + TESTS_AHEAD) and self.outcomes[ahead] is None:
+                    text = self.tests[ahead]["input"].encode("utf-8", "surrogatepass")
                     given.append((memory_file(text), memory_file()))
                     box.give(*given[-1])
                 limit = min(self.limit, left)
@@ -1310,15 +1374,15 @@ class Judge:
                 status, alone = None, True
                 if reply[0] == b"T":
                     _, status, seconds, flags = reply
-                    took = seconds if 0.0 <= seconds <= took else took      # the clock of the program process, within reason
-                    alone, ended = bool(flags & _FRESH), bool(flags & _SPENT)
+                    took = seconds if 0.0 <= seconds <= took else took      # the nearer clock, within reason
+                    alone, ended = bool(flags & FRESH), bool(flags & SPENT)
                     if ended:
                         box.end()       # before anything is read: none may be left who could write it
                 else:
                     ended = True
                     process_status = box.end()
                     if reply[0] == "died":
-                        if os.WIFEXITED(process_status) and os.WEXITSTATUS(process_status) == _UNCONFINED:
+                        if os.WIFEXITED(process_status) and os.WEXITSTATUS(process_status) == UNCONFINED:
                             raise Fault(f"a program process failed: {box.error_text()}")
                         status = process_status
                     alone = not batch or n == first
@@ -1373,14 +1437,15 @@ class Judge:
     def verdict(self) -> dict:
         passes = [outcome is not None and outcome.status == "accepted" for outcome in self.outcomes]
         outputs = [outcome and outcome.output for outcome in self.outcomes] if self.every_test else None
-        if all(passes):
-            return dict(passed=True, status="accepted", tests_passed=len(passes), seconds=self.seconds, message="",
-                        outputs=outputs)
-        first = passes.index(False)
-        failure = self.outcomes[first]
-        of_test = failure.status not in ("empty", "compile_error")
-        return dict(passed=False, status=failure.status, tests_passed=sum(passes) if self.every_test else first,
-                    seconds=self.seconds, message=f"test {first + 1}: " * of_test + failure.message, outputs=outputs)
+        verdict = dict(passed=all(passes), status="accepted", tests_passed=len(passes), seconds=self.seconds,
+                       message="", outputs=outputs)
+        if not all(passes):
+            first = passes.index(False)
+            failure = self.outcomes[first]
+            place = "" if failure.status in ("empty", "compile_error") else f"test {first + 1}: "
+            verdict.update(status=failure.status, message=place + failure.message,
+                           tests_passed=sum(passes) if self.every_test else first)
+        return verdict
 
 
 def shorten(text: str) -> str:
@@ -1410,13 +1475,13 @@ def receive(stream: socket.socket) -> bytes:
 def supervise(descriptor: int) -> None:
     """The supervisor: items come in, verdicts go out, until the caller is gone or says so by SIGTERM."""
     import pickle       # between processes of ours alone; nothing from a sandbox is ever unpickled
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     stream = socket.socket(fileno=descriptor)
     config = pickle.loads(receive(stream))
     kernel = Kernel()
-    kernel.prctl(_SUBREAPER, 1)
-    kernel.prctl(_PDEATHSIG, signal.SIGTERM)        # of the thread that started us
+    kernel.prctl(SUBREAPER, 1)
+    kernel.prctl(PDEATHSIG, signal.SIGTERM)        # of the thread that started us
     if os.getppid() != config["caller"]:
         return
     judge = Judge(config)
@@ -1446,7 +1511,7 @@ def tier_of(report: dict[str, str]) -> str:
     return "D"
 
 
-# ------------------------------------------------------------------------------------------------ in the caller's process
+# ------------------------------------------------------------------------------------ in the caller's process
 
 class SandboxError(RuntimeError):
     """A fault of the machinery, after one retry: no verdict."""
@@ -1455,11 +1520,12 @@ class SandboxError(RuntimeError):
 @dataclass
 class Verdict:
     passed: bool
-    status: str             # accepted, wrong_answer, time_limit, memory_limit, output_limit, runtime_error, compile_error, empty
+    status: str             # accepted; wrong_answer, time_limit, memory_limit, output_limit, runtime_error,
+                            # compile_error, empty (no program)
     tests_passed: int       # before the first that failed; with want_outputs, of all
     seconds: float          # wall clock of its tests
     message: str = ""       # for people
-    outputs: list[str | None] | None = None     # with want_outputs: one a test, None where it did not end normally
+    outputs: list[str | None] | None = None     # with want_outputs: of each test, None if it ended badly
 
 
 def check_item(item: dict) -> None:
@@ -1468,7 +1534,7 @@ def check_item(item: dict) -> None:
         raise ValueError(f"an item is an object with code and tests, not a {type(item).__name__}")
     for key in ("code", "tests"):
         if key not in item:
-            raise ValueError(f"the key {key!r} is missing from an item with {', '.join(map(repr, item)) or 'no keys'}")
+            raise ValueError(f"the key {key!r} is missing; there is {', '.join(map(repr, item)) or 'none'}")
     if not isinstance(item["code"], (str, type(None))):
         raise ValueError(f"code is text, or null where there is none, not a {type(item['code']).__name__}")
     tests, function = item["tests"], item.get("fn_name")
@@ -1479,7 +1545,7 @@ def check_item(item: dict) -> None:
             if not isinstance(test, dict) or not isinstance(test.get(key), str):
                 raise ValueError(f"test {n} needs {key!r}, as text")
     if function is not None:
-        if not isinstance(function, str) or not function.isidentifier():
+        if not isinstance(function, str) or not function.isidentifier() or len(function) > 200:
             raise ValueError(f"fn_name is the name of a function, not {function!r}")
         for n, test in enumerate(tests, 1):
             try:
@@ -1487,22 +1553,26 @@ def check_item(item: dict) -> None:
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"test {n} of {function} is not JSON: {error}") from None
             if not isinstance(arguments, list):
-                raise ValueError(f"the input of test {n} is a JSON list of the arguments of {function}, not {test['input']!r:.50}")
+                raise ValueError(f"the input of test {n} is a JSON list of the arguments of {function}, "
+                                 f"not {test['input']!r:.50}")
     if item.get("compare") not in (None, "lines", "tokens"):
         raise ValueError(f"compare is 'lines' or 'tokens', not {item['compare']!r}")
     for key in ("time_limit", "memory_mb", "float_tolerance"):
         value = item.get(key)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e6):
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if value is not None and not (number and 0 < value < 1e6):
             raise ValueError(f"{key} is a positive number, not {value!r}")
 
 
 class Verifier:
-    """Workers that judge programs; close it, or use it in a `with` statement. `tier` and `report` say what protects here."""
+    """Workers that judge programs; close it, or use it in a `with` statement. The keyword arguments are the
+    limits above; `layers` can leave out some, to try a lower tier. `tier` and `report` say what protects."""
 
     def __init__(self, workers: int | None = None, mode: str = "batch", min_tier: str | None = None, *,
-                 test_seconds: float = TEST_SECONDS, program_seconds: float = PROGRAM_SECONDS, memory_mb: int = MEMORY_MB,
-                 total_memory_mb: int = TOTAL_MEMORY_MB, processes: int = PROCESSES, output_mb: int = OUTPUT_MB,
-                 scratch_mb: int = SCRATCH_MB, layers: tuple[str, ...] = LAYERS):
+                 test_seconds: float = TEST_SECONDS, program_seconds: float = PROGRAM_SECONDS,
+                 memory_mb: int = MEMORY_MB, total_memory_mb: int = TOTAL_MEMORY_MB,
+                 processes: int = PROCESSES, output_mb: int = OUTPUT_MB, scratch_mb: int = SCRATCH_MB,
+                 layers: tuple[str, ...] = LAYERS):
         import queue
         if sys.platform != "linux":
             raise OSError(f"the verifier needs Linux, not {sys.platform}")
@@ -1514,18 +1584,20 @@ class Verifier:
         if min_tier is not None and min_tier not in TIERS:
             raise ValueError(f"min_tier is one of {', '.join(TIERS)}, not {min_tier!r}")
         self.test_seconds, self.program_seconds = test_seconds, program_seconds
-        config = dict(find_image(), mode=mode, test_seconds=test_seconds, program_seconds=program_seconds, memory_mb=memory_mb,
-                      total_memory_mb=total_memory_mb, processes=processes, output_mb=output_mb, scratch_mb=scratch_mb,
-                      layers=list(layers), caller=os.getpid(), tmp=os.environ.get("TMPDIR", "/tmp"))
+        config = dict(find_image(), mode=mode, test_seconds=test_seconds, program_seconds=program_seconds,
+                      memory_mb=memory_mb, total_memory_mb=total_memory_mb, processes=processes,
+                      output_mb=output_mb, scratch_mb=scratch_mb, layers=list(layers), caller=os.getpid(),
+                      tmp=os.environ.get("TMPDIR", "/tmp"))
         self._owner, self._closed, self._jobs = os.getpid(), False, queue.SimpleQueue()
         self._pool = [Worker(config, self._jobs) for _ in range(self.workers)]
         try:
             self.report = [worker.report.result() for worker in self._pool][0]
             self.tier = tier_of(self.report)
             if self.tier > (min_tier or "C"):
-                missing = "; ".join(f"{layer}: {state}" for layer, state in self.report.items() if state != "active")
-                raise ValueError(f"this machine gives tier {self.tier} and {min_tier or 'C'} is asked for ({missing}); "
-                                 f"min_tier={self.tier!r} would take it")
+                missing = "; ".join(f"{layer}: {state}" for layer, state in self.report.items()
+                                    if state != "active")
+                raise ValueError(f"this machine gives tier {self.tier} and {min_tier or 'C'} is asked for "
+                                 f"({missing}); min_tier={self.tier!r} would take it")
         except BaseException:
             self.close()
             raise
@@ -1550,13 +1622,15 @@ class Verifier:
                 future.cancel()     # where an exception ended the waiting
 
     def worst_case_seconds(self, programs: int) -> float:
-        """So long may `programs` verdicts take, restarts of workers aside: each program may use its limit, have one test
-        repeated, and be given back what a busy machine took from it, up to PATIENCE times its limit."""
+        """So long may `programs` verdicts take, restarts of workers aside: each program may use its limit,
+        have one test repeated, and be given back what a busy machine took from it, up to PATIENCE times its
+        limit."""
         each = (1 + PATIENCE) * self.program_seconds + min(self.test_seconds, self.program_seconds)
         return -(-programs // self.workers) * each
 
     def close(self) -> None:
-        """Now: programs that run are killed, items that wait are cancelled. Returns when no process is left."""
+        """Now: programs that run are killed, items that wait are cancelled. Returns when no process is
+        left."""
         import queue
         if self._closed or os.getpid() != self._owner:      # a fork of the caller does not own them
             return
@@ -1578,7 +1652,8 @@ class Verifier:
 
 
 class Worker:
-    """The caller's end of one supervisor: a thread that sends an item, waits for its verdict, and replaces what dies."""
+    """The caller's end of one supervisor: a thread that sends an item, waits for its verdict, and replaces
+    what dies."""
 
     def __init__(self, config: dict, jobs):
         from concurrent.futures import Future
@@ -1611,19 +1686,18 @@ class Worker:
             except (SandboxError, OSError) as error:
                 self.discard()
                 if attempt == 2 or self.stopping:
-                    raise SandboxError(f"no verdict: {'the Verifier was closed' if self.stopping else error}") from None
+                    reason = "the Verifier was closed" if self.stopping else error
+                    raise SandboxError(f"no verdict: {reason}") from None
 
     def start(self) -> dict:
-        """A new supervisor; what protects its sandbox. From this thread, whose end is the supervisor's end."""
+        """A new supervisor; what protects its sandbox. From this thread, whose end is the supervisor's
+        end."""
         self.stream, theirs = socket.socketpair()
-        self.alive, held = os.pipe()        # its other end is held by all our processes, so its end of file says: all gone
+        self.alive, held = os.pipe()        # all our processes hold its other end: at its end, all are gone
         with theirs, self.lock:
             if self.stopping:
                 raise SandboxError("the Verifier is closed")
-            self.process = subprocess.Popen(
-                [sys.executable, "-s", "-S", "-B", os.path.abspath(__file__), "--supervisor", str(theirs.fileno())],
-                env=dict(PYTHONSAFEPATH="1", LC_ALL="C.UTF-8"), pass_fds=(theirs.fileno(), held), start_new_session=True,
-                stdin=subprocess.DEVNULL, cwd="/")
+            self.process = start_process("--supervisor", theirs, held)
         os.close(held)
         return self.ask(dict(self.config, alive=held))
 
@@ -1659,7 +1733,7 @@ class Worker:
         os.close(self.alive)
 
 
-_LOAD_ALL = """
+LOAD_ALL = """
 import ctypes, os, sys
 for path in sys.argv[1:]:
     for folder, _, names in os.walk(path):
@@ -1674,8 +1748,8 @@ _image: dict = {}
 
 
 def find_image() -> dict:
-    """Which files programs may see: the standard library, numpy, and the shared objects that they need, which are found by
-    loading every extension module in a throwaway interpreter (40 ms, once a process)."""
+    """Which files programs may see: the standard library, numpy, and the shared objects that they need, which
+    are found by loading every extension module in a throwaway interpreter (40 ms, once a process)."""
     if _image:
         return _image
     import importlib.util
@@ -1683,21 +1757,25 @@ def find_image() -> dict:
     numpy = importlib.util.find_spec("numpy")
     folder = os.path.realpath(os.path.dirname(numpy.origin)) if numpy and numpy.origin else None
     packages = [path for path in (folder, f"{folder}.libs") if folder and os.path.isdir(path)]
-    maps = subprocess.run([sys.executable, "-s", "-S", "-B", "-c", _LOAD_ALL, stdlib + "/lib-dynload", *packages],
-                          env=dict(PYTHONSAFEPATH="1"), cwd="/", capture_output=True, text=True, check=True).stdout
+    command = [sys.executable, "-s", "-S", "-B", "-c", LOAD_ALL, stdlib + "/lib-dynload", *packages]
+    maps = subprocess.run(command, env=dict(PYTHONSAFEPATH="1"), cwd="/", stdout=subprocess.PIPE, text=True,
+                          check=True).stdout
     objects = {path for path in maps.split("\n") if path and not path.startswith((stdlib, *packages))}
-    links = [entry.path for folder in {os.path.dirname(path) for path in objects} for entry in os.scandir(folder)
+    folders = {os.path.dirname(path) for path in objects}
+    links = [entry.path for place in folders for entry in os.scandir(place)
              if entry.is_symlink() and ".so" in entry.name]
+    others = [path for path in ("/etc/ld.so.cache", "/usr/share/zoneinfo") if os.path.exists(path)]
+    third_party = [f"{stdlib}/{name}-packages" for name in ("site", "dist")]
     _image.update(
         stdlib=stdlib, site=os.path.dirname(folder) if folder else None,
-        readable=packages + sorted(objects) + [p for p in ("/etc/ld.so.cache", "/usr/share/zoneinfo") if os.path.exists(p)],
+        readable=packages + sorted(objects) + others,
         aliases=[(path, os.path.realpath(path)) for path in links if os.path.realpath(path) in objects],
-        third_party=[path for path in (stdlib + "/site-packages", stdlib + "/dist-packages") if os.path.isdir(path)],
+        third_party=[path for path in third_party if os.path.isdir(path)],
         links=[(path, os.readlink(path)) for path in ("/lib", "/lib64", "/lib32") if os.path.islink(path)])
     return _image
 
 
-# ------------------------------------------------------------------------------------------------------------- commands
+# --------------------------------------------------------------------------------------------------- commands
 
 def read_items(path: str) -> list[dict]:
     items = []
@@ -1719,7 +1797,7 @@ def command_judge(path: str, workers: int | None, mode: str, min_tier: str | Non
             try:
                 line = asdict(future.result())
             except SandboxError as error:
-                line = dict(passed=False, status="sandbox_error", tests_passed=0, seconds=0.0, message=str(error), outputs=None)
+                line = asdict(Verdict(False, "sandbox_error", 0, 0.0, str(error)))
                 faults += 1
             if line["outputs"] is None:
                 del line["outputs"]
@@ -1727,7 +1805,7 @@ def command_judge(path: str, workers: int | None, mode: str, min_tier: str | Non
     return 1 if faults else 0
 
 
-_CANARIES = {     # each tries what it should not get; what is printed is why it did not
+CANARIES = {     # each tries what it should not get; what is printed is why it did not
     "files": "open(given['file'])",
     "writing": "open(given['target'], 'w')",
     "packages": "sys.path.append(given['site']); __import__(given['package'])",
@@ -1741,9 +1819,9 @@ _CANARIES = {     # each tries what it should not get; what is printed is why it
     "scratch": "[open(str(n), 'wb').write(bytes(1 << 20)) for n in range(100)]; time.sleep(0.5)",
     "output": "print('x' * (20 << 20), flush=True)",
     "time": "time.sleep(9)",
-    "leftovers": "open('left').close() if given['again'] else (open('left', 'w'), os.fork() == 0 and time.sleep(9))",
+    "leftovers": "open('left') if given['again'] else (open('left', 'w'), os.fork() == 0 and time.sleep(9))",
 }
-_CANARY = """
+CANARY = """
 import json, os, socket, subprocess, sys, time
 def hoard():
     memory = bytearray(100 << 20)
@@ -1762,34 +1840,35 @@ def command_doctor() -> int:
     import tempfile
     folders = [path for path in sys.path if path.endswith("-packages") and os.path.isdir(path)]
     packages = [(folder, name) for folder in folders for name in sorted(os.listdir(folder))
-                if os.path.exists(f"{folder}/{name}/__init__.py") and name not in ("numpy", "__pycache__")] or [("/", "none")]
+                if os.path.exists(f"{folder}/{name}/__init__.py")]
+    site, package = next((found for found in packages if found[1] != "numpy"), ("/", "none"))
     broken = 0
     with Verifier(1, "strict", "D") as verifier, socket.create_server(("127.0.0.1", 0)) as listener, \
             tempfile.TemporaryDirectory() as folder:
-        for layer, state in verifier.report.items():
+        for layer, state in dict(verifier.report, tier=verifier.tier).items():
             print(f"{layer:<12}{state}")
-        print(f"{'tier':<12}{verifier.tier}")
-        given = dict(file=os.path.abspath(__file__), target=folder + "/canary", port=listener.getsockname()[1], pid=os.getpid(),
-                     site=packages[0][0], package=packages[0][1])
-        for name, attempt in _CANARIES.items():
+        given = dict(file=os.path.abspath(__file__), target=folder + "/canary", pid=os.getpid(),
+                     port=listener.getsockname()[1], site=site, package=package)
+        for name, attempt in CANARIES.items():
+            item = dict(code=CANARY.format(attempt), want_outputs=True, time_limit=1 if name == "time" else 5)
             for again in (False, True)[:1 + (name == "leftovers")]:
                 test = dict(input=json.dumps(dict(given, again=again)), output="")
-                verdict, = verifier.judge([dict(code=_CANARY.format(attempt), tests=[test], time_limit=5 - 4 * (name == "time"),
-                                                want_outputs=True)])
-            held = not verdict.passed
-            broken += not held
-            print(f"{name:<12}{'holds' if held else 'DOES NOT HOLD':<15}{verdict.outputs[0] or verdict.message}")
+                verdict, = verifier.judge([dict(item, tests=[test])])
+            broken += verdict.passed
+            outcome = "DOES NOT HOLD" if verdict.passed else "holds"
+            print(f"{name:<12}{outcome:<15}{verdict.outputs[0] or verdict.message}")
     return 1 if broken else 0
 
 
 def main() -> int:
     import argparse
-    parser = argparse.ArgumentParser(description="Run programs against tests in a sandbox (see the top of this file).")
+    parser = argparse.ArgumentParser(description="Run programs against tests in a sandbox.")
     commands = parser.add_subparsers(dest="command", required=True)
-    judge = commands.add_parser("judge", help="a verdict for each line of a file, as JSON lines in the same order")
+    judge = commands.add_parser("judge", help="a verdict for each line of a file, in its order")
     judge.add_argument("file", help="items as JSON lines; - is standard input")
-    judge.add_argument("--workers", type=int, help="programs judged at a time (default: one for each processor)")
-    judge.add_argument("--mode", choices=("strict", "batch"), default="strict", help="default %(default)s: every test alone")
+    judge.add_argument("--workers", type=int, help="programs judged at a time (default: one a processor)")
+    judge.add_argument("--mode", choices=("strict", "batch"), default="strict",
+                       help="strict, the default: a process for every test; batch: one for a tame program")
     judge.add_argument("--min-tier", choices=TIERS, help="refuse to run with less protection (default C)")
     commands.add_parser("doctor", help="try each protection on this machine, say which hold")
     arguments = parser.parse_args()

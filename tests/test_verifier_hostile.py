@@ -39,6 +39,7 @@ class Surroundings:
         self.folder = folder
         self.secret, self.target = folder / "secret", folder / "target"
         self.secret.write_text("ESCAPED")
+        self.secret_is = self.state()
         self.tcp, self.udp = socket.create_server(("127.0.0.1", 0)), socket.socket(type=socket.SOCK_DGRAM)
         self.udp.bind(("127.0.0.1", 0))
         self.path, self.abstract = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
@@ -55,8 +56,11 @@ class Surroundings:
             site=os.path.dirname(os.path.dirname(pytest.__file__)), verifier=verifier.__file__))
         self.places = [Path(p) for p in ("/tmp", "/dev/shm", "/var/tmp", "/etc", folder)]
 
+    def state(self):
+        return [(path.stat().st_mode, path.stat().st_mtime, path.stat().st_size) for path in (self.secret, Path(os.__file__))]
+
     def check(self):
-        assert self.secret.read_text() == "ESCAPED"
+        assert self.secret.read_text() == "ESCAPED" and self.state() == self.secret_is
         assert not self.target.exists()
         for place in self.places:
             assert not (place / "hostile-test-file").exists() and not (place / "mark").exists()
