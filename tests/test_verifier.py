@@ -1,10 +1,7 @@
 """The verifier: verdicts, what a contestant may expect, limits, resilience, commands. Hostile programs have a file of their own."""
 import ast
-import ctypes
 import json
 import os
-import platform
-import random
 import re
 import shutil
 import signal
