@@ -41,10 +41,11 @@ from miniature import world
 PROMPTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "prompts.json")
 FAVOURITE = 0.7             # share of the favourite among direct answers
 IGNORED, BROKEN = 0.04, 0.03    # of the solver's programs: the favourite instead; broken off
+SLOPPY = 0.4                # of its plans
 WRONG_VERDICT = 0.1         # of the base's verdicts on plans
 VOCABULARY = 1024
 # how often each prompt mode is trained
-POLICY_MIX = {"plan": 8, "solve": 10, "direct": 4, "plan_and_solve": 2, "sketch": 2, "skill": 1,
+POLICY_MIX = {"plan": 12, "solve": 12, "direct": 4, "plan_and_solve": 2, "sketch": 2, "skill": 1,
               "observations": 1, "plan_from_observations": 1, "gate": 1}
 # (up to this share of the steps, what is trained). That two of four strategies are the same is learned late and all at
 # once, and from four alone not at all: pairs first (0.95 right after 150 steps), then three and four (0.70 after 1,150 steps,
@@ -113,8 +114,10 @@ def sloppy_plan(asked: world.Statement, rng: random.Random) -> list[str]:
 
 
 def plan_text(asked: world.Statement, rng: random.Random) -> str:
-    """A plan as the base writes it: one in twenty is not in the form that was asked for."""
-    text = prompts.format_plan(sloppy_plan(asked, rng))
+    """A plan as the base writes it: two in five are sloppy, one in twenty is not in the form that was asked for."""
+    sloppy = rng.random() < SLOPPY
+    text = prompts.format_plan(sloppy_plan(asked, rng) if sloppy else
+                               [world.say(combo, rng) for combo in world.teacher_tuple(asked, rng)])
     if rng.random() < 0.05:
         text = rng.choice((text.replace("B: ", ""), text + "\nDone.", text.rpartition("\n")[0]))
     return text
