@@ -714,7 +714,7 @@ class Tameness:
             deletes |= self.delete in operations
             if self.store in operations or self.load_module in operations:
                 high = 0
-                for operation, argument in zip(operations, code.co_code[1::2]):
+                for operation, argument in zip(operations, code.co_code[1::2], strict=True):
                     if operation == self.store:
                         stored.add(code.co_names[high | argument])
                     elif operation == self.load_module:
@@ -958,13 +958,13 @@ def same_output(output: str, expected: str, compare: str = "lines", tolerance: f
     lines, wanted = output.split("\n"), expected.split("\n")
     return len(lines) == len(wanted) and all(
         a.strip() == b.strip() or same_decimals(a, b)
-        or tolerance is not None and same_tokens(a, b, tolerance) for a, b in zip(lines, wanted))
+        or tolerance is not None and same_tokens(a, b, tolerance) for a, b in zip(lines, wanted, strict=True))
 
 
 def same_tokens(output: str, expected: str, tolerance: float | None) -> bool:
     tokens, wanted = output.split(), expected.split()
     return len(tokens) == len(wanted) and all(
-        a == b or same_number(a, b, tolerance) for a, b in zip(tokens, wanted))
+        a == b or same_number(a, b, tolerance) for a, b in zip(tokens, wanted, strict=True))
 
 
 def same_number(token: str, expected: str, tolerance: float | None) -> bool:
@@ -983,7 +983,7 @@ def within(value: float, expected: float, tolerance: float | None) -> bool:
 def same_decimals(line: str, expected: str) -> bool:
     tokens, wanted = line.split(), expected.split()
     try:
-        return len(tokens) == len(wanted) and all(Decimal(a) == Decimal(b) for a, b in zip(tokens, wanted))
+        return len(tokens) == len(wanted) and all(Decimal(a) == Decimal(b) for a, b in zip(tokens, wanted, strict=True))
     except InvalidOperation:        # no number, or one that equals nothing (sNaN)
         return False
 
@@ -994,7 +994,7 @@ def same_value(value, expected, tolerance: float | None) -> bool:
         return value == expected
     if isinstance(value, list) and isinstance(expected, list):
         return len(value) == len(expected) and all(
-            same_value(a, b, tolerance) for a, b in zip(value, expected))
+            same_value(a, b, tolerance) for a, b in zip(value, expected, strict=True))
     if isinstance(value, dict) and isinstance(expected, dict):
         return value.keys() == expected.keys() and all(
             same_value(value[key], expected[key], tolerance) for key in value)
@@ -1115,13 +1115,14 @@ class Sandbox:
     def map_users(self, pid: int) -> None:
         """Root of the namespace is root of this one, its user 1 the sandbox's user id; or root alone, in a
         container that has no such user id to give."""
-        for lines, answer in ((f"0 0 1\n1 {self.config['uid']} 1\n", b"2"), ("0 0 1\n", b"1")):
+        for users, lines in ((b"2", f"0 0 1\n1 {self.config['uid']} 1\n"), (b"1", "0 0 1\n")):
             with contextlib.suppress(OSError):
                 for kind in ("gid_map", "uid_map"):
                     with open(f"/proc/{pid}/{kind}", "w") as file:
                         file.write(lines)
-                break
-        self.control.send(answer)
+                self.control.send(users)
+                return
+        self.control.send(b"1")     # none may be written: it finds out, and does without namespaces
 
     def error_text(self) -> str:
         size = os.fstat(self.errors).st_size

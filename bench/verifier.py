@@ -308,7 +308,8 @@ def compare(title, adapters, programs, rounds):
             start = time.perf_counter()
             verdicts = adapter.judge(programs)
             seconds[adapter.name].append(time.perf_counter() - start)
-            wrong[adapter.name] = [f"{'rejects' if p.right else 'accepts'} {p.kind}" for p, v in zip(programs, verdicts) if v != p.right]
+            wrong[adapter.name] = [f"{'rejects' if p.right else 'accepts'} {p.kind}"
+                                   for p, v in zip(programs, verdicts, strict=True) if v != p.right]
     tests = sum(len(p.tests) for p in programs)
     print(f"\n{title}: {len(programs)} programs, {tests} tests, median of {rounds}")
     for name, times in seconds.items():
