@@ -26,6 +26,7 @@ from model import BUCKET, Model, Source, State, buffer_index, whole
 
 class Adapter(nn.Module):
     fp32_units = ()
+    can_capture = False         # what transformers does between two kernels is not ours to promise
 
     def __init__(self, hf: nn.Module):
         super().__init__()

@@ -417,6 +417,7 @@ class State:
 
 class Model(nn.Module):
     can_fork = True
+    can_capture = True          # `step` may be recorded as a CUDA graph: no host sync, nothing but its buffers
     per_layer_tables = ()       # embeddings too large to train by default, see adapter.py
 
     def __init__(self, c: Config):

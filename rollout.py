@@ -26,6 +26,7 @@ was sampled and never gains one that was not; ids go to the loss as they are, te
 
 import hashlib
 import time
+import warnings
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -41,6 +42,7 @@ MIN_ROWS = 8            # smallest batch, and what prompts are padded to a multi
 BUCKET = 64             # attended positions are a multiple of it
 PREFILL_TOKENS = 16384  # positions that one prefill may hold
 POLL_STEPS = 8          # on a GPU the host looks at the `alive` flags every so many tokens; on a CPU after each one
+GRAPH_BUCKET = 512      # attended positions of a captured step: the wider, the fewer captures and the more keys read in vain
 
 
 class Abandoned(Exception):
@@ -154,6 +156,8 @@ class Engine:
         self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
         self.stop_flag, self.progress = stop_flag, progress
         self.device = next(module.parameters()).device
+        self.on_gpu = self.device.type == "cuda"
+        self.captures = self.on_gpu and module.can_capture
         # a vocabulary is padded beyond the tokenizer's words; ids without a word are never sampled
         self.vocab = min(len(tokenizer), module.config.vocab_size)
         self.ends = end_ids(module, tokenizer)
@@ -185,7 +189,7 @@ class Engine:
             if self.stop_flag():
                 raise Abandoned
             self._admit()
-            for _ in range(1 if self.device.type == "cpu" else POLL_STEPS):
+            for _ in range(POLL_STEPS if self.on_gpu else 1):
                 self._decode()
             done = list(self._collect())
             self.stats.seconds += time.perf_counter() - started
@@ -193,6 +197,7 @@ class Engine:
                 self.progress(self)
             yield from done                        # the caller's time is not the sampler's
             started = time.perf_counter()
+        self.graphs.clear()
         del self.state, self.pool                  # the memory is the update's until the next rollout
 
     # ---- buffers, all of them indexed by slot; the first `self.rows` slots are computed
@@ -341,8 +346,8 @@ class Engine:
         if not self.owner:
             return
         live = max(self.length[s] for s in self.owner)
-        attended = min(round_up(int(live) + 1, BUCKET), self.capacity)
-        if self.device.type == "cuda" and self.module.can_fork:
+        attended = min(round_up(int(live) + 1, GRAPH_BUCKET if self.captures else BUCKET), self.capacity)
+        if self.captures:
             self._replay(attended)
         else:
             self._advance(attended)
@@ -359,16 +364,24 @@ class Engine:
 
     def _replay(self, attended: int) -> None:
         """The same through a CUDA graph, captured once for each (rows, attended): launching some 700 kernels one by one takes
-        longer than running them."""
-        key = (self.rows, attended)
-        if key not in self.graphs:
-            self._advance(attended)                # this token is computed eagerly: it warms up what capturing must not see
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):          # records, does not run
+        longer than running them. A graph holds addresses; so a step reads and writes the engine's buffers, the state and the
+        weights alone, and whatever gives one of those another address clears `graphs`. What it makes in between lies in one
+        pool for all graphs: they never run at once, and none reads what another has left there."""
+        graph = self.graphs.get((self.rows, attended))
+        if graph is not None:
+            graph.replay()
+            return
+        self._advance(attended)                    # this token is computed eagerly: libraries load, which capturing must not see
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        pool = next(iter(self.graphs.values())).pool() if self.graphs else None
+        try:
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):     # records, does not run
                 self._advance(attended)
-            self.graphs[key] = graph
-        else:
-            self.graphs[key].replay()
+            self.graphs[self.rows, attended] = graph
+        except RuntimeError as error:
+            torch.cuda.set_stream(stream)          # a capture that fails leaves its own one behind
+            self.captures = False
+            warnings.warn(f"decoding goes on without CUDA graphs, more slowly: {str(error).splitlines()[0]}", stacklevel=2)
 
     def _buffers(self) -> tuple[Tensor, ...]:
         return self.current, self.count, self.limit, self.alive, self.uniform, self.out_ids, self.out_logp
@@ -376,7 +389,7 @@ class Engine:
     def _fitting(self, n: int) -> int:
         """Rows to compute for n live ones: multiples of 8 on a CPU; on a GPU the slots, a half or a quarter of them, so that few
         graphs are captured."""
-        if self.device.type == "cpu":
+        if not self.on_gpu:
             return round_up(n, MIN_ROWS)
         return next((r for r in (self.slots // 4, self.slots // 2) if n <= r and r % MIN_ROWS == 0), self.slots)
 

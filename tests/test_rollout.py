@@ -7,6 +7,8 @@ import pytest
 import tiny
 import torch
 import transformers
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 
 import model
 import prompts
@@ -41,6 +43,82 @@ def test_samples_are_bit_for_bit_the_same_at_any_slot_count_and_in_any_order(loa
     assert len(want) == 60 and len({tuple(s.ids) for s in want.values()}) > 50
     for slots, order in ((24, 1), (64, 1), (256, 1), (16, -1)):
         assert run(module, tokenizer, ragged_jobs()[::order], slots) == want
+
+
+class Tape(TorchDispatchMode):
+    """Records as a CUDA graph does, on a CPU: what is computed between `with` and its end is undone there; `replay` computes it
+    again from what lies at the same addresses, to the same addresses. What a capture refuses, it refuses."""
+    REFUSED = ("item", "_local_scalar_dense", "nonzero", "is_nonzero", "unique", "masked_select")
+
+    def __init__(self):
+        super().__init__()
+        self.done, self.before = [], {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name, kwargs = func._schema.name.removeprefix("aten::"), kwargs or {}
+        if name in self.REFUSED:
+            raise RuntimeError(f"{name}: operation not permitted when stream is capturing")
+        given = [t for t in tree_iter((args, kwargs)) if isinstance(t, torch.Tensor)]
+        if func._schema.is_mutable:
+            storage = given[0].untyped_storage()
+            self.before.setdefault(storage.data_ptr(), (storage, storage.clone()))
+        out = func(*args, **kwargs)
+        places = {t.untyped_storage().data_ptr() for t in given}
+        if func._schema.is_mutable or isinstance(out, torch.Tensor) and out.untyped_storage().data_ptr() not in places:
+            self.done.append((func, args, kwargs, out))
+        return out
+
+    def __exit__(self, *error):
+        super().__exit__(*error)
+        for storage, was in self.before.values():
+            storage.copy_(was)
+
+    def pool(self):
+        return self
+
+    def replay(self):
+        for func, args, kwargs, out in self.done:
+            made = func(*args, **kwargs)
+            if made is not out:
+                out.copy_(made)
+
+
+def captured(monkeypatch, module, tokenizer, jobs, slots):
+    engine = Engine(module, tokenizer, slots)
+    engine.captures = True
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Tape)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, pool, capture_error_mode: graph)
+    return {job.tag: sample for job, sample in engine.run(jobs)}, engine
+
+
+def test_a_step_that_is_recorded_once_and_replayed_samples_the_same(loaded, monkeypatch):
+    """Short replies first: buffers grow on the way, and what was recorded over the old ones is forgotten."""
+    module, tokenizer, _ = loaded
+    jobs, replays, replay = ragged_jobs(), [], Tape.replay
+    jobs.sort(key=lambda job: job.max_new_tokens)
+    monkeypatch.setattr(rollout, "GRAPH_BUCKET", 128)
+    monkeypatch.setattr(Tape, "replay", lambda tape: replays.append(tape) or replay(tape))
+    got, engine = captured(monkeypatch, module, tokenizer, jobs, 24)
+    assert got == run(module, tokenizer, ragged_jobs(), 24) and engine.captures
+    assert len(set(replays)) >= 3 and len(replays) > 10 * len(set(replays))
+    assert not engine.graphs, "they would keep their memory through the update"
+
+
+def test_a_step_that_cannot_be_recorded_goes_on_one_by_one_and_says_so_once(loaded, monkeypatch):
+    module, tokenizer, _ = loaded
+    plain = rollout.draw
+
+    def waits(logits, *settings):
+        logits[0, 0].item()
+        return plain(logits, *settings)
+    monkeypatch.setattr(rollout, "draw", waits)
+    with pytest.warns(UserWarning, match="without CUDA graphs, more slowly: item: operation not permitted") as said:
+        got, engine = captured(monkeypatch, module, tokenizer, ragged_jobs(), 24)
+    assert len(said) == 1 and not engine.captures
+    monkeypatch.setattr(rollout, "draw", plain)
+    assert got == run(module, tokenizer, ragged_jobs(), 24)
 
 
 def test_the_shared_prefix_is_a_hint_that_changes_no_token(loaded):
