@@ -896,6 +896,11 @@ def audit_pool(path: str | os.PathLike, corpora: str | os.PathLike = "corpora") 
     return ""
 
 
+def audit_pools(*paths: str | os.PathLike | None) -> str:
+    """`audit_pool` of each file that there is: what is to be said of them, one after the other."""
+    return "; ".join(said for path in paths if path and (said := audit_pool(path)))
+
+
 # Table 10: component, its files under corpora/, the stage of the runs that belong to it, notes
 COMPONENTS = (
     ("Teacher", ("sft.jsonl", "gate.jsonl", "gold.jsonl"), "", "candidate generation"),

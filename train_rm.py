@@ -171,6 +171,7 @@ def main(args: argparse.Namespace) -> int:
 
         # -------------------------------------------------------------------------------- data
         pool, val = load_pools(args)
+        doubt = data.audit_pools(args.labels, args.val, args.problems)  # raises if one holds an evaluation problem
         train = gate.balance(pool, args.seed)
         rare = rare_kinds(train)
         if rare:
@@ -186,6 +187,8 @@ def main(args: argparse.Namespace) -> int:
         if start.resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"--model {start} lies in {folder}, which this stage writes: name another --run")
         tokenizer = AutoTokenizer.from_pretrained(start)
+        if doubt:
+            say(f"WARNING: {doubt}", file=sys.stderr)
         module = model.load(start, torch.float32)
         module.checkpointing = args.checkpointing
         for embeddings in module.per_layer_tables:          # Gemma's: half of the model, left as it is
@@ -201,7 +204,7 @@ def main(args: argparse.Namespace) -> int:
                  {"step": 0, "skipped": 0, "best_auc": -1.0, "best_step": 0, "logs": {}})
         log = common.Log(folder, state["logs"], ranks)
         if ranks.main:
-            counts = {"num_train": len(train), "num_val": len(val), "rare_kinds": rare}
+            counts = {"num_train": len(train), "num_val": len(val), "rare_kinds": rare, "pool": doubt}
             files = {"model": start, "labels": args.labels} | ({"val": args.val} if args.val else {})
             common.write_config(folder, args, counts, files)
         say(f"{len(train)} balanced labels of {len(pool)}, {len(val)} held out; {num_steps} steps, starting "

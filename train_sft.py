@@ -1,8 +1,7 @@
 """Stage 1 (section 3.3): planner SFT, cross-entropy on the plans of strict-K gold tuples.
 
-    python train_sft.py --model Qwen/Qwen3.5-2B                                   # ->
-    runs/Qwen3.5-2B/sft/final torchrun --nproc_per_node=8 train_sft.py --model Qwen/Qwen3.5-2B              #
-    the same on eight GPUs
+    python train_sft.py --model Qwen/Qwen3.5-2B                                   # -> runs/Qwen3.5-2B/sft/final
+    torchrun --nproc_per_node=8 train_sft.py --model Qwen/Qwen3.5-2B              # the same on eight GPUs
 
 Gold tuples are JSON lines {"problem_id", "statement", "think", "strategies": [K]} (teacher.py gold makes
 them). The model reads the plan prompt in the chat template, as it will when it is sampled from, and is
@@ -176,6 +175,7 @@ def main(args: argparse.Namespace) -> int:
         problems = {p.id: p for p in data.load_problems(args.problems)} if args.problems else {}
         gold = load_gold(args.gold, args.num_strategies, problems)
         held_out = load_gold(args.val, args.num_strategies, problems) if args.val else []
+        doubt = data.audit_pools(args.gold, args.val, args.problems)    # raises if one holds an evaluation problem
         start = model.find(args.model, args.revision)
         if start.resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"--model {start} lies in {folder}, which this stage writes: name another --run")
@@ -186,6 +186,8 @@ def main(args: argparse.Namespace) -> int:
         rows = [make_row(tokenizer, *each, args.with_think) for each in gold]
         val = [make_row(tokenizer, *each, args.with_think) for each in held_out]
         breaches = Counter(breach for _, _, strategies in gold for breach in prompts.check_plan(strategies))
+        if doubt:
+            say(f"WARNING: {doubt}", file=sys.stderr)
         if breaches:
             say(f"WARNING: of {len(gold)} gold tuples some break the plan contract: {dict(breaches)}",
                 file=sys.stderr)
@@ -210,7 +212,7 @@ def main(args: argparse.Namespace) -> int:
                  {"step": 0, "skipped": 0, "logs": {}})
         log = common.Log(folder, state["logs"], ranks)
         if ranks.main:
-            counts = {"num_gold": len(gold), "gold_breaches": dict(breaches)}
+            counts = {"num_gold": len(gold), "gold_breaches": dict(breaches), "pool": doubt}
             files = {"model": start, "gold": args.gold} | ({"val": args.val} if args.val else {})
             common.write_config(folder, args, counts, files)
         num_tokens = sum(len(row.suffix) for row in rows)

@@ -1,10 +1,12 @@
 """data.py and decontaminate.py. Every row here is made up in the schema of its corpus."""
 
 import base64
+import importlib
 import json
 import os
 import pickle
 import random
+import re
 import subprocess
 import sys
 import time
@@ -874,6 +876,25 @@ def test_a_file_outside_is_audited_against_the_corpora_or_warned_about(copied, c
                        "tests": [TEST]}])
     with pytest.raises(ValueError, match="found by hash"):
         data.audit_pool(path, copied)
+
+
+@pytest.mark.parametrize("script, flag, row", [
+    ("train_sft", "--gold", {"strategies": ["a b", "c d", "e f", "g h"]}),
+    ("train_rm", "--labels", {"plan": "A: x", "kind": "positive"})])
+def test_stages_1_and_2_refuse_what_the_audit_would_fail(copied, tmp_path, monkeypatch, capsys, script, flag, row):
+    """Only the pools of stages 3 and 5 were checked once. The stolen statement has another id and white space."""
+    stolen = data.load_problems(copied / "cc.jsonl")[0].statement.replace(" ", "  ")
+    clean = [{"problem_id": f"mine/{i}", "statement": words(40, i), "label": label} | row
+             for i in range(8) for label in (0, 1)]             # a gold tuple has no use for labels
+    write_rows(tmp_path / "val.jsonl", [x | {"problem_id": "mine/9", "statement": stolen} for x in clean[:2]])
+    write_rows(tmp_path / "rows.jsonl", clean[2:])
+    monkeypatch.chdir(tmp_path)         # where `corpora` is the build
+    module = importlib.import_module(script)
+    flags = ["--model", "nowhere", flag, str(tmp_path / "rows.jsonl")]
+    for held_out, said in (([], "nowhere: no such folder"), (["--val", str(tmp_path / "val.jsonl")], "holds 1 evaluation")):
+        with pytest.raises(SystemExit) as end:
+            module.main(module.parse_args([*flags, *held_out]))
+        assert end.value.code == 2 and re.search(said, capsys.readouterr().err)
 
 
 def test_the_default_pool_is_the_builds_file_and_an_absent_one_is_said(corpora):
