@@ -26,6 +26,7 @@ from model import BUCKET, Model, Source, State, buffer_index, whole
 
 class Adapter(nn.Module):
     fp32_units = ()
+    shares_prompts = False      # by 3: padding after a shared prompt would only repeat it
     can_capture = False         # what transformers does between two kernels is not ours to promise
 
     def __init__(self, hf: nn.Module):

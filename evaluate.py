@@ -168,6 +168,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     g.add_argument("--slots", type=int, default=256, help="rows decoded together on a rank (default: 256)")
     g.add_argument("--dtype", choices=("auto", "bf16", "fp32"), default="auto",
                    help="auto: bf16 on a GPU, fp32 on a CPU (default)")
+    g.add_argument("--with-think", action="store_true",
+                   help="tuple planner thinks first, as stage 1 --with-think has taught it")
     g.add_argument("--prompts", metavar="FILE", help="JSON {name: text} that replaces prompts")
     g.add_argument("--seed", type=int, default=0, help="of sampling (default: 0)")
     g.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
@@ -204,6 +206,8 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError("--method file takes --programs FILE and no --model, every other method the reverse")
     if args.method != "tuple" and (args.gate or args.shuffle_strategies):
         raise ValueError(f"--gate and --shuffle-strategies are for --method tuple, not for {args.method}")
+    if args.with_think and not args.method.startswith("tuple"):
+        raise ValueError(f"--with-think is for --method tuple and tuple-iid, not for {args.method}")
     if not args.problems and not args.benchmark:
         raise ValueError("no problems: pass --problems FILE, or --benchmark NAME for corpora/NAME.jsonl")
     if args.out and args.out.suffix != ".jsonl":
@@ -226,7 +230,7 @@ def made_with(args: argparse.Namespace, dtype: str) -> dict:
              "seed", "num_strategies", "attempts", "shuffle_strategies", "temperature", "top_k", "top_p",
              "max_plan_tokens", "max_solve_tokens", "verifier_mode", "official_limits", "outcomes")
     files = {name: getattr(args, name) for name in ("problems", "model", "programs", "prompts", "gate")}
-    return ({name: getattr(args, name) for name in names} | {"dtype": dtype}
+    return ({name: getattr(args, name) for name in names} | {"dtype": dtype, "with_think": args.with_think or None}
             | {f"{name}_sha256": common.tree_hash(path) for name, path in files.items() if path})
 
 
@@ -292,7 +296,7 @@ def main(args: argparse.Namespace) -> int:
         if args.shuffle_strategies and len(problems) < 2:
             raise ValueError("--shuffle-strategies needs two problems or more")
         setting = Setting(args.num_strategies, args.attempts, args.seed,
-                          donors(problems, args.seed) if args.shuffle_strategies else {})
+                          donors(problems, args.seed) if args.shuffle_strategies else {}, args.with_think)
         a_draw = attempts_a_draw(args.method, setting)
         expected = {problem.id: -(-setting.n // a_draw) * a_draw for problem in problems}
         if args.method == "file":
@@ -324,6 +328,8 @@ def main(args: argparse.Namespace) -> int:
             if args.model:
                 module = model.load(args.model, compute, ranks.device, args.revision).eval()
                 tokenizer = AutoTokenizer.from_pretrained(args.model, revision=args.revision)
+                if args.with_think:
+                    prompts.thought_mark(tokenizer)     # raises where there is no thinking
                 engine = Engine(module, tokenizer, args.slots, args.temperature, args.top_k, args.top_p)
             cores, here = len(os.sched_getaffinity(0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
             verifier = Verifier(args.workers or max(1, cores // here), mode=args.verifier_mode)

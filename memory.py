@@ -92,15 +92,21 @@ def rows_of(prompt_tokens: int, new_tokens: int, count: int) -> list[grpo.Row]:
     return [grpo.Row([0] * prompt_tokens, [0] * new_tokens, 0, 1.0, 1.0, "solve") for _ in range(count)]
 
 
-def largest_micro_batch(prompt_tokens: int, new_tokens: int, token_budget: int) -> int:
+def padded_tokens(prompt_tokens: int, new_tokens: int, count: int, shared: bool) -> int:
+    """Of a micro-batch of such rows: one prompt for all where the model shares it, else one for each."""
+    return (prompt_tokens if shared else count * prompt_tokens) + count * new_tokens
+
+
+def largest_micro_batch(prompt_tokens: int, new_tokens: int, token_budget: int, shared: bool = True) -> int:
     """How many such rows one micro-batch holds."""
-    return max(1, (token_budget - prompt_tokens) // new_tokens)
+    left, a_row = (token_budget - prompt_tokens, new_tokens) if shared else (token_budget, prompt_tokens + new_tokens)
+    return max(1, left // a_row)
 
 
 def activations(module: nn.Module, rows: list[grpo.Row], vocab: int | None = None) -> int:
     """Bytes at the highest of a forward and backward pass over one micro-batch, gradients of weights leaving
     as soon as they are complete (FSDP reduces them block by block). `module` is on the meta device."""
-    batch = grpo.collate(rows, torch.device("meta"))
+    batch = grpo.collate(rows, torch.device("meta"), module.shares_prompts)
     hooks = [p.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
              for p in module.parameters() if p.requires_grad]
     with Alive() as alive, fused_attention():
@@ -122,7 +128,8 @@ def plan(module: nn.Module, *, world: int, prompt_tokens: int, new_tokens: int, 
     block = max(sum(p.numel() for p in b.parameters()) for b in module.blocks)
     root = sum(p.numel() for p in module.parameters()) - sum(p.numel() for p in module.blocks.parameters())
     width = whole // sum(p.numel() for p in module.parameters())            # bytes of a weight that computes
-    rows = rows_of(prompt_tokens, new_tokens, largest_micro_batch(prompt_tokens, new_tokens, token_budget))
+    rows = rows_of(prompt_tokens, new_tokens,
+                   largest_micro_batch(prompt_tokens, new_tokens, token_budget, module.shares_prompts))
     always = {"fp32 master weights": masters // world, "AdamW moments": 8 * trained // world,
               "sampler": whole, "reference": whole // world * reference, **(others or {})}
     with Alive() as decoding, fused_attention():
@@ -165,7 +172,7 @@ def worst_case(policy: nn.Module, reference: nn.Module | None, rows: list[grpo.R
     device = next(policy.parameters()).device
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    batch = grpo.collate(rows, device)
+    batch = grpo.collate(rows, device, policy.shares_prompts)
     with torch.no_grad():
         ref = None if reference is None else grpo.row_logprobs(reference, batch)
     logp = grpo.row_logprobs(policy, batch)
@@ -197,10 +204,10 @@ def probe(policy: nn.Module, reference: nn.Module | None, *, prompt_tokens: int,
     if fits < 1:
         raise torch.OutOfMemoryError(f"a row of {prompt_tokens} + {new_tokens} tokens takes {one / GIB:.1f} "
                                      f"GiB: too much; lower --max-solve-tokens or use more GPUs")
-    asked, said = largest_micro_batch(prompt_tokens, new_tokens, token_budget), ""
+    asked, said = largest_micro_batch(prompt_tokens, new_tokens, token_budget, policy.shares_prompts), ""
     if fits < asked:
         said = f"--token-budget {token_budget} does not fit, {fits} of the longest rows do: "
-        token_budget = prompt_tokens + fits * new_tokens
+        token_budget = padded_tokens(prompt_tokens, new_tokens, fits, policy.shares_prompts)
         said += f"{token_budget} from here on"
     worst_case(policy, reference, rows(min(fits, asked)))
     return token_budget, said

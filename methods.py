@@ -78,6 +78,7 @@ class Ask:
     solve: bool = True          # the reply is an attempt, to be judged; else it is planning, and has a `text`
     owner: str | None = None    # the problem whose random stream it draws from, if not the method's own
     stop: Callable | None = None    # ends the reply when it finds something in the text so far
+    think: bool = False         # whether the model is asked to think first
 
 
 @dataclass
@@ -86,6 +87,7 @@ class Setting:
     n: int                      # attempts a problem
     seed: int = 0
     donors: dict = field(default_factory=dict)  # problem id -> the problem whose tuples it gets, if another
+    think: bool = False         # the tuple planner thinks first, as stage 1 may have taught it
 
 
 Pairs = list[tuple[str | None, Reply | None]]
@@ -126,7 +128,7 @@ def sketch(problem: Problem, number: int, setting: Setting) -> Recipe:
 def joint_tuple(problem: Problem, number: int, setting: Setting) -> Recipe:
     """Eq. 3-5: one plan of K strategies, each conditioned on those before it, then a branch for each."""
     donor = setting.donors.get(problem.id, problem)
-    [plan] = yield [Ask(prompts.plan(donor, setting.k), solve=False, owner=donor.id)]
+    [plan] = yield [Ask(prompts.plan(donor, setting.k), solve=False, owner=donor.id, think=setting.think)]
     try:
         strategies = prompts.parse_plan(plan.text, setting.k)
     except prompts.PlanError:
@@ -136,12 +138,16 @@ def joint_tuple(problem: Problem, number: int, setting: Setting) -> Recipe:
 
 def iid_tuple(problem: Problem, number: int, setting: Setting) -> Recipe:
     """Appendix G: one strategy from the tuple planner, the history cleared between draws."""
-    [plan] = yield [Ask(prompts.plan(problem, setting.k), solve=False, stop=SECOND_LABEL.search)]
+    [plan] = yield [Ask(prompts.plan(problem, setting.k), solve=False, stop=second_label, think=setting.think)]
     try:
         strategies = prompts.parse_plan(plan.text, 1)
     except prompts.PlanError:
         return [(None, None)]
     return (yield from solve_each(problem, strategies))
+
+
+def second_label(text: str) -> bool:
+    return bool(SECOND_LABEL.search(prompts.cut_thought(text)))
 
 
 def plansearch(problem: Problem, number: int, setting: Setting) -> Recipe:
@@ -281,12 +287,13 @@ def sample_draws(engine: Engine, draws: Iterable[Draw], seed: int, limits: tuple
         except StopIteration as end:
             draw.pairs = end.value
             return []
-        encoded = [prompts.encode(engine.tokenizer, ask.text) for ask in asks]
+        encoded = [prompts.encode(engine.tokenizer, ask.text, ask.think) for ask in asks]
         shared = len(os.path.commonprefix(encoded)) or None     # of a tuple's branches: all but the strategy
         jobs = []
         for place, (ask, ids) in enumerate(zip(asks, encoded, strict=True)):
             key = (seed, "eval", ask.owner or draw.problem.id, draw.number, draw.asked + place)
-            jobs.append(Job(ids, key, limits[ask.solve], shared, (draw, place, ask.solve), ask.stop))
+            opened = prompts.thought_mark(engine.tokenizer) if ask.think else ""
+            jobs.append(Job(ids, key, limits[ask.solve], shared, (draw, place, ask.solve), opened, ask.stop))
         draw.asked, draw.waiting, draw.replies = draw.asked + len(asks), len(asks), [None] * len(asks)
         return jobs
 

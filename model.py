@@ -417,6 +417,7 @@ class State:
 
 class Model(nn.Module):
     can_fork = True
+    shares_prompts = True       # the loss computes a prompt once for all that continue it
     can_capture = True          # `step` may be recorded as a CUDA graph: no host sync, nothing but its buffers
     per_layer_tables = ()       # embeddings too large to train by default, see adapter.py
 

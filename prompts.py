@@ -3,7 +3,7 @@
 A prompt is the text of one user turn. `TEMPLATES` holds them all as plain strings with `{statement}`-like holes that are
 filled by replacement (statements are full of braces, so not by str.format); `load(path)` replaces any of them from a JSON
 file, which is how the miniature world keeps its prompts short and how a reader tries their own wording. `encode` puts a turn
-through the tokenizer's chat template in non-thinking mode.
+through the tokenizer's chat template, in non-thinking mode unless thinking is asked for.
 
 The plan contract is Appendix B of the paper in our own words, clause by clause: one label line per strategy, one sentence of
 at most 45 words on it, no steps, no code, nothing after the last label.
@@ -17,6 +17,7 @@ import json
 import re
 
 LABELS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+THOUGHTS = (("<think>", "</think>"), ("<|channel>", "<channel|>"))      # how Qwen and Gemma mark one
 MAX_WORDS = 45          # Appendix B: words a strategy may have
 FAULTS = ("parse", "duplicate", "leak", "vague", "off_topic")   # section 3.2: what the validity gate checks
 
@@ -260,14 +261,26 @@ def classify(text: str, statement: str | None = None) -> str:
     return fill("classify_plan", text=text, statement=statement, categories=", ".join(TAXONOMY))
 
 
-def encode(tokenizer, text: str) -> list[int]:
-    """Token ids of one user turn up to where the reply begins: the chat template, with thinking switched off by name because
-    its default differs between model sizes. A tokenizer without a template gets the plain text."""
+def encode(tokenizer, text: str, think: bool = False) -> list[int]:
+    """Token ids of one user turn up to where the reply begins: the chat template, with thinking switched on or off by name
+    because its default differs between model sizes. A tokenizer without a template gets the plain text."""
     if getattr(tokenizer, "chat_template", None):
-        text = tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False,
-                                             add_generation_prompt=True, enable_thinking=False)
-        return tokenizer(text, add_special_tokens=False)["input_ids"]      # the template has written bos itself
+        return tokenizer(_opened(tokenizer, text, think), add_special_tokens=False)["input_ids"]   # bos is in it already
     return tokenizer(text)["input_ids"]
+
+
+def _opened(tokenizer, text: str, think: bool) -> str:
+    return tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True,
+                                         enable_thinking=think)
+
+
+def thought_mark(tokenizer) -> str:
+    """The mark of a thought that a thinking prompt has opened already (Qwen's <think>), or "". It belongs before the reply when
+    that is parsed: a thought that never closes is no plan. ValueError for a chat template that knows no thinking."""
+    if not getattr(tokenizer, "chat_template", None) or _opened(tokenizer, "x", True) == _opened(tokenizer, "x", False):
+        raise ValueError("--with-think: the chat template of this tokenizer knows no thinking; leave the flag out")
+    prompt = _opened(tokenizer, "x", True)
+    return next((opened for opened, closed in THOUGHTS if opened in prompt and closed not in prompt.rpartition(opened)[2]), "")
 
 
 # ------------------------------------------------------------------------------------------------ parsers
@@ -278,7 +291,7 @@ class PlanError(ValueError):
 
 def cut_thought(text: str) -> str:
     """What stands after the last closed thought (Qwen's </think>, Gemma's <channel|>); nothing if a thought never closes."""
-    for opened, closed in (("<think>", "</think>"), ("<|channel>", "<channel|>")):
+    for opened, closed in THOUGHTS:
         text = text.rpartition(closed)[2].partition(opened)[0]
     return text
 

@@ -64,6 +64,7 @@ class Job:
     max_new_tokens: int
     shared: int | None = None   # how many leading ids other jobs share (None: the whole prompt); a speed hint, not a promise
     tag: Any = None             # the caller's
+    opened: str = ""            # what the prompt has begun of the reply, e.g. a thought: stands before its text
     stop: Callable[[str], bool] | None = None   # ends the row after the first token with which it says True of the text so far
 
 
@@ -411,11 +412,14 @@ class Engine:
 
     def _sample(self, job: Job, ids: list[int], logprobs: list[float]) -> Sample:
         eos = ids[-1] in self.ends
-        text = self.tokenizer.decode(ids[:-1] if eos else ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        text = job.opened + self._decode_text(ids[:-1] if eos else ids)
         self.stats.rows += 1
         self.stats.tokens += len(ids)
         finish = "eos" if eos else "stop" if job.stop and job.stop(text) else "length"
         return Sample(ids, logprobs, text, finish)
+
+    def _decode_text(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def _apply_stops(self) -> None:
         """End each row whose `stop` says so, at the first token with which it does (the host may be some tokens behind)."""
@@ -425,7 +429,7 @@ class Engine:
                 continue
             ids = self.out_ids[s, :counts[s]].tolist()
             for n in range(int(self.checked[s]) + 1, counts[s] + 1):
-                if ids[n - 1] not in self.ends and job.stop(self.tokenizer.decode(ids[:n], skip_special_tokens=False)):
+                if ids[n - 1] not in self.ends and job.stop(job.opened + self._decode_text(ids[:n])):
                     self.count[s], self.alive[s] = n, False
                     break
             self.checked[s] = counts[s]
@@ -488,17 +492,20 @@ class SolvePrompts:
 
 
 def sample_tuples(engine: Engine, problems: list, num_tuples: int, num_strategies: int, key: tuple, max_plan_tokens: int,
-                  max_solve_tokens: int, judge: Callable[[Any, str | None], Any] | None = None) -> list[list[Tuple]]:
+                  max_solve_tokens: int, judge: Callable[[Any, str | None], Any] | None = None,
+                  think: bool = False) -> list[list[Tuple]]:
     """M tuples for each problem (Eq. 3-4) and K branches for each tuple (Eq. 5), all in one engine -> [problem][tuple].
 
     A branch starts to decode when its plan has ended, beside plans that have not, whatever a gate will say of it; the moment it
     ends, `judge(problem, program)` is called and what it returns becomes the branch's verdict. judge=None: plans alone (warm-up).
+    think: planner, not solver, is asked to think first, as stage 1 may have taught it; a plan's text then holds the thought.
     """
-    solve_prompt = SolvePrompts(engine.tokenizer)
+    solve_prompt, opened = SolvePrompts(engine.tokenizer), prompts.thought_mark(engine.tokenizer) if think else ""
     jobs = []
     for p, problem in enumerate(problems):
-        ids = prompts.encode(engine.tokenizer, prompts.plan(problem, num_strategies))
-        jobs += [Job(ids, (*key, problem.id, m, "plan"), max_plan_tokens, tag=(p, m, None)) for m in range(num_tuples)]
+        ids = prompts.encode(engine.tokenizer, prompts.plan(problem, num_strategies), think)
+        jobs += [Job(ids, (*key, problem.id, m, "plan"), max_plan_tokens, tag=(p, m, None), opened=opened)
+                 for m in range(num_tuples)]
     tuples: list[list] = [[None] * num_tuples for _ in problems]
     for job, sample in engine.run(jobs):
         p, m, i = job.tag
@@ -512,7 +519,7 @@ def sample_tuples(engine: Engine, problems: list, num_tuples: int, num_strategie
             tuples[p][m] = Tuple(job.prompt, sample, strategies, error, [None] * num_strategies if strategies and judge else [])
             if strategies and judge:
                 encoded = [solve_prompt(problem, s) for s in strategies]
-                engine.push(Job(ids, (*key, problem.id, m, b), max_solve_tokens, shared, (p, m, b))
+                engine.push(Job(ids, (*key, problem.id, m, b), max_solve_tokens, shared, tag=(p, m, b))
                             for b, (ids, shared) in enumerate(encoded))
         else:
             program = prompts.extract_code(sample.text)

@@ -93,6 +93,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     g.add_argument("--max-plan-tokens", type=int, default=512)
     g.add_argument("--max-solve-tokens", type=int, default=2048)
     g.add_argument("--slots", type=int, default=256, help="rows decoded together on a rank")
+    g.add_argument("--with-think", action="store_true", help="planner thinks first, as stage 1 --with-think has taught it")
     g.add_argument("--prompts", metavar="FILE", help="JSON {name: text} that replaces prompts")
     g = parser.add_argument_group("verifier")
     g.add_argument("--workers", type=int, help="verifier processes of a rank (default: cores / ranks)")
@@ -266,7 +267,7 @@ def tuple_records(step: int, problems: list, tuples, R_out, R_plan, a, A, judge:
                 "J": t.valid or 0.0, "R_out": None if R_out is None else R_out[p, m].item(), "R_plan": R_plan[p, m].item(),
                 "A": A[p, m].item(),
                 "duplicate_literal": bool(t.strategies) and len({prompts.normalise(s) for s in t.strategies}) < len(t.strategies),
-                "faults": judge(problem.statement, t.plan.text) if judge else None,
+                "faults": judge(problem.statement, prompts.cut_thought(t.plan.text)) if judge else None,
                 "branches": [branch_record(b, a[p, m, i].item()) for i, b in enumerate(t.branches)]})
     return records
 
@@ -356,7 +357,7 @@ def audit(engine, problems: list, gate, judge: Judge, args, ranks) -> dict:
     """Stage 4, forward only: frozen-solver pass@K of the planner, and the share of rollouts with R_plan > 0. No update."""
     chosen = problems_of_step(problems, 0, min(args.audit_problems, len(problems)), args.seed)[ranks.rank::ranks.world]
     tuples = rollout.sample_tuples(engine, chosen, 1, args.num_strategies, (args.seed, "audit"), args.max_plan_tokens,
-                                   args.max_solve_tokens, judge)
+                                   args.max_solve_tokens, judge, args.with_think)
     judge.settle(all_branches(tuples))
     valid = apply_gate(gate, chosen, tuples)
     outcome = reward.outcome_reward(verdicts(tuples, args.num_strategies))
@@ -391,12 +392,14 @@ def refresh_gate(gate: gates.Gate, path: str, engine, problems: list, judge_plan
     """
     # a stream of its own: 64 problems that no training step decides on
     chosen = problems_of_step(problems, step, min(64, len(problems)), args.seed + 1)[ranks.rank::ranks.world]
-    drawn = rollout.sample_tuples(engine, chosen, 2, args.num_strategies, (args.seed, "refresh", step), args.max_plan_tokens, 1)
+    drawn = rollout.sample_tuples(engine, chosen, 2, args.num_strategies, (args.seed, "refresh", step), args.max_plan_tokens, 1,
+                                  think=args.with_think)
     fresh = []
     for problem, of_problem in zip(chosen, drawn, strict=True):
         for t in of_problem:
-            faults = judge_plan(problem.statement, t.plan.text)
-            fresh.append(gates.Label(problem.id, problem.statement, t.plan.text, int(not faults),
+            plan = prompts.cut_thought(t.plan.text)
+            faults = judge_plan(problem.statement, plan)
+            fresh.append(gates.Label(problem.id, problem.statement, plan, int(not faults),
                                      faults[0] if faults else gates.POSITIVE))
     gathered = ranks.gather(fresh)
     pools = folder / "gate_pool"                           # a file for each refresh, so that one done twice adds nothing twice
@@ -498,17 +501,20 @@ def main(args: argparse.Namespace) -> int:
                    "auto": torch.bfloat16 if ranks.device.type == "cuda" else torch.float32}[args.dtype]
         sampling = {"bf16": torch.bfloat16, "fp32": torch.float32, "auto": compute}[args.sampler_dtype]
         revision = args.revision if start == args.model else None
-        policy = model.load(start, torch.float32, ranks.device, revision=revision)
-        tokenizer = AutoTokenizer.from_pretrained(start, revision=revision)
+        start = str(model.find(start, revision))           # of a hub id the folder it lies in: what config.json hashes
+        policy = model.load(start, torch.float32, ranks.device)
+        tokenizer = AutoTokenizer.from_pretrained(start)
+        if args.with_think:
+            prompts.thought_mark(tokenizer)                # raises where there is no thinking
         policy.checkpointing = args.checkpointing
         for embeddings in policy.per_layer_tables:         # Gemma's: half of the model, left as it is
             embeddings.requires_grad_(False)
         policy = grpo.shard(policy, compute, ranks.device, args.replicate)
         reference = None
         if args.beta:
-            reference = model.load(start, compute, revision=revision).requires_grad_(False)
+            reference = model.load(start, compute).requires_grad_(False)
             reference = grpo.shard(reference, compute, ranks.device, args.replicate)
-        sampler = model.load(start, sampling, ranks.device, revision=revision).requires_grad_(False)
+        sampler = model.load(start, sampling, ranks.device).requires_grad_(False)
         optimizer = grpo.make_optimizer(policy, args.lr, args.weight_decay)
         vocab = min(len(tokenizer), sampler.config.vocab_size)
         gate = gate_path = None
@@ -585,7 +591,7 @@ def main(args: argparse.Namespace) -> int:
                 if tuples_mode:
                     # -- tuples, then branches (Algorithm 1, lines 2-5); the warm-up needs no branches
                     tuples = rollout.sample_tuples(engine, batch, args.num_tuples, k, key, args.max_plan_tokens,
-                                                   args.max_solve_tokens, None if warm else judge)
+                                                   args.max_solve_tokens, None if warm else judge, args.with_think)
                     waited = judge.settle(all_branches(tuples))
                     valid = apply_gate(gate, batch, tuples)                                           # J (P, M)
                     r = verdicts(tuples, k)                                                           # (P, M, K)
@@ -613,7 +619,8 @@ def main(args: argparse.Namespace) -> int:
             sampled, lr = time.perf_counter(), common.warmup(args.lr, step, args.lr_warmup)
             updated = grpo.update(policy, reference, optimizer, rows, temperature=args.temperature, clip=args.clip,
                                   beta=args.beta, vocab=vocab, token_budget=args.token_budget,
-                                  updates=args.updates_per_rollout, max_grad_norm=args.max_grad_norm, lr=lr, want_entropy=True)
+                                  updates=args.updates_per_rollout, max_grad_norm=args.max_grad_norm, lr=lr,
+                                  shared=sampler.shares_prompts, want_entropy=True)
             grpo.refresh(sampler, policy)
             done = time.perf_counter()
             state["step"] += 1
