@@ -30,7 +30,6 @@ Departures from the paper, and what it leaves open:
 
 import argparse
 import hashlib
-import importlib
 import itertools
 import json
 import os
@@ -73,11 +72,7 @@ def open_source(spec: str, role: str, cache: Cache, *, k: int = 4, options: dict
         options = {"temperature": temperature, "max_tokens": max_new_tokens} | (options or {})
         return Model(Endpoint(spec, key, options, concurrency, timeout, retries), cache, progress)
     if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", spec):
-        module, _, name = spec.partition(":")
-        try:
-            return getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError) as error:
-            raise ValueError(f"--{role} {spec}: cannot be loaded ({error}); give it as module:name") from None
+        return common.plug_in(spec)
     if not Path(spec).exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", spec):
         raise ValueError(f"--{role} {spec}: no such folder; a SPEC is rule, module:name, "
                          f"http://host/v1#model, a model's folder, or a hub id like Qwen/Qwen3.5-9B")
