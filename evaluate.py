@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -36,6 +36,7 @@ import gate as gates
 import metrics
 import model
 import prompts
+import teacher
 from data import Problem, load_problems
 from methods import METHODS, Attempt, Grader, Reply, Setting, attempts_a_draw, attempts_at
 from rollout import Engine
@@ -181,7 +182,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                    help="a problem's own time limit instead of 10 s a test")
     g.add_argument("--outcomes", action="store_true", help="run every test, keep a hash of what was printed")
     g.add_argument("--gate", metavar="FOLDER", help="record its p(Pass) of each tuple; `rule`: the rule gate")
-    g.add_argument("--judge", metavar="MODULE:NAME", help="names faults of plans, e.g. miniature.world:judge")
+    g.add_argument("--judge", metavar="SPEC", help="names faults of plans: rule, module:name, http://host/v1#model "
+                   "(key in JUDGE_API_KEY), a model's folder or hub id")
     g.add_argument("--against", metavar="FILE", nargs="+", default=[], help="attempts files to compare with")
     g = parser.add_argument_group("output")
     g.add_argument("--run", "--run-name", metavar="NAME",
@@ -262,14 +264,14 @@ def ceilings(problems: list[Problem], ks: Iterable[int], size: int) -> dict[str,
 
 
 def faults(evaluation: attempts.Evaluation, problems: list[Problem], size: int,
-           judge: Callable) -> dict[str, float]:
-    """Share of tuples with each fault that the judge names, and with any. Not to have parsed is a fault."""
-    statements = {problem.id: problem.statement for problem in problems}
-    found = []
-    for group in attempts.tuples(evaluation, size):
-        strategies = [attempt["strategy"] for attempt in group]
-        found.append(["parse"] if None in strategies else
-                     judge(statements[group[0]["problem_id"]], prompts.format_plan(strategies)))
+           judge: teacher.Model | teacher.Judge) -> dict[str, float]:
+    """Share of tuples with each fault that the judge names, and with any. Not to have parsed is a fault; tuples for which a
+    model gave no usable answer are left out."""
+    known = {problem.id: problem for problem in problems}
+    groups = [(known[group[0]["problem_id"]], [attempt["strategy"] for attempt in group])
+              for group in attempts.tuples(evaluation, size)]
+    pairs = [(problem, "" if None in plan else prompts.format_plan(plan)) for problem, plan in groups]
+    found = [names for names in teacher.judge_plans(judge, pairs, size) if names is not None]
     shares = {name: sum(name in names for names in found) / max(1, len(found)) for name in prompts.FAULTS}
     return shares | {"any": sum(map(bool, found)) / max(1, len(found))}
 
@@ -306,10 +308,12 @@ def main(args: argparse.Namespace) -> int:
             if short:
                 print(f"{short} of {len(problems)} problems have fewer than {max(args.k)} programs: what is "
                       f"missing has failed", file=sys.stderr)
-        judge = common.plug_in(args.judge) if args.judge else None
         rivals = [attempts.load(path) for path in args.against]
         out = args.out or default_out(args)
         ranks = common.setup(args.seed, args.device, args.threads, timeout=SLOWEST_RANK)
+        judge = teacher.open_source(args.judge, "judge", teacher.Cache(out.parent / "answers"), k=args.num_strategies,
+                                    temperature=0.0, device=args.device, progress=common.progress
+                                    ) if args.judge and ranks.main else None
         dtype = args.dtype if args.dtype != "auto" else "bf16" if ranks.device.type == "cuda" else "fp32"
         if ranks.main:
             card = {"setting": made_with(args, dtype)}
@@ -374,7 +378,8 @@ def main(args: argparse.Namespace) -> int:
     if ranks.main:
         evaluation = attempts.load(out)
         if judge and args.method in attempts.PLANNED:
-            evaluation.card["faults"] = faults(evaluation, problems, setting.k, judge)
+            with common.explain():
+                evaluation.card["faults"] = faults(evaluation, problems, setting.k, judge)
             common.write_file(out.with_suffix(".json"), json.dumps(evaluation.card, indent=1) + "\n")
         print(f"{args.benchmark}, {args.method}: {len(evaluation.problems)} problems, {out}")
         print(attempts.render([{"K": k} | attempts.figures(evaluation, k, args.select) for k in args.k]))

@@ -44,6 +44,7 @@ import model
 import prompts
 import reward
 import rollout
+import teacher
 import verifier
 
 METHODS = {"tuple": ("cppo",), "independent": ("grpo", "passk", "pkpo"), "skills": ("upskill",)}
@@ -71,7 +72,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     g.add_argument("--refresh-every", type=int, default=0, metavar="STEPS", help="gate phase length; 0: the gate stays")
     g.add_argument("--labels", metavar="FILE", help="gate labels that a refresh adds to (those that the gate was trained on)")
     g.add_argument("--gate-lr", type=float, default=1e-5, help="learning rate of a gate refresh")
-    g.add_argument("--judge", metavar="MODULE:NAME", help="labels plans at a refresh and counts duplicates in the log")
+    g.add_argument("--judge", metavar="SPEC", help="labels plans at a refresh and names faults in the log: rule, module:name, "
+                   "http://host/v1#model (key in JUDGE_API_KEY), a model's folder or hub id")
+    g.add_argument("--judge-every", type=int, metavar="STEPS", help="steps between those whose tuples are judged for the log; 0: "
+                   "never (1; of a model, which has to be asked, 10)")
     g.add_argument("--alpha-mi", type=float, default=reward.UPSKILL_ALPHA, help="weight of UpSkill's information reward")
     g.add_argument("--aggregate", choices=reward.SKILL_AGGREGATES, default="mean", help="of UpSkill's information over tokens")
     g = parser.add_argument_group("optimisation")
@@ -256,9 +260,26 @@ def branch_record(b: rollout.Branch, advantage: float) -> dict:
             "status": b.verdict.status, "tests_passed": b.verdict.tests_passed, "r": float(b.verdict.passed), "a": advantage}
 
 
-def tuple_records(step: int, problems: list, tuples, R_out, R_plan, a, A, judge: Callable | None) -> list[dict]:
+def open_judge(args, folder: Path) -> tuple[Callable, int]:
+    """--judge -> a function from (problem, plan) pairs to their faults, None where a model gave no usable answer; and the number
+    of steps between those that are judged for the log. What a model answers is kept in `folder`: a run that goes on from a
+    checkpoint gets the same labels and pays for none of them twice."""
+    source = teacher.open_source(args.judge, "judge", teacher.Cache(folder), k=args.num_strategies, temperature=0.0,
+                                 device=args.device)
+
+    def judge_plans(pairs: list) -> list[list[str] | None]:
+        with common.explain():                             # nobody there, a wrong key: one line
+            return teacher.judge_plans(source, pairs, args.num_strategies)
+
+    asked = isinstance(source, teacher.Model)
+    return judge_plans, args.judge_every if args.judge_every is not None else 10 if asked else 1
+
+
+def tuple_records(step: int, problems: list, tuples, R_out, R_plan, a, A, judge_plans: Callable | None) -> list[dict]:
     """What samples.jsonl holds of a step, a line a tuple; every diagnostic is a function of these."""
     records = []
+    plans = [(problem, prompts.cut_thought(t.plan.text)) for problem, of in zip(problems, tuples, strict=True) for t in of]
+    faults = iter(judge_plans(plans) if judge_plans else [None] * len(plans))
     for p, (problem, of_problem) in enumerate(zip(problems, tuples, strict=True)):
         for m, t in enumerate(of_problem):
             records.append({
@@ -267,7 +288,7 @@ def tuple_records(step: int, problems: list, tuples, R_out, R_plan, a, A, judge:
                 "J": t.valid or 0.0, "R_out": None if R_out is None else R_out[p, m].item(), "R_plan": R_plan[p, m].item(),
                 "A": A[p, m].item(),
                 "duplicate_literal": bool(t.strategies) and len({prompts.normalise(s) for s in t.strategies}) < len(t.strategies),
-                "faults": judge(problem.statement, prompts.cut_thought(t.plan.text)) if judge else None,
+                "faults": next(faults),
                 "branches": [branch_record(b, a[p, m, i].item()) for i, b in enumerate(t.branches)]})
     return records
 
@@ -303,9 +324,10 @@ def tuple_diagnostics(records: list[dict], k: int) -> dict:
             "solve_tokens": mean(b["tokens"] for b in branches), "solve_cut": mean(b["finish"] == "length" for b in branches),
             **{f"status/{s}": mean(b["status"] == s for b in branches) for s in sorted({b["status"] for b in branches})},
         }
-    if records[0]["faults"] is not None:
-        out["duplicate_judged"] = mean("duplicate" in t["faults"] for t in records)
-        out["valid_judged"] = mean(not t["faults"] for t in records)
+    judged = [t["faults"] for t in records if t["faults"] is not None]
+    if judged:
+        out["duplicate_judged"] = mean("duplicate" in faults for faults in judged)
+        out["valid_judged"] = mean(not faults for faults in judged)
     return out
 
 
@@ -382,7 +404,7 @@ def refusal(found: dict) -> str | None:
     return None
 
 
-def refresh_gate(gate: gates.Gate, path: str, engine, problems: list, judge_plan: Callable, step: int, folder: Path, args,
+def refresh_gate(gate: gates.Gate, path: str, engine, problems: list, judge_plans: Callable, step: int, folder: Path, args,
                  ranks) -> tuple[gates.Gate, str, dict]:
     """Appendix D's refresh between phases -> the gate in force from now on, its folder, what to log.
 
@@ -394,13 +416,9 @@ def refresh_gate(gate: gates.Gate, path: str, engine, problems: list, judge_plan
     chosen = problems_of_step(problems, step, min(64, len(problems)), args.seed + 1)[ranks.rank::ranks.world]
     drawn = rollout.sample_tuples(engine, chosen, 2, args.num_strategies, (args.seed, "refresh", step), args.max_plan_tokens, 1,
                                   think=args.with_think)
-    fresh = []
-    for problem, of_problem in zip(chosen, drawn, strict=True):
-        for t in of_problem:
-            plan = prompts.cut_thought(t.plan.text)
-            faults = judge_plan(problem.statement, plan)
-            fresh.append(gates.Label(problem.id, problem.statement, plan, int(not faults),
-                                     faults[0] if faults else gates.POSITIVE))
+    plans = [(problem, prompts.cut_thought(t.plan.text)) for problem, of in zip(chosen, drawn, strict=True) for t in of]
+    fresh = [gates.Label(problem.id, problem.statement, plan, int(not faults), faults[0] if faults else gates.POSITIVE)
+             for (problem, plan), faults in zip(plans, judge_plans(plans), strict=True) if faults is not None]
     gathered = ranks.gather(fresh)
     pools = folder / "gate_pool"                           # a file for each refresh, so that one done twice adds nothing twice
     pool, target = pools / f"{step:06d}.jsonl", folder / f"gate_{step:06d}"
@@ -459,7 +477,6 @@ def main(args: argparse.Namespace) -> int:
             return 0
         if args.prompts:
             prompts.load(args.prompts)
-        judge_plan = common.plug_in(args.judge) if args.judge else None
         world = int(os.environ.get("WORLD_SIZE", 1))
         args.workers = args.workers or max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
         args.steps = args.steps or 100
@@ -529,6 +546,8 @@ def main(args: argparse.Namespace) -> int:
             if args.refresh_every and gate_path == "rule":
                 raise ValueError("--refresh-every needs a trained gate to go on from, and this run has the rule gate: run "
                                  "train_rm.py first")
+
+        judge_plans, judge_every = open_judge(args, run / "answers") if args.judge else (None, 0)
 
     # ---- where a killed run left off
     if args.fresh and ranks.main and folder.exists():      # only now: a mistake in the flags has cost nothing
@@ -603,7 +622,8 @@ def main(args: argparse.Namespace) -> int:
                     rows = tuple_rows(tuples, a, A, 1 / (args.num_tuples * args.problems_per_step))
                     if args.use_every and step % args.use_every == 0 and not warm:
                         use = strategy_use(sampler, tuples, args.temperature, vocab)
-                    records = tuple_records(step + 1, batch, tuples, outcome, planned, a, A, judge_plan)
+                    records = tuple_records(step + 1, batch, tuples, outcome, planned, a, A,
+                                            judge_plans if judge_every and step % judge_every == 0 else None)
                 else:
                     rows, records, waited = rival_step(engine, batch, key, judge, args, attempts, sampler, vocab, step + 1)
             except rollout.Abandoned:
@@ -656,7 +676,7 @@ def main(args: argparse.Namespace) -> int:
 
             # -- between steps: the gate's next phase, a checkpoint, the end
             if args.refresh_every and state["step"] % args.refresh_every == 0 and state["step"] < args.steps:
-                gate, state["gate"], found = refresh_gate(gate, state["gate"], engine, problems, judge_plan, state["step"], folder,
+                gate, state["gate"], found = refresh_gate(gate, state["gate"], engine, problems, judge_plans, state["step"], folder,
                                                           args, ranks)
                 log.write("gate", found)
                 say(f"gate refresh: AUC {found['auc']:.3f}, " + (f"accepted, now {state['gate']}" if found["accepted"] else

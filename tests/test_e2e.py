@@ -21,6 +21,7 @@ import grpo
 import model
 import prompts
 import train_cppo
+from test_teacher import Server
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = {"plan": "{statement} plan", "solve": "{statement} S: {strategy}", "direct": "{statement} solve", "skill": "{z} {statement} solve",
@@ -216,6 +217,18 @@ def test_a_gate_refresh_appends_labels_and_keeps_the_old_gate_if_the_new_one_fai
     refresh = read(stage / "gate.jsonl")[0]
     assert refresh["accepted"] and Path(refresh["gate"]) == stage / "gate_000001" and refresh["tau"] == 0.0
     gate.Gate.load(refresh["gate"])
+    # the same judge behind an endpoint gives the same labels; the log asks it about the first step only
+    pool, judged = (stage / "gate_pool" / "000001.jsonl").read_text(), [m.get("valid_judged") for m in read(stage / "metrics.jsonl")]
+
+    def answer(text: str, seed: int) -> str:
+        plan = text.split("Proposed methods:\n")[1].split("\n\n")[0]
+        return "faults: " + ("none" if len(set(plan.split())) == 5 else "duplicate")
+
+    with Server(reply=answer) as server:
+        status, stage = run(*flags[:-1], server.spec, "--fresh")
+        assert status == 0 and (stage / "gate_pool" / "000001.jsonl").read_text() == pool and server.requests
+    assert [m.get("valid_judged") for m in read(stage / "metrics.jsonl")] == [judged[0], None] and None not in judged
+    assert all(t["faults"] == ["parse"] for t in read(stage / "samples.jsonl") if t["step"] == 1 and t["error"])
 
 
 # ------------------------------------------------------------------------------------------------ processes

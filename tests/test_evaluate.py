@@ -184,7 +184,7 @@ def test_attempts_made_in_another_way_are_not_mixed_or_written_over(tmp_path, po
     (["--method", "direct"], "every other method the reverse"),
     (["--method", "direct", "--model", "m", "--gate", "rule"], "not for direct"),
     (["--method", "direct", "--model", "nowhere"], "nowhere"),
-    (["--method", "tuple", "--model", "m", "--judge", "nothing"], "'nothing'"),
+    (["--method", "tuple", "--model", "m", "--judge", "nothing:here"], "'nothing'"),
     (["--method", "direct", "--model", "m", "--against", "gone.jsonl"], "no attempts at gone.jsonl"),
     (["--method", "direct", "--model", "m", "--benchmark", "no", "--problems", "gone.jsonl"], "gone.jsonl")])
 def test_a_wrong_command_is_one_line_and_writes_nothing(tmp_path, pool, capsys, monkeypatch, argv, told):
