@@ -13,9 +13,11 @@ Left out: fragmentation of the allocator, and what kernels allocate that the met
 
 import argparse
 import json
+import sys
 import weakref
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +28,7 @@ from torch.utils._pytree import tree_iter
 import common
 import grpo
 import model
+import rollout
 
 GIB = 2 ** 30
 CUDA_CONTEXT = int(1.5 * GIB)       # driver, cuBLAS, NCCL: an allowance, counted from nothing
@@ -59,15 +62,16 @@ class Alive(TorchDispatchMode):
 
 @contextmanager
 def fused_attention():
-    """The meta device would make attention's matrix of scores, which kernels of a GPU do not."""
+    """The meta device would make attention's matrix of scores, which kernels of a GPU do not. And transformers
+    would look whether position ids start anew within a row, at values that are not there."""
     def fused(q, k, v, attn_mask=None, **_):
         bias = None if attn_mask is None else q.new_empty(attn_mask.shape).expand(*q.shape[:3], k.shape[2])
         return torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, bias, q.requires_grad)[0]
-    usual, F.scaled_dot_product_attention = F.scaled_dot_product_attention, fused
-    try:
+    with ExitStack() as patches:
+        patches.enter_context(mock.patch.object(F, "scaled_dot_product_attention", fused))
+        if masking := sys.modules.get("transformers.masking_utils"):
+            patches.enter_context(mock.patch.object(masking, "find_packed_sequence_indices", lambda *_: None))
         yield
-    finally:
-        F.scaled_dot_product_attention = usual
 
 
 def skeleton(path_or_id: str, dtype: torch.dtype, revision: str | None = None) -> nn.Module:
@@ -84,7 +88,10 @@ def skeleton(path_or_id: str, dtype: torch.dtype, revision: str | None = None) -
 
         from adapter import Adapter
         config = transformers.AutoConfig.from_pretrained(file.parent)
-        return Adapter(transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval())
+        module = Adapter(transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval())
+        for table in module.per_layer_tables:           # as the training scripts do
+            table.requires_grad_(False)
+        return module
 
 
 def rows_of(prompt_tokens: int, new_tokens: int, count: int) -> list[grpo.Row]:
@@ -132,15 +139,20 @@ def plan(module: nn.Module, *, world: int, prompt_tokens: int, new_tokens: int, 
                    largest_micro_batch(prompt_tokens, new_tokens, token_budget, module.shares_prompts))
     always = {"fp32 master weights": masters // world, "AdamW moments": 8 * trained // world,
               "sampler": whole, "reference": whole // world * reference, **(others or {})}
-    with Alive() as decoding, fused_attention():
+    ids = torch.zeros(slots, prompt_tokens, dtype=torch.long, device="meta")
+    with Alive() as alive, fused_attention():
+        if not module.can_fork:
+            raise ValueError(f"{type(module.hf).__name__} decodes with a cache of its own, whose size is not known "
+                             f"beforehand: it cannot be planned")
         state = module.new_state(slots, prompt_tokens + new_tokens)
-        buffers = decoding.now
-        module.step(torch.zeros(slots, dtype=torch.long, device="meta"), state, prompt_tokens + new_tokens)
+        buffers, some = alive.now, ids[:max(1, rollout.PREFILL_TOKENS // prompt_tokens)]       # prefilled together
+        module.segment(some, torch.full_like(some[:, 0], prompt_tokens), module.new_state(len(some), prompt_tokens))
+        module.step(ids[:, 0], state, prompt_tokens + new_tokens)
     update = {"gradients": 4 * trained // world, "activations": activations(module, rows)}
     if mixed:       # the root stays whole, one block computes, one is fetched, one's gradient is reduced
         update |= {"gathered weights": width * (root + 2 * block), "gradients in reduction": 4 * block}
     return {"always": always,
-            "rollout": {"state rows": buffers, "decoding": decoding.peak - buffers},
+            "rollout": {"state rows": buffers, "prefill and decoding": alive.peak - buffers},
             "update": update,
             "step": {"gradients": 4 * trained // world, "copy for step_norm": 4 * trained // world}}
 

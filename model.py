@@ -488,7 +488,8 @@ class Model(nn.Module):
         logits (B, V) after each row's last. The host waits for the device once.
 
         In fp32 on one CPU thread a row's bits depend neither on B nor, from 8 on, on T."""
-        if (longest := int((state.pos + lengths).max())) > state.columns:
+        longest = state.columns if ids.is_meta else int((state.pos + lengths).max())    # memory.py plans on meta
+        if longest > state.columns:
             raise ValueError(f"a row would hold {longest} tokens; this state has room for {state.columns}")
         i = torch.arange(ids.shape[1], device=ids.device)
         at = torch.where(i < lengths.unsqueeze(1), state.pos.unsqueeze(1) + i, state.columns)

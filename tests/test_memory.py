@@ -1,8 +1,6 @@
 """memory.py: the count of what is alive, the plan's arithmetic, and the probe's decision."""
 
 import json
-import subprocess
-import sys
 from contextlib import nullcontext
 
 import pytest
@@ -91,12 +89,23 @@ def test_the_report_names_the_flag_where_it_does_not_fit():
     assert "more GPUs, or a smaller model" in memory.report(plan, fixed - 1)
 
 
-def test_the_command_reads_nothing_but_config_json(tmp_path):
+def test_the_command_reads_nothing_but_config_json(tmp_path, monkeypatch, capsys):
     config = skeleton(tiny.QWEN, torch.float32).config.to_json()
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "qwen3_5_text"}))
-    command = [sys.executable, memory.__file__, "--model", tmp_path, "--gpu-gib", "0.1"]
-    ran = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "AdamW moments" in ran.stdout and "WARNING: always does not fit into 0 GiB" in ran.stdout
+    monkeypatch.setattr("sys.argv", ["memory.py", "--model", str(tmp_path), "--gpu-gib", "0.1"])
+    memory.main()
+    printed = capsys.readouterr().out
+    assert "AdamW moments" in printed and "WARNING: always does not fit into 0 GiB" in printed
+
+
+def test_other_architectures_are_planned_too_without_their_frozen_table(tmp_path):
+    """Plain rows: four of 50 + 50 tokens are 400, and the table of per-layer embeddings has no moments."""
+    module = memory.skeleton(tiny.gemma4(tmp_path), torch.bfloat16)
+    plan = memory.plan(module, world=1, prompt_tokens=50, new_tokens=50, token_budget=400, slots=8)
+    table = module.per_layer_tables[0].weight.numel()
+    assert plan["always"]["AdamW moments"] == 8 * (sum(p.numel() for p in module.parameters()) - table)
+    assert plan["rollout"]["state rows"] > 0 and plan["update"]["activations"] > 400 * tiny.VOCAB * 4
+    assert [memory.largest_micro_batch(50, 50, 400, shared) for shared in (True, False)] == [7, 4]
 
 
 @pytest.mark.parametrize("available,rows", [(10000, 49), (1000, 4), (400, 1), (100, 0)])
