@@ -362,6 +362,18 @@ def read(strategy: str) -> tuple | None:
     return report and (family, choose, report, int(k[0]) if k else None)
 
 
+@functools.cache
+def _programs() -> dict[str, tuple]:
+    every = (combination(f, c, r, k) for f in CHOOSE for c in CHOOSE[f] for r in REPORT[f] for k in CONSTANTS)
+    return {program(combo).strip(): combo for combo in every}
+
+
+def category(text: str, statement: str | None = None) -> str:
+    """The classifier of D_alg (Eq. 16), exact: the combination that a strategy says or a program carries out, else "other"."""
+    combo = read(text) or _programs().get(text.strip())
+    return " ".join(map(str, combo)) if combo else "other"
+
+
 def duplicates(statement: str, strategies: list[str]) -> int:
     """How many strategies repeat an earlier one: the same combination in any words, or the same text."""
     return len(strategies) - len({read(s) or prompts.normalise(s) for s in strategies})

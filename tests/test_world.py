@@ -214,3 +214,13 @@ def test_the_build_command_says_what_it_wrote(tmp_path):
     assert ran.returncode == 0 and FROZEN in ran.stdout
     row = json.loads((tmp_path / "w" / "labels_val.jsonl").read_text().splitlines()[1])
     assert set(row) == {"problem_id", "statement", "plan", "label", "kind"}
+
+
+def test_the_classifier_of_programs_agrees_with_what_they_print():
+    rng = random.Random(0)
+    for asked in rng.sample(world.statements("heldout"), 20):
+        for combo in asked.posterior:
+            name = world.category(world.program(combo))
+            assert name == world.category(world.say(combo, rng), str(asked)) == " ".join(map(str, combo))
+        assert len({world.category(world.program(combo)) for combo in asked.posterior}) == len(asked.posterior)
+    assert world.category("Do what is asked.") == world.category("print(1)\n") == "other"
