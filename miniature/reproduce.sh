@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# The paper in miniature: every method, ablation and rival, three seeds, every table and figure -> RESULTS.md, results/.
+#
+#   bash miniature/reproduce.sh            # about 2.5 hours on two cores; stop it any time, the same command goes on
+#   bash miniature/reproduce.sh --list     # the jobs, what is done, estimated minutes
+#   bash miniature/reproduce.sh --quick    # the whole queue with tiny steps, in minutes -> runs/quick/RESULTS.md
+#   bash miniature/reproduce.sh --report   # write the results of what is done so far
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+exec python miniature/reproduce.py "$@"

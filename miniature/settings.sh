@@ -1,0 +1,12 @@
+# Flags of the miniature runs, the same for run.sh (bash) and reproduce.py, which reads lines of this form and no others.
+SAMPLING="--temperature 0.8 --max-plan-tokens 64 --max-solve-tokens 48"
+BASE=""
+GATE_BASE="--gate"
+SFT="--epochs 3 --batch-size 32 --lr 4e-4"
+GATE="--tau auto --epochs 4 --batch-size 32 --lr 5e-4"
+RL="--replicate"
+WARMUP="--steps 16 --plateau 8 --lr 1e-4"
+CPPO=""
+STEPS="120"
+LR="2.5e-4"
+LR_GRID="1e-4 2.5e-4 5e-4"
