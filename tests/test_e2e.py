@@ -39,17 +39,10 @@ def problems() -> list[data.Problem]:
             for s, way in STATEMENTS.items()]
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """A folder with base/ (a Hugging Face folder), problems.jsonl and prompts.json."""
-    folder = tmp_path_factory.mktemp("e2e")
-    (folder / "prompts.json").write_text(json.dumps(SHORT))
-    data.save_problems(folder / "problems.jsonl", problems())
-    kept = dict(prompts.TEMPLATES)
-    prompts.TEMPLATES.update(SHORT)
-    module, tokenizer = model.load(tiny.qwen(folder / "random")), tiny.tokenizer()
-    optimizer = torch.optim.AdamW(module.parameters(), lr=3e-3)
-    rng = random.Random(0)
+def taught(folder: Path, steps: int, num_rows: int, lr: float) -> torch.nn.Module:
+    """The folder's model after `steps` of learning to write plans of two ways, and programs for a way or for none."""
+    module, tokenizer, rng = model.load(folder), tiny.tokenizer(), random.Random(0)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=lr)
 
     def pair() -> tuple[str, str]:
         problem = rng.choice(problems())
@@ -60,22 +53,31 @@ def world(tmp_path_factory):
             return prompts.solve(problem, f"use {way}"), program(way if rng.random() < 0.9 else rng.choice(WAYS))
         return prompts.direct(problem), program(way)
 
-    for _ in range(100):
-        rows = []
-        for _ in range(16):
-            turn, reply = pair()
-            ids = prompts.encode(tokenizer, turn)
-            rows.append(grpo.Row([], ids + tokenizer(reply)["input_ids"] + [tokenizer.eos_token_id], len(ids), 0.0, 1 / 16, "solve"))
-        batch = grpo.collate([grpo.Row(r.suffix[:1], r.suffix[1:], r.start - 1, 0.0, 1 / 16, "solve") for r in rows], torch.device("cpu"),
-                             shared=False)
-        loss = -(grpo.row_logprobs(module, batch, 1.0, None) * batch.scale).sum()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-    prompts.TEMPLATES.update(kept)
+    def row() -> grpo.Row:
+        turn, reply = pair()
+        ids = prompts.encode(tokenizer, turn)
+        return grpo.Row(ids, tokenizer(reply)["input_ids"] + [tokenizer.eos_token_id], 0, 0.0, 1 / num_rows, "solve")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(prompts, "TEMPLATES", prompts.TEMPLATES | SHORT)
+        for _ in range(steps):
+            batch = grpo.collate([row() for _ in range(num_rows)], torch.device("cpu"), shared=False)
+            loss = -(grpo.row_logprobs(module, batch) * batch.scale).sum()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
     assert loss.item() < 0.5, "the toy model has not learned its replies: nothing below would mean anything"
-    model.save(module, folder / "base", tokenizer)
+    return module
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder with base/ and random/ (Hugging Face folders), problems.jsonl and prompts.json."""
+    folder = tmp_path_factory.mktemp("e2e")
+    (folder / "prompts.json").write_text(json.dumps(SHORT))
+    data.save_problems(folder / "problems.jsonl", problems())
+    model.save(taught(tiny.qwen(folder / "random"), 100, 16, 3e-3), folder / "base", tiny.tokenizer())
     return folder
 
 
@@ -133,6 +135,39 @@ def test_planner_and_solver_each_have_a_gradient_of_their_own(run):
     assert status == 0 and metrics["grad_norm"] > 0 and "solve/kl" not in metrics and "R_out" not in metrics
     both, planner = (read(run("--steps", "1", "--beta", "0", "--solver-weight", w)[1] / "metrics.jsonl")[0] for w in ("1", "0"))
     assert both["grad_norm"] > 0 and planner["grad_norm"] > 0 and abs(both["grad_norm"] - planner["grad_norm"]) > 1e-4
+
+
+def test_a_gemma_policy_goes_through_stage_5_gated_by_a_qwen(run, world, tmp_path, monkeypatch):
+    """From the rollout to final/; planner and solver tokens each have a gradient of their own."""
+    model.save(taught(tiny.gemma4(tmp_path / "random", composite=True), 30, 12, 8e-3), tmp_path / "gemma", tiny.tokenizer())
+    monkeypatch.setattr(prompts, "TEMPLATES", prompts.TEMPLATES | SHORT)
+    judge = gate.Gate(model.load(world / "random"), tiny.tokenizer(), k=2)
+    pairs = [(p, f"A: use {a}\nB: use {b}") for p in problems() for a in WAYS for b in WAYS]
+    judge.tau = sorted(judge.p_pass(pairs))[len(pairs) // 2]                # a random gate: half of the plans pass
+    model.save(judge.module, tmp_path / "gate", judge.tokenizer)
+    gate.write_card(str(tmp_path / "gate"), judge, {"accepted": True, "failed": []})
+    update, norms = grpo.update, {}
+
+    def watched(policy, reference, optimizer, rows, **settings):
+        assert not settings["shared"], "each continuation has its own copy of the prompt"
+        for region in grpo.REGIONS:
+            some = [row for row in rows if row.region == region]
+            batch = grpo.collate(some, torch.device("cpu"), shared=False)
+            logp = grpo.row_logprobs(policy, batch, settings["temperature"], settings["vocab"])
+            (logp * batch.advantage * batch.scale).sum().backward()
+            norms[region] = float(torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0))
+            policy.zero_grad()
+        return update(policy, reference, optimizer, rows, **settings)
+    monkeypatch.setattr(grpo, "update", watched)
+    status, stage = run("--steps", "1", "--skip-audit", "--gate", str(tmp_path / "gate"), "--model", str(tmp_path / "gemma"))
+    [metrics], samples = read(stage / "metrics.jsonl"), read(stage / "samples.jsonl")
+    assert status == 0 and norms["plan"] > 1e-3 and norms["solve"] > 1e-3, norms
+    assert 0 < metrics["J"] < 1 and 0 < metrics["pass_rate"] < 1 and metrics["step_norm"] > 0
+    assert metrics["plan/gap_max"] < 1e-3 and metrics["solve/gap_max"] < 1e-3
+    assert all(t["R_plan"] == t["J"] * t["R_out"] and (t["p_pass"] or 0) >= judge.tau * t["J"] for t in samples)
+    before, after = (dict(tiny.hf(f).named_parameters()) for f in (tmp_path / "gemma", stage / "final"))
+    moved = {n for n in before if not torch.equal(before[n], after[n])}
+    assert any("layers.0." in n for n in moved) and not any("per_layer.weight" in n or "vision" in n for n in moved)
 
 
 @pytest.mark.parametrize("flags", [("--policy", "independent"), ("--policy", "independent", "--advantage", "passk"),
