@@ -244,6 +244,24 @@ def test_branches_follow_their_plans_and_a_plan_that_does_not_parse_has_none(loa
             assert strategy not in tokenizer.decode(b.prompt[:b.shared]) and f"Problem {'pq'[p]}." in tokenizer.decode(b.prompt[:b.shared])
 
 
+def test_a_planner_that_thinks_is_asked_to_and_a_thought_that_never_closes_is_no_plan(loaded, monkeypatch):
+    """Where stage 1 was trained with thoughts. The prompt opens the thought; the solver goes without."""
+    module, tokenizer, _ = loaded
+    asked, parse = [], prompts.parse_plan
+    monkeypatch.setattr(prompts, "parse_plan", lambda text, k: asked.append(text) or ["zigzag", "roundabout"])
+    [[t]] = rollout.sample_tuples(Engine(module, tokenizer, 8), [Problem("p")], 1, 2, (0, 1), 12, 9, lambda *_: 0, think=True)
+    assert tokenizer.decode(t.prompt).endswith("<|im_start|>assistant\n<think>\n") and asked == [t.plan.text]
+    assert t.plan.text == "<think>" + tokenizer.decode(t.plan.ids if t.plan.finish == "length" else t.plan.ids[:-1])
+    assert all("</think>" in tokenizer.decode(b.prompt) and not b.sample.text.startswith("<think>") for b in t.branches)
+    assert parse("<think>A: no\nB: no\n</think>\nA: x\nB: y", 2) == ["x", "y"]
+    with pytest.raises(prompts.PlanError):
+        parse("<think>A: x\nB: y", 2)
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = tiny.TEMPLATE.replace("enable_thinking is false", "true")
+    with pytest.raises(ValueError, match="--with-think: the chat template of this tokenizer knows no thinking"):
+        prompts.thought_mark(tokenizer)
+
+
 def _refuse():
     raise prompts.PlanError("no")
 

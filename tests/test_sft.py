@@ -123,6 +123,7 @@ def test_with_think_the_thought_stands_in_the_template_s_think_block_and_is_trai
     thought = "{% if m.reasoning_content %}<think>\n{{ m.reasoning_content }}\n</think>\n\n{% endif %}"
     tokenizer.chat_template = tiny.TEMPLATE.replace("{{ m.content }}", thought + "{{ m.content }}")
     row = train_sft.make_row(tokenizer, PROBLEM, " Because.\n", PLAN, with_think=True)
+    assert row.prefix == prompts.encode(tokenizer, prompts.plan(PROBLEM, 4), think=True), "what stages 3 to 5 ask with"
     text = tokenizer.decode(row.prefix + row.suffix)
     assert "<think>\nBecause.\n</think>\n\nA: Sort them." in text and text.endswith("Scan once." + tiny.END)
     trained = tokenizer.decode(row.suffix)
