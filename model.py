@@ -36,6 +36,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 BUCKET = 64                 # decoding buffers are a multiple of this many columns wide
@@ -315,6 +316,15 @@ class DeltaNet(nn.Module):
         return q * self.dk ** -0.5, k, up(v.unflatten(-1, (self.hv, self.dv)))
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Softmax attention of q (B, h, T, d) over k, v (B, h, n, d), causal without a mask (..., T, n). On a GPU the fused
+    kernels alone may run: the plain one, torch's way out where they do not fit, would make all T n scores unseen."""
+    if not q.is_cuda or q.dtype == torch.float64:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+    with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+
+
 def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     """Rotary embedding of the first `rotary` numbers of each head, in pairs (i, i + rotary / 2)."""
     cos, sin = rope
@@ -352,12 +362,10 @@ class Attention(nn.Module):
             k, v = (torch.cat([p.expand(B, -1, -1, -1), new], 2) for p, new in ((past[0], k), (past[1], v)))
         group = self.h // self.kv           # heads that share keys and values
         if span.mask is None:
-            o = F.scaled_dot_product_attention(
-                q, k.repeat_interleave(group, 1), v.repeat_interleave(group, 1), is_causal=True)
+            o = attend(q, k.repeat_interleave(group, 1), v.repeat_interleave(group, 1), None)
         else:       # with a mask at hand they can as well be further queries of one head: keys are not copied
             mask = span.mask if T == 1 else torch.cat([span.mask] * group, -2)
-            o = F.scaled_dot_product_attention(q.reshape(B, self.kv, group * T, self.d), k, v, attn_mask=mask)
-            o = o.reshape(B, self.h, T, self.d)
+            o = attend(q.reshape(B, self.kv, group * T, self.d), k, v, mask).reshape(B, self.h, T, self.d)
         return self.o_proj(o.transpose(1, 2).flatten(2) * gate.flatten(2).sigmoid()), (k, v)
 
 

@@ -76,7 +76,7 @@ def once(way: str, args: argparse.Namespace) -> dict:
     if args.device == "cuda":
         torch.cuda.synchronize()
     seconds, extra = clock() - start, peak(args.device) - before
-    return {"seconds": seconds, "gib": (extra - weight.nbytes) / 2 ** 30, "logp": float(logp.mean()),
+    return {"seconds": seconds, "gib": (extra - weight.nbytes) / 2 ** 30, "logp": float(logp.detach().mean()),
             "grads": [float(hidden.grad.float().norm()), float(weight.grad.float().norm())]}
 
 

@@ -2,15 +2,15 @@
 
     python bench/rollout.py ragged      # 192 rows of 6 prompts, replies of 2 to 64 tokens: the whole engine
     python bench/rollout.py step        # one step of a 0.75 B model in bf16 at batch 8: the model alone
-    python bench/rollout.py gpu         # the 2 B model at 64, 128 and 256 slots (needs a CUDA device)
 
-On a CPU: one thread, CPU seconds of this process, the two sides in turn, the median over repeats. The floor
+One thread, CPU seconds of this process, the two sides in turn, the median over repeats. The floor
 is printed before anything is timed; it is what this machine would need for the unavoidable alone:
 
     ragged  every prompt's shared part, every suffix and every sampled token once, through the products with
             the weights, at the rate that such products reach here with 64 rows
     step    every weight read once, at the bandwidth of a large copy
-    gpu     the same, and the recurrent state read and written, and the keys and values read
+
+The same on a GPU is in bench/gpu.py.
 """
 
 import argparse
@@ -56,19 +56,19 @@ class NoWords:
 class Lengths(transformers.StoppingCriteria):
     """Ends row i of `generate` after lengths[i] tokens, as `max_new_tokens` of a Job does."""
 
-    def __init__(self, lengths: list[int], prompt: int, device):
-        self.total = torch.tensor(lengths, device=device) + prompt
+    def __init__(self, lengths: list[int], prompt: int):
+        self.total = torch.tensor(lengths) + prompt
 
     def __call__(self, ids, scores, **_):
         return ids.shape[1] >= self.total
 
 
-def both(size: str, dtype: torch.dtype, device: str):
+def both(size: str, dtype: torch.dtype):
     """The same random weights as ours and as transformers' module."""
     with tempfile.TemporaryDirectory() as folder:
-        model.save(model.build(SIZES[size], dtype, device), folder)
-        ours = model.load(folder, dtype, device)
-        theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
+        model.save(model.build(SIZES[size], dtype), folder)
+        ours = model.load(folder, dtype)
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
     theirs.generation_config.pad_token_id = 0       # and no end: rows end by length
     return ours, theirs
 
@@ -79,10 +79,10 @@ def generate(hf, prompts: list[list[int]], lengths: list[int], batch: int, greed
     for i in range(0, len(prompts), batch):
         rows, wanted = prompts[i:i + batch], lengths[i:i + batch]
         width = max(map(len, rows))
-        ids = torch.tensor([[0] * (width - len(r)) + r for r in rows], device=hf.device)
-        mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows], device=hf.device)
+        ids = torch.tensor([[0] * (width - len(r)) + r for r in rows])
+        mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows])
         made = hf.generate(ids, attention_mask=mask, max_new_tokens=max(wanted), do_sample=not greedy,
-                           top_k=0, top_p=1.0, stopping_criteria=[Lengths(wanted, width, hf.device)])
+                           top_k=0, top_p=1.0, stopping_criteria=[Lengths(wanted, width)])
         out += [row[:n] for row, n in zip(made[:, width:].tolist(), wanted, strict=True)]
     return out
 
@@ -96,22 +96,15 @@ def engine(module, prompts: list[list[int]], lengths: list[int], shared: list[in
     return [done[i] for i in range(len(jobs))]
 
 
-def clock(device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-        return time.perf_counter()
-    return time.process_time()
-
-
-def in_turn(sides: dict, repeats: int, device: str = "cpu") -> dict[str, float]:
+def in_turn(sides: dict, repeats: int) -> dict[str, float]:
     """Median seconds of each side; one round that is not counted, then A, B, A, B ..."""
     seconds = {name: [] for name in sides}
     for turn in range(repeats + 1):
         for name, side in sides.items():
-            start = clock(device)
+            start = time.process_time()
             side()
             if turn:
-                seconds[name].append(clock(device) - start)
+                seconds[name].append(time.process_time() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
@@ -121,15 +114,15 @@ def products(module) -> int:
         + module.head_weight.numel()
 
 
-def bandwidth(device: str) -> float:
+def bandwidth() -> float:
     """Bytes per second of a large copy, read and written both counted."""
-    a = torch.ones(2**30 if device == "cuda" else 2**27, dtype=torch.float32, device=device)
+    a = torch.ones(2**27, dtype=torch.float32)
     b = torch.empty_like(a)
-    return 2 * a.nbytes / in_turn({"copy": lambda: b.copy_(a)}, 5, device)["copy"]
+    return 2 * a.nbytes / in_turn({"copy": lambda: b.copy_(a)}, 5)["copy"]
 
 
 def ragged(repeats: int) -> None:
-    ours, hf = both("mini", torch.float32, "cpu")
+    ours, hf = both("mini", torch.float32)
     rng = np.random.default_rng(0)
     prefixes = [rng.integers(2, 500, rng.integers(100, 140)).tolist() for _ in range(6)]
     suffixes = [rng.integers(2, 500, rng.integers(8, 20)).tolist() for _ in range(192)]
@@ -155,10 +148,10 @@ def ragged(repeats: int) -> None:
 
 
 def step(repeats: int) -> None:
-    ours, hf = both("0.8B", torch.bfloat16, "cpu")
+    ours, hf = both("0.8B", torch.bfloat16)
     B, P, N = 8, 64, 8
     ids = torch.randint(0, 248320, (B, P + N), generator=torch.Generator().manual_seed(0))
-    nbytes, rate = sum(p.nbytes for p in ours.parameters()), bandwidth("cpu")
+    nbytes, rate = sum(p.nbytes for p in ours.parameters()), bandwidth()
     floor = nbytes / rate
     print(f"floor: {nbytes / 2**30:.2f} GiB of weights at {rate / 1e9:.1f} GB/s = {floor * 1e3:.0f} ms")
 
@@ -187,31 +180,8 @@ def step(repeats: int) -> None:
           f"{seconds['forward'] / seconds['step']:.2f} to its forward alone  (wanted: 1.5)")
 
 
-def gpu(repeats: int) -> None:
-    if not torch.cuda.is_available():
-        print("gpu: not measured, there is no CUDA device here")
-        return
-    ours, hf = both("2B", torch.bfloat16, "cuda")
-    rng, rate = np.random.default_rng(0), bandwidth("cuda")
-    prefix, N = rng.integers(0, 248000, 700).tolist(), 512
-    weights = sum(p.nbytes for p in ours.parameters())
-    for slots in (64, 128, 256):
-        prompts = [prefix + rng.integers(0, 248000, 45).tolist() for _ in range(slots)]
-        state = ours.new_state(1, 745 + N)
-        kinds = zip(state.layers, ours.config.layer_types, strict=True)
-        row = sum(2 * t.nbytes if kind == "linear_attention" else t.nbytes * (745 + N / 2) / t.shape[2]
-                  for layer, kind in kinds for t in layer)
-        floor = slots * rate / (weights + slots * row)
-        print(f"{slots} slots, floor: {weights / 2**30:.1f} GiB of weights and {slots * row / 2**30:.1f} GiB "
-              f"of memory a step at {rate / 1e12:.2f} TB/s = {floor:.0f} tokens/s")
-        sides = {"generate": lambda: generate(hf, prompts, [N] * slots, slots),
-                 "engine": lambda: engine(ours, prompts, [N] * slots, [700] * slots, slots)}
-        for name, s in in_turn(sides, repeats, "cuda").items():
-            print(f"  {name:9} {slots * N / s:7.0f} tokens/s, with prefill: {slots * N / s / floor:4.0%}")
-
-
 if __name__ == "__main__":
-    what = {"ragged": ragged, "step": step, "gpu": gpu}
+    what = {"ragged": ragged, "step": step}
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", choices=list(what), default=list(what), metavar="|".join(what))
