@@ -282,7 +282,8 @@ def from_code_contests(row: dict, split: str = "", index: int | None = None) -> 
     name = f"{source}-{row['name'].strip()}" if index is None else str(index)
     return _checked(Problem(
         "/".join(x for x in ("cc", split, name) if x), row["description"], f"code_contests/{source}",
-        tests=tests, public_tests=public, time_limit=seconds or None, compare="tokens", ids=ids))
+        tests=tests, public_tests=public, time_limit=seconds if seconds > 0 else None, compare="tokens",
+        ids=ids))
 
 
 def from_apps(row: dict, split: str = "") -> Problem:
@@ -339,7 +340,7 @@ def from_livecodebench(row: dict) -> Problem:
 
 def from_execution(row: dict) -> Problem:
     """A row of livecodebench/execution-v2: what does this call of this function give?"""
-    _need(row, "execution", id=str, code=str, input=str, output=str)
+    _need(row, "execution", id=int | str, code=str, input=str, output=str)
     return _checked(Problem(
         f"lcb-execution/{row['id']}", f"What does `{row['input']}` return?\n\n```python\n{row['code']}\n```",
         "livecodebench/execution", kind="execution", code=row["code"], call=row["input"],

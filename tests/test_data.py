@@ -178,6 +178,7 @@ def test_code_contests_rows_may_lack_a_limit_and_may_list_pairs():
                             private_tests=None)
     problem = data.from_code_contests(row)
     assert problem.time_limit is None and [t["input"] for t in problem.tests] == ["1\n", "5"]
+    assert data.from_code_contests(code_contests_row(time_limit={"seconds": -1, "nanos": 0})).time_limit is None
 
 
 NOTHING = {"input": [], "output": []}
