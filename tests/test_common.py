@@ -1,8 +1,7 @@
 """common.py: folders, logs, errors, and a run that is killed and resumed as if nothing had happened.
 
 Run as a script this file is a small training run and its tormentor (see `torment`): it forks the ranks, so
-that twenty kills do not import torch twenty times, and it does so in a process of its own, before torch has
-started threads."""
+that twenty kills do not import torch twenty times."""
 
 import argparse
 import json
@@ -10,7 +9,6 @@ import mmap
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +21,7 @@ sys.path[:0] = [str(Path(__file__).parents[1])]
 import common  # noqa: E402
 import grpo  # noqa: E402
 import model  # noqa: E402
+import ranks  # noqa: E402
 
 CONFIG = dict(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
               num_attention_heads=2, num_key_value_heads=1, head_dim=16,
@@ -84,38 +83,14 @@ def small_run(folder, steps, phase):
     phase[0] = 4
 
 
-def fork_ranks(world, work):
-    """Children with the environment that torchrun would give them; one alone is plain python."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = str(s.getsockname()[1])
-    children = []
-    for rank in range(world):
-        if pid := os.fork():
-            children.append(pid)
-            continue
-        if world > 1:
-            os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank),
-                           "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        try:
-            work(rank)
-            os._exit(0)
-        except BaseException as error:      # a forked child must not go on with its parent's program
-            print(f"rank {rank}: {error!r}", file=sys.stderr, flush=True)
-            os._exit(1)
-    return children
-
-
 def torment(folder, world, blows, seed):
     """The same run twice: in folder/whole undisturbed; in folder/hurt struck by `blows`, signals at random
-    moments of rollouts, updates and checkpoints in turn, and started again after each. Prints where they
-    struck."""
+    moments of rollouts, updates and checkpoints in turn, and started again after each -> where they struck."""
     chance, steps, struck = random.Random(seed), steps_of(blows), []
     phase = mmap.mmap(-1, 1)                # shared with the children; rank 0 writes it
     work = lambda name, rank: small_run(folder / name, steps, phase if rank == 0 else [0])
-    start = lambda name: fork_ranks(world, lambda rank: work(name, rank))
-    wait = lambda children: [os.waitpid(pid, 0)[1] for pid in children]
-    assert not any(wait(start("whole")))
+    start = lambda name: ranks.fork(world, lambda rank: work(name, rank))
+    assert not any(ranks.wait(start("whole")))
     for i, blow in enumerate(blows):
         phase[0] = 0
         children = start("hurt")
@@ -126,10 +101,10 @@ def torment(folder, world, blows, seed):
         struck.append(PHASES[phase[0]])
         for pid in children:
             os.kill(pid, blow)
-        asked, status = time.monotonic(), wait(children)
+        asked, status = time.monotonic(), ranks.wait(children)
         assert blow == signal.SIGKILL or not any(status) and time.monotonic() - asked < 25, status
-    assert not any(wait(start("hurt")))
-    print(json.dumps(struck))
+    assert not any(ranks.wait(start("hurt")))
+    return struck
 
 
 def steps_of(blows):
@@ -143,18 +118,21 @@ def outcome(folder):
     return torch.load(folder / "final" / "weights.pt"), lines("metrics"), lines("samples")
 
 
-def assert_undisturbed(folder, world, blows, seed=0):
-    command = [sys.executable, __file__, folder, str(world), ",".join(map(str, map(int, blows))), str(seed)]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=500,
-                         env=os.environ | {"OMP_NUM_THREADS": "1"})
+def run_and_hurt(folder, worlds, blows, seed=0):
+    """`torment` for each number of ranks, in folder/WORLD -> {world: where the blows struck}."""
+    command = [sys.executable, __file__, folder, json.dumps([worlds, blows, seed])]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=500, env=ranks.ENV)
     assert ran.returncode == 0, ran.stderr
+    return {int(world): struck for world, struck in json.loads(ran.stdout.splitlines()[-1]).items()}
+
+
+def assert_undisturbed(folder, blows):
     (weights, *logs), (weights_whole, *logs_whole) = outcome(folder / "hurt"), outcome(folder / "whole")
     steps = steps_of(blows)
     assert logs == logs_whole and [line["step"] for line in logs[0]] == list(range(steps))
     assert all(torch.equal(weights[name], weights_whole[name]) for name in weights_whole)
     assert not list((folder / "hurt").glob(f"*{common.PARTIAL}")), "something half-written was left"
     assert [int(path.name[5:]) for path in common.checkpoints(folder / "hurt")] == [steps - 1, steps]
-    return json.loads(ran.stdout.splitlines()[-1])
 
 
 @pytest.fixture
@@ -184,25 +162,24 @@ BLOWS = [signal.SIGKILL, signal.SIGTERM, signal.SIGKILL]
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory):
-    """(folder, where the blows struck) of a run of two ranks."""
-    folder = tmp_path_factory.mktemp("two")
-    return folder, assert_undisturbed(folder, 2, BLOWS)
+def hurt(tmp_path_factory):
+    """(folder, where the blows struck) of a run of one rank and of a run of two."""
+    folder = tmp_path_factory.mktemp("hurt")
+    return folder, run_and_hurt(folder, [1, 2], BLOWS)
 
 
-def test_a_run_that_is_killed_ends_as_one_that_was_not(tmp_path):
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_run_that_is_killed_ends_as_one_that_was_not(hurt, world):
     """Weights and logs bit for bit, clocks aside; two kills and one SIGTERM."""
-    assert len(assert_undisturbed(tmp_path, 1, BLOWS)) == 3
+    folder, struck = hurt
+    assert len(struck[world]) == 3
+    assert_undisturbed(folder / str(world), BLOWS)
 
 
-def test_two_ranks_that_are_killed_end_as_two_that_were_not(two_ranks):
-    assert len(two_ranks[1]) == 3
-
-
-def test_a_checkpoint_of_two_ranks_is_resumed_by_one(alone, two_ranks):
+def test_a_checkpoint_of_two_ranks_is_resumed_by_one(alone, hurt):
     """The shards of both put together are the weights that the two wrote as final."""
     policy, optimizer = trained(0, seed=1)
-    folder = two_ranks[0] / "whole"
+    folder = hurt[0] / "2" / "whole"
     state = common.load_checkpoint(common.newest_checkpoint(folder), policy, optimizer)
     final = outcome(folder)[0]
     assert state["step"] == 8 and all(torch.equal(p, final[name]) for name, p in policy.named_parameters())
@@ -212,7 +189,9 @@ def test_a_checkpoint_of_two_ranks_is_resumed_by_one(alone, two_ranks):
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2])
 def test_twenty_kills_strike_everywhere_and_change_nothing(tmp_path, world):
-    struck = assert_undisturbed(tmp_path, world, [signal.SIGKILL] * 20)
+    blows = [signal.SIGKILL] * 20
+    struck = run_and_hurt(tmp_path, [world], blows)[world]
+    assert_undisturbed(tmp_path / str(world), blows)
     assert {"rollout", "update", "checkpoint"} <= set(struck)
 
 
@@ -384,5 +363,6 @@ def test_a_rank_that_dies_takes_the_job_down_with_its_reason(tmp_path):
 
 if __name__ == "__main__":
     import torch._dynamo  # noqa: F401  what the first optimizer loads, once for all children
-    blows = [signal.Signals(int(n)) for n in sys.argv[3].split(",")]
-    torment(Path(sys.argv[1]), int(sys.argv[2]), blows, int(sys.argv[4]))
+    worlds, blows, seed = json.loads(sys.argv[2])
+    found = {world: torment(Path(sys.argv[1], str(world)), world, list(map(signal.Signals, blows)), seed) for world in worlds}
+    print(json.dumps(found))

@@ -1,25 +1,19 @@
 """grpo.py: the mathematics by hand and by finite differences, and one gradient however the work is cut.
 
-Run as a script under torchrun this file is the two-rank half of its own tests: it does the updates and writes
-what came out (see `two_ranks`)."""
+Two ranks import this file and do the updates of `work`, which writes what came out (see `two_ranks`)."""
 
 import functools
 import importlib
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
-import datasets
 import pytest
+import ranks
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-sys.path[:0] = [str(Path(__file__).parents[1])]
-import common  # noqa: E402
-import grpo  # noqa: E402
-import model  # noqa: E402
+import common
+import grpo
+import model
 
 VOCAB, LIMIT, TEMPERATURE = 96, 90, 0.8         # ids from LIMIT on are padding of the vocabulary
 CONFIG = dict(vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
@@ -292,7 +286,8 @@ def test_trl_has_the_same_loss_and_gradient(tmp_path):
     """An independent check, where TRL is installed: its GRPO loss over transformers' model, the same rows.
     (With its bias correction of the KL gradient, on by default, the loss is the same and the gradient 6 %
     off.)"""
-    trl, tiny_folders = pytest.importorskip("trl"), importlib.import_module("tiny")
+    trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
+    tiny_folders = importlib.import_module("tiny")
     folder, rows = tiny_folders.qwen(tmp_path / "policy"), some_rows()
     args = trl.GRPOConfig(output_dir=str(tmp_path), loss_type="grpo", beta=SETTINGS["beta"], top_k=0,
                           temperature=TEMPERATURE, per_device_train_batch_size=2, num_generations=2,
@@ -499,14 +494,14 @@ def test_the_sampler_is_refreshed_in_the_same_storage_and_keeps_its_fp32_parts()
 
 def work(out):
     """What each rank of the two-rank tests does; the main one writes down the results."""
-    ranks = common.setup(threads=1)
+    group = common.setup(threads=1)
     rows, found = some_rows(), {}
-    uneven = {0: rows[:3], 1: rows[3:]}[ranks.rank] if ranks.world == 2 else rows
+    uneven = {0: rows[:3], 1: rows[3:]}[group.rank] if group.world == 2 else rows
     for dtype in TOLERANCE:
         for shared, checkpointing in ((True, False), (True, True), (False, True)):
             found[dtype, shared, checkpointing] = gradient_of_update(
                 uneven, dtype, checkpointing, shared=shared, token_budget=150)
-    lonely = rows if ranks.main else []
+    lonely = rows if group.main else []
     found["lonely"] = gradient_of_update(lonely, torch.float64, updates=1, want_entropy=True)
     found["bf16"] = gradient_of_update(uneven, torch.float32, compute=torch.bfloat16, checkpointing=True)
 
@@ -526,21 +521,19 @@ def work(out):
              for n, p in policy.named_parameters()}
     found["real"] = metrics, seen, whole, dict(sampler.named_parameters())
     before = [grpo.local(p).detach().clone() for p in policy.parameters()]
-    if not ranks.main:
+    if not group.main:
         uneven[0].advantage = math.nan
     metrics = grpo.update(policy, reference, optimizer, uneven, **SETTINGS)
     still = all(torch.equal(grpo.local(p), was) for p, was in zip(policy.parameters(), before))
-    found["nan"] = ranks.gather((metrics["skipped"], still))
-    if ranks.main:
+    found["nan"] = group.gather((metrics["skipped"], still))
+    if group.main:
         torch.save(found, out)
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
     out = tmp_path_factory.mktemp("ranks") / "found.pt"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([*launch, __file__, str(out)], check=True, timeout=240, env=one_thread)
+    ranks.run(2, "import test_grpo, torch._dynamo", f"test_grpo.work({str(out)!r})")
     return torch.load(out, weights_only=False)
 
 
@@ -585,7 +578,3 @@ def test_the_sampler_gets_the_gathered_policy(two_ranks):
 
 def test_a_nan_on_one_rank_skips_the_step_on_all(two_ranks):
     assert two_ranks["nan"] == [(1, True), (1, True)]
-
-
-if __name__ == "__main__":
-    work(sys.argv[1])
