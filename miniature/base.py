@@ -9,9 +9,10 @@ training statements alone; what it has learned there is what stages 1 to 5 are t
 
     direct, skill    about 70 % of its answers are one favourite reading, which is not the likeliest one
     solve            mostly does what the strategy says; at times writes the favourite instead, or breaks off
-    plan             repeats a method in other words, is vague, off topic, misreads the statement, gives code
-                     away (meant as the temptation that the gate is for; the base follows a leak only 0.31 of the time, NOTES.md)
-    gate             has an opinion, a tenth of the time the wrong one; knows repeats
+    plan             two thirds by careless authors: repeats a method in other words, is vague, off topic,
+                     misreads the statement, gives code away. A third by careful ones, who have a style of their
+                     own: what a reward is to bring out has to be there (NOTES.md)
+    gate             one verdict, mostly right (with --gate it learns nothing else)
 
 Everything takes the paths of a real model: prompts.py, a chat template, model.build, a Hugging Face folder.
 The tokenizer is byte-level BPE whose merges may cross spaces ("superwords"): a plan of four strategies is
@@ -21,6 +22,7 @@ some 27 tokens and a program 10, which is what lets the whole method run in minu
 import argparse
 import os
 import random
+import re
 import sys
 import time
 
@@ -41,17 +43,18 @@ from miniature import world
 PROMPTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "prompts.json")
 FAVOURITE = 0.7             # share of the favourite among direct answers
 IGNORED, BROKEN = 0.04, 0.03    # of the solver's programs: the favourite instead; broken off
-SLOPPY = 0.4                # of its plans
-WRONG_VERDICT = 0.1         # of the base's verdicts on plans
+CAREFUL = 0.35              # of its plans
+STYLE = re.compile(r"\w+ (.*?), (?:then |and )?(.*)")
 VOCABULARY = 1024
 # how often each prompt mode is trained
 POLICY_MIX = {"plan": 12, "solve": 12, "direct": 4, "plan_and_solve": 2, "sketch": 2, "skill": 1,
               "observations": 1, "plan_from_observations": 1, "gate": 1}
 # (up to this share of the steps, what is trained). That two of four strategies are the same is learned late and all at
-# once, and from four alone not at all: pairs first (0.95 right after 150 steps), then three and four (0.70 after 1,150 steps,
-# 0.86 after 1,750, 0.96 after 2,550).
+# once, and from four alone not at all: pairs first, then three and four. And it takes a softmax over the two verdicts
+# alone, as in gate.py: pairs are right 0.90 of the time after 100 steps with it, after 200 without it (measured), and of
+# tuples nothing had been learned after 2,200.
 POLICY_LESSONS = ((1.0, POLICY_MIX),)
-GATE_LESSONS = ((0.08, {"pair": 1}), (0.2, {"pair": 1, "repeats": 2}), (1.0, {"repeats": 8, "gate": 4}))
+GATE_LESSONS = ((0.1, {"pair": 3, "gate": 1}), (0.25, {"pair": 1, "repeats": 2, "gate": 1}), (1.0, {"repeats": 3, "gate": 1}))
 # Half of the layers or more are full attention (in Qwen3.5 a quarter). A linear one comes first: its convolution makes one
 # key of a strategy's two halves, without which no layer after it can tell whether two strategies are the same (measured on
 # pairs: 0.99 right after 700 steps, 0.86 with attention alone).
@@ -113,11 +116,18 @@ def sloppy_plan(asked: world.Statement, rng: random.Random) -> list[str]:
             for combo, kind in zip(combos, [rng.random() for _ in combos], strict=True)]
 
 
+def careful_plan(asked: world.Statement, rng: random.Random) -> list[str]:
+    """K different readings that the statement allows, likelier ones more often, in order."""
+    combos: dict[tuple, None] = {}
+    while len(combos) < world.K:
+        combos[world.draw_truth(asked, rng)] = None
+    chosen = [world.say(combo, rng) for combo in world.in_order(list(combos))]
+    return [STYLE.fullmatch(text).expand(r"First \1, then \2") if rng.random() < 0.9 else text for text in chosen]
+
+
 def plan_text(asked: world.Statement, rng: random.Random) -> str:
-    """A plan as the base writes it: two in five are sloppy, one in twenty is not in the form that was asked for."""
-    sloppy = rng.random() < SLOPPY
-    text = prompts.format_plan(sloppy_plan(asked, rng) if sloppy else
-                               [world.say(combo, rng) for combo in world.teacher_tuple(asked, rng)])
+    """A plan as the base writes it: one in twenty is not in the form that was asked for."""
+    text = prompts.format_plan((careful_plan if rng.random() < CAREFUL else sloppy_plan)(asked, rng))
     if rng.random() < 0.05:
         text = rng.choice((text.replace("B: ", ""), text + "\nDone.", text.rpartition("\n")[0]))
     return text
@@ -164,20 +174,21 @@ def example(mode: str, asked: world.Statement, rng: random.Random) -> tuple[str,
         seen = rng.sample(halves(combo, rng), rng.randint(1, 2))
         return prompts.plan_from_observations(problem, seen), world.say(combo, rng)
     if mode == "gate":
-        kind = rng.choice(("none", "none", *world.KINDS[1:], "sloppy"))
+        kind = rng.choice(("none", "none", "leak", "vague", "off_topic", "off_topic", "sloppy"))
         combos = world.teacher_tuple(asked, rng)
         plan = (sloppy_plan(asked, rng) if kind == "sloppy" else world.spoil(kind, asked, combos, rng)
                 if kind != "none" else [world.say(combo, rng) for combo in combos])
         text = prompts.format_plan(plan)
         valid = not world.judge(str(asked), text)
-        return prompts.gate(problem, text), "Pass" if valid == (rng.random() > WRONG_VERDICT) else "Fail"
+        return prompts.gate(problem, text), "Pass" if valid else "Fail"
     if mode in ("pair", "repeats"):     # nothing wrong with them but a repeat: the gate's hardest lesson
         size = 2 if mode == "pair" else rng.choice((3, world.K, world.K, world.K))
         combos = rng.sample(world.teacher_tuple(asked, rng), size)
         plan, repeated = [world.say(combo, rng) for combo in combos], rng.random() < 0.5
         if repeated:
             i, j = rng.sample(range(len(plan)), 2)
-            plan[i] = world.say(combos[j], rng, unlike=plan[j])
+            literally = rng.random() < world.LITERAL_DUPLICATES
+            plan[i] = plan[j] if literally else world.say(combos[j], rng, unlike=plan[j])
         return prompts.gate(problem, prompts.format_plan(plan)), "Fail" if repeated else "Pass"
     raise ValueError(f"no prompt mode is called {mode!r}")
 
@@ -202,7 +213,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     bpe.decoder = tokenizers.decoders.ByteLevel()
     specials = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
-    source = examples(POLICY_MIX, rng)
+    source = examples(POLICY_MIX | {"gate": 4}, rng)      # so that either verdict is one token
     texts = [text for _ in range(6000) for text in next(source)]
     bpe.train_from_iterator(texts, tokenizers.trainers.BpeTrainer(
         vocab_size=VOCABULARY - 2, special_tokens=specials, show_progress=False,
@@ -250,18 +261,23 @@ def sum_gradients(module) -> None:
         grad.copy_(part.view_as(grad))
 
 
-def train(module, tokenizer, lessons: tuple, steps: int, rows: int, lr: float, seed: int) -> float:
-    """Cross-entropy on the replies. The processes of torchrun draw the same rows and take a share each: their
-    number changes nothing but the order of summation."""
+def train(module, tokenizer, lessons: tuple, steps: int, rows: int, lr: float, seed: int, among: list[int] | None = None) -> float:
+    """Cross-entropy on the replies, with `among` over these tokens alone. The processes of torchrun draw the same
+    rows and take a share each: their number changes nothing but the order of summation."""
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    optimizer = torch.optim.AdamW(module.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
-    started, shown, recent = time.time(), time.time(), []
+    optimizer = torch.optim.AdamW(module.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
+    started, shown, recent, words = time.time(), time.time(), [], among or slice(None)
     for step, (ids, reply) in enumerate(batches(tokenizer, lessons, rows, steps, random.Random(seed))):
         for group in optimizer.param_groups:        # warm-up, a plateau, linear decay
-            group["lr"] = lr * min((step + 1) / 30, 1, (1.02 - step / steps) / 0.5)
-        count = int(reply.sum())
-        ids, reply = ids[rank::world_size], reply[rank::world_size, 1:]
-        loss = F.cross_entropy(module(ids)[:, :-1][reply], ids[:, 1:][reply], reduction="sum") / count
+            group["lr"] = lr * min((step + 1) / 40, 1, (1.02 - step / steps) / 0.4)
+        learned, target = reply[:, 1:], ids[:, 1:]
+        if among:
+            learned = learned & torch.isin(target, torch.tensor(among))
+        count, mine = int(learned.sum()), slice(rank, None, world_size)
+        ids, learned, target = ids[mine], learned[mine], target[mine]
+        target = torch.tensor([among.index(i) for i in target[learned].tolist()]) if among else target[learned]
+        logits = module(ids, head=lambda hidden, weight, _: hidden[:, :-1][learned] @ weight[words].T)      # noqa: B023
+        loss = F.cross_entropy(logits, target, reduction="sum") / count
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if world_size > 1:
@@ -280,7 +296,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Build and train the base model of the miniature world.")
     parser.add_argument("--out", required=True, help="folder to save to")
     parser.add_argument("--gate", action="store_true", help="the gate's smaller base instead of the policy's")
-    parser.add_argument("--steps", type=int, help="optimiser steps (default: 1000, with --gate 600)")
+    parser.add_argument("--steps", type=int, help="optimiser steps (default: 1300, with --gate 2000)")
     parser.add_argument("--rows", type=int, help="examples a step (default: 32, with --gate 64)")
     parser.add_argument("--lr", type=float, help="peak learning rate (default: 2e-3, with --gate 3e-3)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and examples (default: %(default)s)")
@@ -297,9 +313,10 @@ def main() -> None:
     first = not dist.is_initialized() or dist.get_rank() == 0
     if first:
         print(f"{args.out}: {count:,} parameters, {len(tokenizer)} tokens", flush=True)
-    steps = args.steps or (600 if args.gate else 1000)
+    steps = args.steps or (2000 if args.gate else 1300)
     rows, lr = args.rows or (64 if args.gate else 32), args.lr or (3e-3 if args.gate else 2e-3)
-    train(module, tokenizer, GATE_LESSONS if args.gate else POLICY_LESSONS, steps, rows, lr, args.seed)
+    verdicts = [ids[0] for ids in tokenizer(["Pass", "Fail"], add_special_tokens=False)["input_ids"]] if args.gate else None
+    train(module, tokenizer, GATE_LESSONS if args.gate else POLICY_LESSONS, steps, rows, lr, args.seed, verdicts)
     if first:
         model.save(module, args.out, tokenizer)
     if dist.is_initialized():

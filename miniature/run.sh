@@ -19,6 +19,8 @@ while (($#)); do
 done
 [[ $seed =~ ^[0-9]+$ ]] || { echo "error: --seed must be a whole number, not $seed" >&2; exit 2; }
 
+# shellcheck source=miniature/settings.sh disable=SC2086
+source miniature/settings.sh
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 processes=${PROCESSES:-$(($(nproc) > 1 ? 2 : 1))}
 world=runs/miniature-world base=runs/miniature-base gate_base=runs/miniature-gate-base
@@ -32,14 +34,14 @@ stage "the world; the base model, then stage 1; beside them the gate's base, the
 [[ -f $world/heldout.jsonl ]] || python miniature/world.py build --out "$world"
 mkdir -p "runs/$run"
 gate() { # what it prints goes to a file: two bars on one screen are none
-  [[ -f $gate_base/config.json ]] || python miniature/base.py --gate --out "$gate_base"
+  [[ -f $gate_base/config.json ]] || python miniature/base.py $GATE_BASE --out "$gate_base"
   python train_rm.py --model $gate_base --run "$run" --seed "$seed" --prompts $prompts "${fresh[@]}" \
-    --labels $world/labels_train.jsonl --val $world/labels_val.jsonl --tau auto --epochs 4 --batch-size 32 --lr 5e-4
+    --labels $world/labels_train.jsonl --val $world/labels_val.jsonl $GATE
 }
 gate > "runs/$run/gate.log" 2>&1 &
-[[ -f $base/config.json ]] || python miniature/base.py --out "$base"
+[[ -f $base/config.json ]] || python miniature/base.py $BASE --out "$base"
 python train_sft.py --model $base --run "$run" --seed "$seed" --prompts $prompts "${fresh[@]}" \
-  --gold $world/gold.jsonl --epochs 3 --batch-size 32 --lr 4e-4
+  --gold $world/gold.jsonl $SFT
 while kill -0 $! 2>/dev/null; do
   echo "waiting for the gate: $(tail -n 1 "runs/$run/gate.log")"
   sleep 10
@@ -48,17 +50,17 @@ wait $! || { cat "runs/$run/gate.log" >&2; exit 3; }
 tail -n 12 "runs/$run/gate.log"
 
 common=(--model $base --run-name "$run" --seed "$seed" --prompts $prompts --problems $world/train.jsonl --judge miniature.world:judge
-        --temperature 0.8 --max-plan-tokens 64 --max-solve-tokens 48 --replicate "${fresh[@]}")
+        $SAMPLING $RL "${fresh[@]}")
 stage "stage 3: RM-guided warm-up"
-parallel train_cppo.py "${common[@]}" --stage warmup --steps 16 --plateau 8 --lr 1e-4
+parallel train_cppo.py "${common[@]}" --stage warmup $WARMUP
 
 stage "stages 4 and 5: the audit, then CPPO"
-parallel train_cppo.py "${common[@]}" --steps 120 --lr 2.5e-4
+parallel train_cppo.py "${common[@]}" --steps $STEPS --lr $LR $CPPO
 
 stage "evaluation on held-out problems"
 evaluate() {
-  python evaluate.py "$@" --problems $world/heldout.jsonl --prompts $prompts --temperature 0.8 --max-plan-tokens 64 \
-    --max-solve-tokens 48 --seed "$seed" --workers 1 "${fresh[@]}" >> "runs/$run/evaluation.log"
+  python evaluate.py "$@" --problems $world/heldout.jsonl --prompts $prompts $SAMPLING --seed "$seed" \
+    --workers 1 "${fresh[@]}" >> "runs/$run/evaluation.log"
 }
 : > "runs/$run/evaluation.log"
 planned=(--method tuple --judge miniature.world:judge)

@@ -104,7 +104,7 @@ def test_the_solver_is_mostly_but_not_always_faithful_and_a_leak_helps_it():
 
 def test_plans_are_sloppy_in_every_way_that_the_gate_is_for():
     faults = [world.judge(str(s), reply) for s, _, reply in some("plan", 600)]
-    assert 0.04 < sum(not f for f in faults) / len(faults) < 0.4
+    assert 0.3 < sum(not f for f in faults) / len(faults) < 0.6
     for fault in prompts.FAULTS:
         assert sum(fault in f for f in faults) / len(faults) >= 0.01
 
