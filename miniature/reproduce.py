@@ -238,7 +238,7 @@ class Queue:
 
     def work(self, queue: list[Job], workers: int) -> list[Job]:
         """Do what is not done, `workers` at a time -> the jobs that failed or could not begin."""
-        running: dict[int, tuple[Job, float]] = {}
+        running: dict[int, tuple[Job, subprocess.Popen, float]] = {}
         failed: set[str] = set()
         total = sum(job.minutes for job in queue)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -246,15 +246,17 @@ class Queue:
             done = {job.name for job in queue if self.is_done(job)}
             try:
                 while True:
-                    at_work = {job.name for job, _ in running.values()}
+                    at_work = {job.name for job, *_ in running.values()}
                     ready = [job for job in queue if job.name not in done | failed | at_work and done.issuperset(job.after)]
                     for job in ready[: workers - len(running)]:
-                        running[self.start(job, lock).pid] = job, time.time()
+                        process = self.start(job, lock)
+                        running[process.pid] = job, process, time.time()
                     if not running:
                         break
                     pid, status, usage = os.wait4(-1, 0)
-                    job, started = running.pop(pid)
-                    status, cpu = os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime
+                    job, process, started = running.pop(pid)
+                    status = process.returncode = os.waitstatus_to_exitcode(status)
+                    cpu = usage.ru_utime + usage.ru_stime
                     self.write(job, status=status, seconds=time.time() - started, cpu_seconds=cpu)
                     (done if status in job.passes else failed).add(job.name)
                     left = sum(job.minutes for job in queue if job.name not in done) / workers
@@ -262,10 +264,10 @@ class Queue:
                     print(f"{len(done)}/{len(queue)}  {job.name}  {time.time() - started:.0f} s ({cpu:.0f} s CPU); about "
                           f"{left:.0f} of {total / workers:.0f} min left{said}", flush=True)
             except KeyboardInterrupt:
-                for pid in running:
-                    os.kill(pid, signal.SIGTERM)
-                for pid in running:
-                    os.waitpid(pid, 0)
+                for _, process, _ in running.values():
+                    process.terminate()
+                for _, process, _ in running.values():
+                    process.wait()
                 print(f"stopped; {len(done)} of {len(queue)} jobs are done, the same command goes on", file=sys.stderr)
                 raise SystemExit(143) from None
         return [job for job in queue if job.name not in done]
