@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# The paper's claim on three seeds: run.sh for each, and beside CPPO, at the same steps and learning rate, its two
+# counterparts: no gate (--reward outcome), and no tuples (plain GRPO). Then one long run, past the peak.
+#
+#   bash miniature/claim.sh        # about 45 minutes on two cores; stopped, it goes on where it was
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+# shellcheck source=miniature/settings.sh disable=SC2086
+source miniature/settings.sh
+export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+processes=${PROCESSES:-$(($(nproc) > 1 ? 2 : 1))}
+world=runs/miniature-world
+runs=()
+train() {
+  torchrun --standalone --nproc_per_node="$processes" train_cppo.py --prompts miniature/prompts.json \
+    --problems $world/train.jsonl $SAMPLING $RL --lr $LR --show-every 0 "$@"
+}
+evaluate() {
+  python evaluate.py --problems $world/heldout.jsonl --prompts miniature/prompts.json $SAMPLING --workers 1 "$@"
+}
+for seed in 0 1 2; do
+  run=miniature-seed$seed
+  runs+=("runs/$run")
+  bash miniature/run.sh --seed $seed
+  planned=(--model "runs/$run/warmup/final" --judge miniature.world:judge --gate "runs/$run/gate/final")
+  train "${planned[@]}" --run-name $run --seed $seed --reward outcome --steps "$STEPS"
+  train --model runs/miniature-base --run-name $run --seed $seed --policy independent --advantage grpo --steps "$STEPS"
+  evaluate --model "runs/$run/cppo-outcome/final" --method tuple --judge miniature.world:judge --seed $seed &
+  evaluate --model "runs/$run/grpo/final" --method direct --seed $seed
+  wait $!
+  ((seed)) || train "${planned[@]}" --run-name miniature-long --seed 0 --steps $((4 * STEPS))
+done
+python tables.py table 8 "${runs[@]}"
+python tables.py table 6 "${runs[@]}"
+python miniature/curve.py "${runs[@]}" runs/miniature-long
