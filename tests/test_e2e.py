@@ -7,10 +7,12 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+import ranks
 import tiny
 import torch
 
@@ -288,14 +290,17 @@ def logged(stage: Path) -> list[dict]:
     return [{k: v for k, v in m.items() if not k.startswith(CLOCKS)} for m in read(stage / "metrics.jsonl")]
 
 
-@pytest.mark.parametrize("how", [(), ("--replicate",)], ids=["sharded", "replicated"])
-def test_two_processes_sample_what_one_samples_and_take_the_same_step(world, tmp_path, how):
-    (tmp_path / "one").mkdir(), (tmp_path / "two").mkdir()
-    both = [start(world, tmp_path / "one", "--steps", "1", "--skip-audit"),
-            start(world, tmp_path / "two", "--steps", "1", "--skip-audit", *how, processes=2)]
-    for process in both:
-        finish(process)
-    one, two = (tmp_path / n / "runs/toy/cppo-m4" for n in ("one", "two"))
+@pytest.mark.parametrize("how", [(), ("--replicate",)], ids=["torchrun, sharded", "replicated"])
+def test_two_processes_sample_what_one_samples_and_take_the_same_step(run, world, tmp_path, how):
+    flags = ("--steps", "1", "--skip-audit")
+    status, stage = run(*flags)
+    (tmp_path / "two").mkdir()
+    if how:
+        argv = arguments(world, *flags, *how)
+        ranks.run(2, "import train_cppo, torch._dynamo", f"assert train_cppo.main(train_cppo.parse_args({argv})) == 0", tmp_path / "two")
+    else:
+        finish(start(world, tmp_path / "two", *flags, processes=2))
+    one, two = stage.resolve(), tmp_path / "two/runs/toy/cppo-m4"
     assert read(one / "samples.jsonl") == read(two / "samples.jsonl")
     a, b = logged(one)[0], logged(two)[0]
     assert abs(a["grad_norm"] - b["grad_norm"]) < 1e-5 * a["grad_norm"]
@@ -305,42 +310,59 @@ def test_two_processes_sample_what_one_samples_and_take_the_same_step(world, tmp
     assert (moved > 1e-4).float().mean() < 0.01
 
 
-def test_killed_at_random_moments_a_run_ends_as_if_it_had_never_stopped(world, tmp_path):
-    flags = ("--steps", "5", "--save-every", "1", "--skip-audit")
-    (tmp_path / "calm").mkdir(), (tmp_path / "killed").mkdir()
-    finish(start(world, tmp_path / "calm", *flags))
-    stage, rng, kills = tmp_path / "killed/runs/toy/cppo-m4", random.Random(0), 0
-    while kills < 3:
-        process = start(world, tmp_path / "killed", *flags)
-        deadline = time.time() + 60
-        before = len(list(stage.glob("step_*")))
-        while process.poll() is None and time.time() < deadline and not (stage / "metrics.jsonl").exists():
-            time.sleep(0.02)
-        time.sleep(rng.uniform(0, 0.4))
-        if process.poll() is not None:
-            break                                       # it was faster than the kill; what it left is compared all the same
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        kills += 1
-        assert all((c / "state.json").exists() for c in stage.glob("step_*") if not c.name.endswith(common.PARTIAL)), before
-    assert kills >= 1
-    finish(start(world, tmp_path / "killed", *flags))
-    calm = tmp_path / "calm/runs/toy/cppo-m4"
+# starts the stage again and again, each time in a fork, and says the process id of each and how it ended
+STARTER = """import ranks, sys, torch._dynamo, train_cppo
+while sys.stdin.readline():
+    children = ranks.fork(1, lambda rank: train_cppo.main(train_cppo.parse_args(ARGV)))
+    print(children[0], flush=True)
+    print(ranks.wait(children)[0], flush=True)
+"""
+
+
+def test_killed_at_random_moments_a_run_ends_as_if_it_had_never_stopped(run, world, tmp_path):
+    flags = ("--steps", "8", "--problems-per-step", "2", "--save-every", "1", "--skip-audit")
+    status, calm = run(*flags)
+    killed, rng, kills, ended = tmp_path / "killed", random.Random(0), 0, None
+    killed.mkdir()
+    stage = killed / calm
+    with (killed / "said").open("w") as said, subprocess.Popen(
+            [sys.executable, "-c", STARTER.replace("ARGV", repr(arguments(world, *flags)))], cwd=killed, text=True, env=ranks.ENV,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said) as starter:
+        tell = lambda: next(int(line) for line in starter.stdout if line.strip().lstrip("-").isdigit())
+        steps = lambda: (stage / "metrics.jsonl").read_bytes().count(b"\n") if (stage / "metrics.jsonl").exists() else 0
+        while ended != 0:
+            done = steps()
+            print(file=starter.stdin, flush=True)
+            pid, deadline = tell(), time.time() + 120
+            if kills < 3:       # struck after a step of its own: in a checkpoint, a rollout, an update
+                while time.time() < deadline and steps() <= done:
+                    time.sleep(0.01)
+                time.sleep(rng.uniform(0, 0.12))
+                os.kill(pid, signal.SIGKILL)
+                kills += 1
+            ended = tell()
+            assert ended in (0, -signal.SIGKILL), (killed / "said").read_text()
+            assert all((c / "state.json").exists() for c in stage.glob("step_*") if not c.name.endswith(common.PARTIAL))
+        starter.stdin.close()
+    assert kills == 3
     assert logged(stage) == logged(calm) and read(stage / "samples.jsonl") == read(calm / "samples.jsonl")
     ours, theirs = weights(stage), weights(calm)
     assert all(torch.equal(ours[n], theirs[n]) for n in ours)
 
 
-def test_sigterm_ends_a_run_with_a_checkpoint_from_which_it_goes_on(world, tmp_path):
-    flags = ("--steps", "1000", "--save-every", "1000", "--skip-audit")
-    process = start(world, tmp_path, *flags)
-    stage = tmp_path / "runs/toy/cppo-m4"
-    deadline = time.time() + 60
-    while time.time() < deadline and not ((stage / "metrics.jsonl").exists() and (stage / "metrics.jsonl").stat().st_size):
-        time.sleep(0.05)
-    asked = time.time()
-    process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 143 and "goes on from there" in out and time.time() - asked < 25
+def test_sigterm_ends_a_run_with_a_checkpoint_from_which_it_goes_on(run, capsys):
+    stage, asked = Path("runs/toy/cppo-m4").absolute(), []
+
+    def ask():
+        while not ((stage / "metrics.jsonl").exists() and (stage / "metrics.jsonl").stat().st_size):
+            time.sleep(0.01)
+        asked.append(time.time())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    handler = signal.getsignal(signal.SIGTERM)
+    threading.Thread(target=ask, daemon=True).start()
+    status, stage = run("--steps", "1000", "--save-every", "1000", "--skip-audit")
+    signal.signal(signal.SIGTERM, handler)
+    assert status == 143 and time.time() - asked[0] < 25 and "goes on from there" in capsys.readouterr().out
     newest = common.newest_checkpoint(stage)
-    assert json.loads((newest / "state.json").read_text())["step"] == len(read(stage / "metrics.jsonl"))
+    assert json.loads((newest / "state.json").read_text())["step"] == len(read(stage / "metrics.jsonl")) < 1000

@@ -1,9 +1,6 @@
 """evaluate.py as it is called: attempts on disk, interrupted, continued, shared by processes, refused."""
 
 import json
-import os
-import subprocess
-import sys
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -12,10 +9,9 @@ import pytest
 import evaluate
 import attempts
 import metrics
+import ranks
 import tiny
 from data import Problem, load_problems, save_problems
-
-REPO = Path(evaluate.__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -130,11 +126,8 @@ def test_an_interrupted_evaluation_goes_on_and_comes_to_the_same_attempts(tmp_pa
 def test_one_process_and_two_come_to_the_same_attempts(tmp_path, pool, checkpoint):
     argv = ["--model", checkpoint, "--method", "sketch", "--problems", pool, "--k", 2, *SAMPLING]
     call(*argv, "--out", tmp_path / "one.jsonl")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-               REPO / "evaluate.py", *argv, "--out", tmp_path / "two.jsonl"]
-    ended = subprocess.run([str(word) for word in command], capture_output=True, text=True,
-                           env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert ended.returncode == 0, ended.stderr
+    argv = [str(word) for word in (*argv, "--out", tmp_path / "two.jsonl")]
+    ranks.run(2, "import evaluate", f"assert evaluate.main(evaluate.parse_args({argv})) == 0")
     assert attempts_of(tmp_path / "one.jsonl") == attempts_of(tmp_path / "two.jsonl")
     assert json.loads((tmp_path / "two.json").read_text())["processes"] == 2
 

@@ -9,9 +9,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
+import ranks
 import tiny
 import torch
 import torch.distributed as dist
@@ -327,14 +327,9 @@ def test_two_processes_train_both_stages_like_one(folder, runs):
     gate.save_labels("val.jsonl", [gate.Label("v", "Another.", x.plan, x.label) for x in labels])
     rm = ["--model", str(folder), "--labels", "labels.jsonl", "--val", "val.jsonl", "--lr", "1e-3",
           "--batch-size", "6", "--steps", "2", "--token-budget", "400", "--device", "cpu"]
-    both = Path("both.py")
-    both.write_text(f"import train_rm, train_sft\n"
-                    f"assert train_sft.main(train_sft.parse_args({sft} + ['--run', 'two'])) == 0\n"
-                    f"assert train_rm.main(train_rm.parse_args({rm} + ['--run', 'two'])) == 3\n")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run([*torchrun, both], capture_output=True, text=True, timeout=300,
-                          env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
-    assert done.returncode == 0, done.stderr
+    ranks.run(2, "import train_rm, train_sft, torch._dynamo",
+              f"assert train_sft.main(train_sft.parse_args({sft} + ['--run', 'two'])) == 0\n"
+              f"assert train_rm.main(train_rm.parse_args({rm} + ['--run', 'two'])) == 3\n")
     assert train(sft) == 0 and train_rm.main(train_rm.parse_args([*rm, "--run", "r"])) == 3
     start = load_file(folder / "model.safetensors")
     for stage in ("sft", "gate"):
