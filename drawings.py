@@ -149,12 +149,10 @@ def gate(axes, folders: Iterable[str]) -> None:
     tuples = [t for t in read(folders, "cppo/samples.jsonl") if t.get("p_pass") is not None]
     if not tuples:
         raise ValueError("figure 3 needs cppo/samples.jsonl with p(Pass) of its tuples")
-    told = {"solver outcome": [bool(t["R_out"]) for t in tuples]}
-    if all(t.get("faults") is not None for t in tuples):
-        told["judge's labels"] = [not t["faults"] for t in tuples]
+    told = {"solver outcome": [(t["p_pass"], bool(t["R_out"])) for t in tuples],
+            "judge's labels": [(t["p_pass"], not t["faults"]) for t in tuples if t.get("faults") is not None]}
     for name, labels in told.items():
-        order = np.argsort([-t["p_pass"] for t in tuples], kind="stable")
-        p, right = np.array([t["p_pass"] for t in tuples])[order], np.array(labels)[order]
+        p, right = (np.array(column) for column in zip(*sorted(labels, key=lambda pair: -pair[0]))) if labels else ([], np.ones(0))
         if right.all() or not right.any():
             continue
         last = np.append(np.flatnonzero(np.diff(p)), len(p) - 1)    # tuples of one p are accepted together

@@ -365,7 +365,7 @@ def test_figures_are_drawn(number, tmp_path):
             {"step": s, "grad_norm": 1 / s, "step_norm": 0.1, "advantage_nonzero": 0.5, "r_correct": s / 9,
              "r_mi": 0.3, "reward_variance": 0.2}) + "\n" for s in range(1, 9)))
         (run / stage / "samples.jsonl").write_text("".join(json.dumps(
-            {"step": s, "p_pass": s / 9, "J": s > 3, "R_out": s % 2, "faults": [] if s > 4 else ["leak"],
+            {"step": s, "p_pass": s / 9, "J": s > 3, "R_out": s % 2, "faults": [None, ["leak"], []][(s > 1) + (s > 4)],
              "branches": [{"a": 0.0}, {"a": s / 9}]}) + "\n" for s in range(1, 9)))
     out = tmp_path / "figure.png"
     assert tables.main(tables.parse_args(["figure", number, str(run), "--out", str(out)])) == 0
