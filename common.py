@@ -46,6 +46,7 @@ from tqdm import tqdm
 RUNS = Path("runs")
 PARTIAL = ".partial"            # suffix of what is still being written or already being deleted
 PROGRESS_SECONDS = 15.0         # between lines of progress where there is no terminal
+MISTAKEN = threading.Event()    # `explain` has ended this process
 DECODING_ALLOWANCE = timedelta(minutes=30)      # by which the slowest rank may end decoding after the first
 
 
@@ -109,9 +110,11 @@ def setup(seed: int = 0, device: str = "auto", threads: int = 1,
 def leave() -> None:
     """At the end of a process. gloo's threads let go of a collective's tensors a moment after it has returned; where the
     interpreter is going down by then, the process aborts ("terminate called without an active exception": 9 of 20
-    runs on a busy machine). So they get the moment, too, in case somebody still holds the group. After a crash the
-    other ranks may be inside a collective, and destroying the group could wait for them: there it is left alone."""
-    if dist.is_initialized() and not hasattr(sys, "last_value"):
+    runs on a busy machine). So they get the moment, too, in case somebody still holds the group. After a crash, or a
+    user's mistake on one rank, the others may be inside a collective, and destroying the group could wait for them (gloo
+    does not): there it is left alone."""
+    alone = hasattr(sys, "last_value") or MISTAKEN.is_set() and torch.cuda.is_available()
+    if dist.is_initialized() and not alone:
         dist.destroy_process_group()
         time.sleep(0.1)
 
@@ -144,6 +147,7 @@ def explain():
         said = " ".join(str(error).split()) or type(error).__name__
         where = "" if rank == "0" else f" on rank {rank}"
         print(f"error{where}: {said}", file=sys.stderr, flush=True)
+        MISTAKEN.set()
         raise SystemExit(1 if isinstance(error, torch.OutOfMemoryError) else 2) from None
 
 

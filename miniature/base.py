@@ -35,6 +35,7 @@ import torch.nn.functional as F
 from tokenizers import pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+import common
 import model
 import prompts
 from data import Problem
@@ -319,8 +320,7 @@ def main() -> None:
     train(module, tokenizer, GATE_LESSONS if args.gate else POLICY_LESSONS, steps, rows, lr, args.seed, verdicts)
     if first:
         model.save(module, args.out, tokenizer)
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    common.leave()
 
 
 if __name__ == "__main__":
