@@ -356,7 +356,7 @@ def budget_table(runs: Runs) -> list[dict]:
             made_up = f"first {k} of one 4-tuple" if k < 4 else f"{k // 4} 4-tuple{'s' * (k > 4)}"
             cells = {row: runs.pass_cell(model, benchmark, row, k) for row in SYSTEMS}
             cells |= {f"ceiling: {name}": runs.ceiling(model, benchmark, k, name)
-                      for name in ("independent", "coordinated")}
+                      for name in ("constant", "independent", "coordinated")}
             there = {row: text for row, text in cells.items() if text}
             lines.append({"K": k, "CPPO's rollout": made_up} | place | there)
     return lines

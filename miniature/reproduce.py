@@ -56,7 +56,8 @@ VARIANTS = {    # of CPPO (Table 6) -> (flags, solver attempts in a step beside 
     "cppo-m4": (("--num-tuples", "4"), 1 / 2), "cppo-m2": (("--num-tuples", "2"), 1 / 4),
     "cppo-m1": (("--num-tuples", "1"), 1 / 8)}
 IDENTICAL = ("Direct Solve", "Plan-and-Solve", "Sketch-then-Solve", "Self-Consistency", "GRPO", "Pass@K Training", "PKPO")
-STEP = {"tuple": 4.2, "direct": 3.4, "skills": 4.0}     # CPU seconds of a step of 256 solver attempts
+IID = {"Tuple Planner SFT, iid": "sft/tuple-iid", "CPPO, iid": "cppo/tuple-iid"}
+STEP = {"tuple": 3.3, "direct": 2.0, "skills": 2.6}     # CPU seconds of a step of 256 solver attempts, measured
 ATTEMPT = 0.017                                         # CPU seconds of one attempt of an evaluation
 MARK = "<!-- what follows was written by hand -->"
 
@@ -113,7 +114,7 @@ def jobs(name: str, quick: bool) -> list[Job]:
 
     # -- the world, the bases; of each seed what comes before stage 5
     add("world", "miniature/world.py", "build", "--out", pool)
-    add("base", "miniature/base.py", "--out", base, *flags["BASE"], *(("--steps", 150) if quick else ()), minutes=4)
+    add("base", "miniature/base.py", "--out", base, *flags["BASE"], *(("--steps", 300) if quick else ()), minutes=4)
     add("gate-base", "miniature/base.py", "--out", f"{base}-gate", *flags["GATE_BASE"], *(("--steps", 10) if quick else ()), minutes=5)
     for seed in seeds:
         run, common = f"{name}-seed{seed}", ("--seed", seed, "--prompts", prompts, "--keep", 1)
@@ -302,9 +303,10 @@ def pack(name: str, out: Path) -> list[Path]:
 def said(argv: list[str]) -> str:
     """What `python tables.py ...` prints, an error included."""
     text = io.StringIO()
+    args = tables.parse_args(argv)
     with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
-        tables.main(tables.parse_args(argv))
-    return text.getvalue().rstrip()
+        tables.main(args)
+    return re.sub("^error: (.*)", r"- (\1)", text.getvalue().rstrip())
 
 
 def signed(found: metrics.Comparison) -> str:
@@ -331,7 +333,7 @@ class Report:
 
     def ceiling(self, row: str) -> np.ndarray:
         """(problems,): the best of the policy class that a method belongs to."""
-        independent = row in IDENTICAL or row.endswith("-iid")
+        independent = row in IDENTICAL or row in IID
         return np.array([(metrics.independent_ceiling if independent else metrics.coordinated_ceiling)(p, K) for p in self.classes])
 
     def planned(self, row: str) -> np.ndarray | None:
@@ -351,8 +353,8 @@ class Report:
     def gap(self) -> list[dict]:
         """coordinated ceiling - pass@4 = policy class + optimisation + solver noise, mean over problems and seeds."""
         lines = []
-        for row in (*tables.SYSTEMS, "sft/tuple-iid", "cppo/tuple-iid"):
-            reached, planned, best = self.values(row), self.planned(row), self.ceiling(row)
+        for row, system in (tables.SYSTEMS | IID).items():
+            reached, planned, best = self.values(system), self.planned(system), self.ceiling(row)
             if reached is None or row == "CPPO, shuffled":
                 continue
             top = np.array([metrics.coordinated_ceiling(p, K) for p in self.classes]).mean()
@@ -420,8 +422,7 @@ class Report:
                    for name in ("Tuple Planner SFT", "CPPO")]
         wanted += [("D_alg", "CPPO", row, printed(paper.DIVERSITY, "CPPO", "D_alg") - printed(paper.DIVERSITY, row, "D_alg"), algorithms)
                    for row in ("Tuple Planner SFT", "PKPO", "Direct Solve")]
-        system = tables.VARIANTS | {"Tuple Planner SFT, joint": "sft/tuple", "Tuple Planner SFT, iid": "sft/tuple-iid",
-                                    "CPPO, joint": "cppo/tuple", "CPPO, iid": "cppo/tuple-iid"}
+        system = tables.VARIANTS | IID | {"Tuple Planner SFT, joint": "sft/tuple", "CPPO, joint": "cppo/tuple"}
         lines = []
         for what, a, b, known, of in wanted:
             line = {"of": what, "difference": f"{a} less {b}", "paper": None if known is None else f"{known:+.3f}"}
@@ -453,9 +454,9 @@ def sweep_table(name: str) -> list[dict]:
 
 
 TITLES = {8: "pass@4 of every method (Tables 1, 8, 19)", 5: "the stages", 4: "decoded tokens (Tables 4, 18)",
-          6: "ablations and budgets", 7: "majority votes", 13: "reliability of the classifier", 14: "diversity",
+          6: "ablations and budgets", 7: "majority votes", 13: "reliability of the classifier (nobody annotated; in this world it is exact)", 14: "diversity",
           15: "joint and iid inference", 16: "their diversity", 17: "where the gain comes from", 20: "budgets K", 12: "side by side"}
-FIGURES = {"2": "pass@K over K", "3": "the gate", "4": "gain against diversity", "7": "pass@K as bars", "8": "PKPO's training",
+FIGURES = {"2": "pass@K over K (Figures 2, 5, 6)", "3": "the gate", "4": "gain against diversity", "7": "pass@K as bars", "8": "PKPO's training",
            "9": "UpSkill's training", "cost": "pass@4 against its cost"}
 
 
@@ -476,16 +477,19 @@ def report(name: str, out: Path, queue: list[Job], state: Queue) -> Path:
     command = "bash miniature/reproduce.sh"
 
     def block(title: str, text: str, how: str) -> str:
-        return f"### {title}\n\nCommit {commits}: `{how}`\n\n```\n{text}\n```\n"
+        beside = f"\n{best}" if "pass@" in text else ""
+        return f"### {title}\n\nCommit {commits}: `{how}`\n{beside}\n```\n{text}\n```\n"
 
     ceilings = {n: runs.ceiling(ours.model, ours.benchmark, K, n) for n in ("constant", "independent", "coordinated")}
+    best = f"Best possible pass@{K}: " + ", ".join(f"{n} {v:.3f}" for n, v in ceilings.items()) + ".\n"
     parts = [
         "# Results of the miniature world\n",
         f"Written by `{command}`; {len(folders)} seed(s), {len(ours.classes)} held-out problems, {len(marks)} of {len(queue)} jobs, "
         f"{hours:.1f} CPU hours, attempts made at commit {commits}. pass@K is averaged over the posterior of each statement; brackets "
         "are 95 % bootstrap intervals over problems, ± is the standard deviation over training seeds. Columns marked (paper) are the "
         f"paper's own figures for {PAPER_MODEL}, on real benchmarks: only their directions can be compared.\n",
-        "The best possible pass@4 of each kind of policy: " + ", ".join(f"{n} {v:.3f}" for n, v in ceilings.items()) + ".\n"]
+        "The best that a policy can reach: constant, four programs that never read the statement; independent, four draws from one "
+        f"distribution; coordinated, four different programs. {best}"]
     if missing:
         parts.append(f"NOT DONE: {', '.join(missing)}.\n")
     parts += ["## What must hold\n", block("Demands", attempts.render(ours.demands()), f"{command} --report"),
@@ -497,8 +501,9 @@ def report(name: str, out: Path, queue: list[Job], state: Queue) -> Path:
               "## Tables\n"]
     for number, title in TITLES.items():
         paper_model = [] if number in (12, 13) else ["--paper-model", PAPER_MODEL]
-        how = ["table", str(number), *paper_model]
-        parts.append(block(f"Table {number}: {title}", said([*how, *folders]), f"python tables.py {shlex.join(how)} {short}"))
+        printed = said(["table", str(number), *folders, *paper_model])
+        parts.append(block(f"Table {number}: {title}", printed, shlex.join(["python", "tables.py", "table", str(number), short,
+                                                                           *paper_model]).replace("'", "")))
     parts.append("## Figures\n")
     for number, title in FIGURES.items():
         picture, trained = out / "results" / f"figure-{number}.png", number in "389"     # those read the logs of training
@@ -506,7 +511,7 @@ def report(name: str, out: Path, queue: list[Job], state: Queue) -> Path:
         told = said(["figure", number, *given, "--out", str(picture)])
         how = f"python tables.py figure {number} {f'runs/{name}-seed*' if trained else short}"
         parts.append(f"### Figure {number}: {title}\n\nCommit {commits}: `{how}`\n\n"
-                     + (f"![]({picture.relative_to(out)})\n" if told == str(picture) else f"- ({told})\n"))
+                     + (f"![]({picture.relative_to(out)})\n" if told == str(picture) else f"{told}\n"))
     path = out / "RESULTS.md"
     by_hand = path.read_text(encoding="utf-8").partition(MARK)[2] if path.exists() else "\n"
     path.write_text("\n".join(parts) + f"\n{MARK}{by_hand}", encoding="utf-8")
