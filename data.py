@@ -878,9 +878,9 @@ def exposures(path: str | os.PathLike, held_out: Sequence[Problem],
 
 
 def audit_pool(path: str | os.PathLike, corpora: str | os.PathLike = "corpora") -> str:
-    """Check a training file (problems, gold tuples or gate labels) before it is used. Raises ValueError if it
-    holds an evaluation problem; else returns what is to be said and written into the run's config, "" if all
-    is known and well."""
+    """Check a training file (problems, gold tuples or gate labels) before it is used. Raises ValueError where
+    `audit` would fail, for an evaluation problem in it or a change after the build; else returns what is to be said
+    and written into the run's config, "" if all is known and well."""
     path = Path(path)
     folder = next((f for f in (path.parent, Path(corpora)) if (f / MANIFEST).exists()), None)
     if folder is None:
@@ -893,7 +893,8 @@ def audit_pool(path: str | os.PathLike, corpora: str | os.PathLike = "corpora") 
                          f"`python data.py build` made")
     for entry in read_manifest(folder)["pools"].values():
         if path.resolve() == (folder / entry["file"]).resolve() and _sha256(path) != entry["sha256"]:
-            return f"{path} is not what {folder / MANIFEST} describes: it was changed after the build"
+            raise ValueError(f"{path} is not what {folder / MANIFEST} describes: it was changed after the build; build it "
+                             f"again, or keep your own pool in a file of another name")
     return ""
 
 

@@ -860,7 +860,8 @@ def test_the_audit_looks_at_what_runs_were_given(copied, tmp_path):
 def test_the_audit_sees_changed_pools_and_labels_that_cross_the_split(copied, tmp_path):
     path = copied / "sft.jsonl"
     path.write_text(path.read_text() + "\n")
-    assert "changed after the build" in data.audit_pool(path)
+    with pytest.raises(ValueError, match="changed after the build"):
+        data.audit_pool(path)
     row = {"problem_id": "cc/train/1", "statement": words(40, "z"), "plan": "A: x", "label": 1}
     write_rows(copied / "labels_train.jsonl", [row])
     write_rows(copied / "labels_val.jsonl", [row])
