@@ -29,8 +29,10 @@ for seed in 0 1 2; do
   evaluate --model "runs/$run/cppo-outcome/final" --method tuple --judge miniature.world:judge --seed $seed &
   evaluate --model "runs/$run/grpo/final" --method direct --seed $seed
   wait $!
-  ((seed)) || train "${planned[@]}" --run-name miniature-long --seed 0 --steps $((4 * STEPS))
 done
+run=miniature-seed0
+train --model runs/$run/warmup/final --judge miniature.world:judge --gate runs/$run/gate/final --run-name miniature-long --seed 0 \
+  --steps $((4 * STEPS))
 python tables.py table 8 "${runs[@]}"
 python tables.py table 6 "${runs[@]}"
 python miniature/curve.py "${runs[@]}" runs/miniature-long
