@@ -388,7 +388,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for command in (table, figure):
         command.add_argument("runs", nargs="*", metavar="RUN", help="run folders, a NAME-seedN for each seed")
         command.add_argument("--realised", action="store_true", help="verdicts even if posteriors are known")
-    return parser.parse_args(argv)
+    args, rest = parser.parse_known_args(argv)      # argparse takes no RUN behind a flag
+    if rest and (args.command == "show" or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.runs += rest
+    return args
 
 
 def main(args: argparse.Namespace) -> int:

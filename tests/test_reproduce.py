@@ -30,6 +30,8 @@ def test_every_job_is_a_command_that_its_script_takes_and_comes_after_jobs_that_
             module = importlib.import_module(script.removesuffix(".py"))
             args = module.parse_args([re.sub(r"^(cppo|grpo|passk|pkpo|upskill)$", "1e-4", word) if before == "--lr" else word
                                       for before, word in zip(["", *flags], flags, strict=False)])
+            if script == "train_cppo.py":           # the folder that the tables look for
+                assert module.stage_name(args) == re.fullmatch(r"(?:sweep-)?(.*?)-[\de.-]+", job.name)[1]
             if hasattr(module, "check"):
                 module.check(args)
             outputs.append(str(module.default_out(args)) if script == "evaluate.py" and not args.out else

@@ -302,6 +302,10 @@ def test_the_paper_s_figures_stand_beside_another_model_only_if_it_is_named(tmp_
     assert "APPS (paper)" not in line_of(tables.main_table(tables.find([run])), "Direct Solve")
     named = tables.find([run], paper_model="Qwen3.5-4B")
     assert line_of(tables.main_table(named), "Direct Solve")["APPS (paper)"] == "0.515 ±0.050"
+    args = tables.parse_args(["table", "8", "--paper-model", "Qwen3.5-4B", str(run)])       # a RUN behind a flag
+    assert args.runs == [str(run)]
+    with pytest.raises(SystemExit):
+        tables.parse_args(["table", "8", str(run), "--nonsense"])
 
 
 def test_figures_of_one_file_are_shown(folders, capsys):
