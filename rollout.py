@@ -159,8 +159,11 @@ class Engine:
         self.device = next(module.parameters()).device
         self.on_gpu = self.device.type == "cuda"
         self.captures = self.on_gpu and module.can_capture
+        if len(tokenizer) > module.config.vocab_size:
+            raise ValueError(f"the tokenizer has {len(tokenizer)} words and the model {module.config.vocab_size}: they do not "
+                             f"belong together")
         # a vocabulary is padded beyond the tokenizer's words; ids without a word are never sampled
-        self.vocab = min(len(tokenizer), module.config.vocab_size)
+        self.vocab = len(tokenizer)
         self.ends = end_ids(module, tokenizer)
         self.is_end = torch.zeros(self.vocab, dtype=torch.bool, device=self.device)
         self.is_end[[i for i in self.ends if i < self.vocab]] = True

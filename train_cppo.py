@@ -361,6 +361,21 @@ def line(step: int, steps: int, m: dict) -> str:
         ("  SKIPPED: non-finite" if m.get("skipped") else "")
 
 
+def sampling_progress() -> Callable[[rollout.Engine], None]:
+    """A line now and then in a long rollout, for the engine to call: every common.PROGRESS_SECONDS of sampling."""
+    last = 0.0
+
+    def show(engine: rollout.Engine) -> None:
+        nonlocal last
+        s = engine.stats
+        last = last if s.seconds >= last else 0.0           # another rollout has begun
+        if s.seconds - last >= common.PROGRESS_SECONDS:
+            last = s.seconds
+            print(f"sampling: {s.rows} rows done, {len(engine.owner)} decode, {len(engine.queue)} wait; "
+                  f"{s.live_row_steps / s.seconds:,.0f} tokens/s, {s.idle_share:.0%} of the slots idle", file=sys.stderr, flush=True)
+    return show
+
+
 def show_tuple(record: dict) -> str:
     """One whole sample, for the eye: numbers hide what text shows."""
     if "plan" not in record:
@@ -570,10 +585,10 @@ def main(args: argparse.Namespace) -> int:
         common.write_config(folder, args, {"stage": args.stage, "gate": gate_path, "pool": doubt,
                                            "verifier": {"tier": checker.tier, **checker.report}}, used)
     stop = common.stop_flag()
-    engine = rollout.Engine(sampler, tokenizer, args.slots, args.temperature, stop_flag=stop)
-
     # -- the worst micro-batch goes through before step 0; on a GPU the budget may shrink, once
     with common.explain():
+        engine = rollout.Engine(sampler, tokenizer, args.slots, args.temperature, stop_flag=stop,
+                                progress=sampling_progress() if ranks.main else None)
         longest = max(len(prompts.encode(tokenizer, prompts.plan(p, k) if tuples_mode else prompts.direct(p))) for p in problems)
         args.token_budget, said = memory.probe(policy, reference, prompt_tokens=longest, new_tokens=args.max_solve_tokens,
                                                token_budget=args.token_budget)
@@ -637,10 +652,11 @@ def main(args: argparse.Namespace) -> int:
 
             # -- the update (line 8): one clipped, KL-regularised loss over both regions
             sampled, lr = time.perf_counter(), common.warmup(args.lr, step, args.lr_warmup)
-            updated = grpo.update(policy, reference, optimizer, rows, temperature=args.temperature, clip=args.clip,
-                                  beta=args.beta, vocab=vocab, token_budget=args.token_budget,
-                                  updates=args.updates_per_rollout, max_grad_norm=args.max_grad_norm, lr=lr,
-                                  shared=sampler.shares_prompts, want_entropy=True)
+            with common.explain():                         # out of memory in spite of the probe: one line with the flag
+                updated = grpo.update(policy, reference, optimizer, rows, temperature=args.temperature, clip=args.clip,
+                                      beta=args.beta, vocab=vocab, token_budget=args.token_budget,
+                                      updates=args.updates_per_rollout, max_grad_norm=args.max_grad_norm, lr=lr,
+                                      shared=sampler.shares_prompts, want_entropy=True)
             grpo.refresh(sampler, policy)
             done = time.perf_counter()
             state["step"] += 1

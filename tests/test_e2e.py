@@ -109,9 +109,11 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return dict(model.load(folder / "final").named_parameters())
 
 
-def test_stage_5_teaches_planner_and_solver_and_leaves_a_folder_that_loads(run, world, capsys):
+def test_stage_5_teaches_planner_and_solver_and_leaves_a_folder_that_loads(run, world, capsys, monkeypatch):
+    monkeypatch.setattr(common, "PROGRESS_SECONDS", 0.0)
     status, stage = run("--steps", "3", "--use-every", "1", "--show-every", "2")
-    assert status == 0 and "audit:" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert status == 0 and "audit:" in said.out and "rows done" in said.err and "of the slots idle" in said.err
     steps, samples = read(stage / "metrics.jsonl"), read(stage / "samples.jsonl")
     assert [m["step"] for m in steps] == [1, 2, 3] and len(samples) == 3 * 3 * 4
     assert any(t["A"] for t in samples) and any(b["a"] for t in samples for b in t["branches"])

@@ -280,6 +280,8 @@ def test_impossible_jobs_are_refused_in_words(loaded):
             run(module, tokenizer, [job], 8)
     with pytest.raises(ValueError, match="slots 0"):
         Engine(module, tokenizer, 0)
+    with pytest.raises(ValueError, match="the tokenizer has 390 words and the model 300"):
+        Engine(model.build(tiny.QWEN | {"vocab_size": 300}), tokenizer, 8)
 
 
 @pytest.mark.gpu
