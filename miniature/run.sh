@@ -22,7 +22,7 @@ done
 # shellcheck source=miniature/settings.sh disable=SC2086
 source miniature/settings.sh
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
-processes=${PROCESSES:-$(($(nproc) > 1 ? 2 : 1))}
+processes=${PROCESSES:-$(($(env -u OMP_NUM_THREADS nproc) > 1 ? 2 : 1))}
 world=runs/miniature-world base=runs/miniature-base gate_base=runs/miniature-gate-base
 run=miniature-seed$seed
 prompts=miniature/prompts.json
