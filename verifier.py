@@ -41,10 +41,11 @@ What protects, in layers. Each is tried at start, and `Verifier.report` says whi
     tier A  namespaces, seccomp                     tier B  (as root) identity, landlock, seccomp
     tier C  landlock, seccomp; your own user id     tier D  less: refused unless min_tier="D" asks for it
 
-Not covered: bugs of the kernel (for truly hostile code put a virtual machine around it), timing channels,
-kernel memory behind pipes (at most 64 processes x 64 descriptors x 64 KiB); in tiers B and C also that a file
-exists, and the size of the scratch directory, which is on disk there, watched and not bounded; in tier C the
-number of processes, likewise. And correctness on the given tests is all that is looked at.
+Not covered: bugs of the kernel (for truly hostile code put a virtual machine around it), covert channels from
+one test of a program to its next (clocks, process numbers), kernel memory behind pipes and socket pairs (at
+most 64 processes x 64 descriptors x 208 KiB); in tiers B and C also that a file exists, and the size of the
+scratch directory, which is on disk there, watched and not bounded; in tier C the number of processes,
+likewise. And correctness on the given tests is all that is looked at.
 """
 
 from __future__ import annotations
@@ -88,14 +89,14 @@ LAYERS = ("namespaces", "landlock", "seccomp")
 TIERS = "ABCD"
 
 # supervisor -> zygote. "B": begin a program, with flags, address space, file size, CPU seconds, function
-# name, and three descriptors. "K": kill it; the answer is "D" with its wait status, when the slot is clean
-# again.
+# name, and the files of its code and its socket. "K": kill it; the answer is "D" with its wait status, when
+# the slot is clean again.
 BEGIN = struct.Struct("<BQQQ")
 BATCH, CALL = 1, 2
-# program -> supervisor. "T" with wait status, seconds and flags, for each test. "C" with a message: no
-# compiling.
+# supervisor -> program: for each test the files of input, result and error output. Back: "T" with wait
+# status, seconds and flags. "C" with a message: no compiling.
 REPLY = struct.Struct("<cidB")
-FRESH, SPENT = 1, 2         # the test had a process of its own; the program process ends with this test
+TOGETHER, SPENT = 1, 2      # tests share the program process; it ends with this test
 UNCONFINED = 125            # exit status of a program process that could not be confined
 
 # Descriptors: a program's socket to the supervisor (in a strict call the result), Landlock's ruleset, and the
@@ -105,20 +106,20 @@ TALK, RULES, STDLIB, SITE = 3, 40, 50, 51
 
 # ---------------------------------------------------------------------- inside the sandbox: the kernel's part
 
-# What Python, numpy, threads, multiprocessing (fork) and asyncio use. Left out: execve, socket, bind,
-# connect, ptrace, process_vm_*, mount and its kin, unshare, setns, set*id, capset, keyctl, bpf, perf,
-# io_uring, memfd_create, userfaultfd, System V and POSIX queues, mlock, inotify, xattr, mknod, setpriority,
-# pidfd_*, seccomp, landlock_*; and clone3, for which glibc then takes clone, whose flags a filter can read.
-# What is not listed is answered with ENOSYS.
+# What Python, numpy, threads, multiprocessing (fork) and asyncio use. Left out: execve, socket, setsockopt
+# (megabytes of kernel memory behind each descriptor), bind, connect, ptrace, process_vm_*, mount and its kin,
+# unshare, setns, set*id, capset, keyctl, bpf, perf, io_uring, memfd_create, userfaultfd, System V and POSIX
+# queues, mlock, inotify, xattr, mknod, setpriority, pidfd_*, seccomp, landlock_*; and clone3, for which glibc
+# then takes clone, whose flags a filter can read. What is not listed is answered with ENOSYS.
 ALLOWED_CALLS = {
-    "x86_64": "0-28 32-40 44-48 51-58 60-63 72-91 95-100 102 104 107-108 110-111 115 118 120-121 124 "
+    "x86_64": "0-28 32-40 44-48 51-53 55-58 60-63 72-91 95-100 102 104 107-108 110-111 115 118 120-121 124 "
               "127-128 130-132 137-138 140 143 145-147 157-158 160 186 200-204 213 217-219 221-226 "
               "228-235 247 257-258 262-271 273-274 280-281 284-285 290-293 295-296 302 309 316 318 324 "
               "326-328 332 334 436 439 441 449 452",
     "aarch64": "17 19-25 29 32 34-38 43-50 52-53 56-57 59 61-73 78-80 82-83 88 93-96 98-103 107-111 "
-               "113-115 120-126 128-137 139 141 148 150 153 155-156 158 160 163-169 172-179 199 204-212 "
-               "214-216 220 222-223 226-227 232-233 260-261 276 278 283 285-287 291 293 436 439 441 449 "
-               "452",
+               "113-115 120-126 128-137 139 141 148 150 153 155-156 158 160 163-169 172-179 199 204-207 "
+               "209-212 214-216 220 222-223 226-227 232-233 260-261 276 278 283 285-287 291 293 436 439 "
+               "441 449 452",
 }
 CALLS = {   # those whose arguments are looked at
     "x86_64": dict(arch=0xC000003E, seccomp=317, clone=56, socketpair=53, ioctl=16, prlimit64=302,
@@ -239,7 +240,8 @@ def landlock_rules(kernel: Kernel, abi: int, readable: list[str], listable: list
 
 
 NEW_USER, NEW_OTHERS = 0x10000000, 0x20000 | 0x2000000 | 0x4000000 | 0x8000000 | 0x20000000 | 0x40000000
-RDONLY, NOSUID, NODEV, NOEXEC, REMOUNT, BIND, REC, PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18
+RDONLY, NOSUID, NODEV, NOEXEC, REMOUNT, NOATIME = 1, 2, 4, 8, 32, 1024
+BIND, REC, PRIVATE = 4096, 16384, 1 << 18
 DETACH, AT_RECURSIVE = 2, 0x8000
 
 
@@ -306,7 +308,7 @@ def build_image(kernel: Kernel, config: dict) -> None:
 
 
 def mount_scratch(kernel: Kernel, config: dict, where: str) -> None:
-    kernel.mount("tmpfs", where, "tmpfs", NOSUID | NODEV | NOEXEC,
+    kernel.mount("tmpfs", where, "tmpfs", NOSUID | NODEV | NOEXEC | NOATIME,      # or who read it would show
                  f"size={config['scratch_mb']}m,nr_inodes={SCRATCH_FILES},mode=1777")
 
 
@@ -573,17 +575,21 @@ class Zygote:
     def serve(self) -> None:
         """Begin and end programs, as the supervisor says, until it is gone."""
         import _socket
-        room, child = _socket.CMSG_SPACE(12), 0
+        room, child = _socket.CMSG_SPACE(8), 0
         self.control.send(b"R" + json.dumps(self.report).encode())
         while True:
             message, ancillary, _, _ = self.control.recvmsg(4096, room)
             if message[:1] == b"B":
-                descriptors = struct.unpack("3i", ancillary[0][2])
+                descriptors = struct.unpack("2i", ancillary[0][2])
                 child = self.kernel.fork()
                 if child == 0:
                     os.setpgid(0, 0)
                     try:
-                        Program(self, message[1:], *descriptors).serve()
+                        program = Program(self, message[1:], *descriptors)
+                        try:
+                            program.serve()
+                        except MemoryError:     # at the program's own limit
+                            _exit(1)
                     except BaseException as error:
                         os.write(2, explain(error))
                     finally:
@@ -662,49 +668,62 @@ WILD_NAMES = frozenset("""exec eval open globals locals vars getattr setattr del
 attrgetter methodcaller update_wrapper wraps total_ordering singledispatch register overload get_type_hints
 ForwardRef final no_type_check no_type_check_decorator runtime_checkable dataclass_transform Formatter
 get_field tb_frame tb_next with_traceback f_back f_globals f_locals f_builtins f_code gi_frame gi_code
-cr_frame cr_code ag_frame ag_code load save savez savez_compressed loadtxt savetxt genfromtxt fromregex
-fromfile tofile memmap ctypes seterr seterrcall seterrobj setbufsize set_printoptions set_string_function
-sctypeDict typecodes""".split())
+cr_frame cr_code ag_frame ag_code raw detach process_time process_time_ns thread_time thread_time_ns
+clock_gettime clock_gettime_ns load save savez savez_compressed loadtxt savetxt genfromtxt recfromtxt
+recfromcsv fromregex fromfile tofile dump memmap DataSource ctypes cffi finfo errstate seterr seterrcall
+seterrobj setbufsize printoptions set_printoptions set_string_function set_numeric_ops set_bit_generator
+add_newdoc add_docstring add_newdoc_ufunc""".split())
 TAME_DUNDERS = frozenset(f"__{name}__" for name in """name main module qualname doc annotations annotate
 annotate_func conditional_annotations static_attributes firstlineno classcell classdict classdictcell
-type_params slots match_args init new repr str hash bool len iter next reversed contains getitem setitem
+type_params slots init new repr str hash bool len iter next reversed contains getitem setitem
 delitem missing call enter exit lt le gt ge eq ne add radd iadd sub rsub isub mul rmul imul truediv rtruediv
 itruediv floordiv rfloordiv ifloordiv mod rmod imod pow rpow ipow matmul rmatmul and rand iand or ror ior xor
 rxor ixor lshift rlshift rshift rrshift neg pos abs invert int float index round floor ceil trunc divmod
 format copy deepcopy future""".split())
 
 
+IMMUTABLE = 1 << 8      # Py_TPFLAGS_IMMUTABLETYPE
+
+
 class Tameness:
     """May the tests of a program share one process? If its code mentions no name by which state could outlive
-    a test, or the loop around it be reached: only listed modules, none of their private names and submodules,
-    nothing like eval, open or __dict__, no attribute deleted, none stored under a name that the modules have.
-    (To compute a name takes a wild one.) A new attribute on something shared is seen afterwards, by counting.
-    Should a program slip through, it could carry what it saw from one of its own tests to the next, and no
-    further."""
+    a test, or the loop around it be reached: only listed modules, none of their private names, submodules and
+    containers, nothing like eval, open or __dict__, no attribute deleted, none stored under a name that the
+    modules have, none like __enter__ read. (To compute a name takes a wild one.) A new attribute on something
+    shared is seen afterwards, by counting. Should a program slip through, it could carry what it saw from one
+    of its own tests to the next, and no further."""
 
     def __init__(self):
         import opcode
         self.wild = set(WILD_NAMES) | (vars(sys).keys() - SAFE_IN_SYS)
-        self.shared: dict[int, dict] = {}
-        for module in (sys.modules[name] for name in TAME_MODULES & sys.modules.keys()):
-            self.shared[id(module)] = vars(module)
-            for name, value in list(vars(module).items()):
-                is_module = isinstance(value, ModuleType)
-                if is_module and value.__name__ not in TAME_MODULES or name[0] == "_" and name[1:]:
+        waiting = [sys.modules[name] for name in TAME_MODULES & sys.modules.keys()]
+        shared = {id(module): module for module in waiting}     # and what is in them: classes, functions, ...
+        while waiting:
+            for name, value in list(vars(waiting.pop()).items()):
+                private = name[0] == "_" and name[1:] and name not in TAME_DUNDERS
+                other = isinstance(value, ModuleType) and value.__name__ not in TAME_MODULES
+                if private or other or isinstance(value, (list, dict, set)):
                     self.wild.add(name)
-                elif hasattr(value, "__dict__") and not is_module:
-                    self.shared[id(value)] = vars(value)
+                elif hasattr(value, "__dict__") and id(value) not in shared:
+                    shared[id(value)] = value
+                    waiting.append(value)
         self.wild -= TAME_DUNDERS
-        self.taken = {name for entries in self.shared.values() for name in entries}
+        self.shared = [vars(owner) for owner in shared.values()
+                       if not (isinstance(owner, type) and owner.__flags__ & IMMUTABLE)]
+        self.taken = {name for entries in self.shared for name in entries}
         self.taken -= {"stdin", "stdout", "stderr"}     # made anew for each test
         self.store, self.delete = opcode.opmap["STORE_ATTR"], opcode.opmap["DELETE_ATTR"]
         self.load_module, self.extended = opcode.opmap["IMPORT_NAME"], opcode.opmap["EXTENDED_ARG"]
+        self.match_class = opcode.opmap.get("MATCH_CLASS")
+        self.loads = {opcode.opmap[name] for name in ("LOAD_ATTR", "LOAD_METHOD") if name in opcode.opmap}
+        self.shift = sys.version_info >= (3, 12)        # a bit of the argument says whether it is for a call
 
     def read(self, code) -> tuple[bool, set[str], bool]:
         """(tame, the modules it imports, whether it stores attributes)"""
         names: set[str] = set()
         modules: set[str] = set()
         stored: set[str] = set()
+        loaded: set[str] = set()        # of names like __init__, which classes may well define
         deletes, stack = False, [code]
         while stack:
             code = stack.pop()
@@ -712,21 +731,30 @@ class Tameness:
             names.update(code.co_names)
             operations = code.co_code[::2]
             deletes |= self.delete in operations
-            if self.store in operations or self.load_module in operations:
+            special = {name for name in code.co_names if name[:2] == "__"} - {"__name__"}
+            if "super" in code.co_names:
+                special -= {"__init__"}     # super().__init__()
+            if self.match_class in operations:      # case C(name=x) reads an attribute as well
+                names.update(name for constant in code.co_consts if type(constant) is tuple
+                             for name in constant if type(name) is str)
+            if special or self.store in operations or self.load_module in operations:
                 high = 0
                 for operation, argument in zip(operations, code.co_code[1::2], strict=True):
+                    argument |= high
                     if operation == self.store:
-                        stored.add(code.co_names[high | argument])
+                        stored.add(code.co_names[argument])
                     elif operation == self.load_module:
-                        modules.add(code.co_names[high | argument])
-                    high = (high | argument) << 8 if operation == self.extended else 0
+                        modules.add(code.co_names[argument])
+                    elif operation in self.loads:
+                        loaded |= special & {code.co_names[argument >> self.shift]}
+                    high = argument << 8 if operation == self.extended else 0
         tame = (not deletes and modules <= TAME_MODULES and self.wild.isdisjoint(names)
-                and self.taken.isdisjoint(stored)
+                and self.taken.isdisjoint(stored) and not loaded
                 and all(name[:2] != "__" or name in TAME_DUNDERS for name in names))
         return tame, modules, bool(stored)
 
     def entries(self) -> int:
-        return sum(map(len, self.shared.values()))
+        return sum(map(len, self.shared))
 
 
 # ----------------------------------------------------------------- inside the sandbox: one program, its tests
@@ -734,19 +762,17 @@ class Tameness:
 class Program:
     """The process of one program. In strict mode model code runs in its children only."""
 
-    def __init__(self, zygote: Zygote, message: bytes, code: int, talk: int, errors: int):
+    def __init__(self, zygote: Zygote, message: bytes, code: int, talk: int):
         import _socket
         import resource
         self.zygote, kernel = zygote, zygote.kernel
         flags, memory, file_size, cpu_seconds = BEGIN.unpack_from(message)
         self.function = message[BEGIN.size:].decode() if flags & CALL else None
         source = os.pread(code, os.fstat(code).st_size, 0)
-        os.dup2(errors, 2)
         os.dup2(talk, TALK)
         os.chdir(zygote.scratch)
-        for limit, value in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_FSIZE, file_size),
-                             (resource.RLIMIT_CPU, cpu_seconds)):
-            resource.setrlimit(limit, (value, value))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+        resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))
         zygote.drop()
         kernel.prctl(NO_NEW_PRIVS, 1)
         kernel.prctl(DUMPABLE, 0)
@@ -756,57 +782,54 @@ class Program:
         zygote.close_from(TALK + 1)
         zygote.install_filter()
         self.talk = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, TALK)
-        try:
+        try:        # from here on it is the program that fails
+            resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
             self.code = compile(source, "main.py", "exec", dont_inherit=True)
+            tame, modules, stores = zygote.tameness.read(self.code)
+            for module in modules & IMPORTED_AHEAD:     # here once, not in each test
+                __import__(module)
         except BaseException as error:
             self.talk.send(b"C" + explain(error))
             _exit(0)
-        tame, modules, stores = zygote.tameness.read(self.code)
-        for module in modules & IMPORTED_AHEAD:     # here once, not in each test
-            __import__(module)
         self.together = bool(flags & BATCH) and tame
-        self.draws = self.function is not None or not modules.isdisjoint(("random", "numpy", "numpy.random"))
+        self.draws = self.function is not None or not {"random", "numpy"}.isdisjoint(
+            module.partition(".")[0] for module in modules)
         self.entries = zygote.tameness.entries() if self.together and stores else None
         gc.freeze()     # or the first collection in a test would touch, and so copy, all that compiling left
 
     def serve(self) -> None:
         import _socket
-        room, clock, flags = _socket.CMSG_SPACE(8), time.perf_counter, FRESH
+        room, clock = _socket.CMSG_SPACE(12), time.perf_counter
         while True:
             message, ancillary, _, _ = self.talk.recvmsg(8, room)
             if not message:
                 _exit(0)
-            given, result = struct.unpack("2i", ancillary[0][2])
+            files = struct.unpack("3i", ancillary[0][2])
             start = clock()
             if self.together:
-                status = self.test(given, result) << 8      # as a wait status
-                os.closerange(TALK + 1, 16)
-                if self.entries is not None and self.zygote.tameness.entries() != self.entries:
-                    flags |= SPENT
+                status = self.test(*files) << 8     # as a wait status
+                seconds, fit = clock() - start, self.restore()
             else:
-                status = self.test_in_child(given, result)
-                if not self.zygote.can_sweep or self.zygote.scratch_state() != self.zygote.clean:
-                    flags |= SPENT
-            if status:
-                flags |= SPENT
-            self.talk.send(REPLY.pack(b"T", status, clock() - start, flags))
-            if flags & SPENT:
+                status = self.test_in_child(*files)
+                seconds = clock() - start
+                fit = self.zygote.can_sweep and self.zygote.scratch_state() == self.zygote.clean
+            ends = status != 0 or not fit
+            self.talk.send(REPLY.pack(b"T", status, seconds, TOGETHER * self.together | SPENT * ends))
+            if ends:
                 _exit(0)
-            if self.together:
-                flags = 0
-                self.restore()
 
-    def test_in_child(self, given: int, result: int) -> int:
+    def test_in_child(self, *files: int) -> int:
         child = self.zygote.kernel.fork()
         if child < 0:
             raise OSError("no process for a test")
         if child == 0:
             status = 1
             try:
-                status = self.test(given, result)
+                status = self.test(*files)
             finally:
                 _exit(status)
-        os.close(given), os.close(result)
+        for descriptor in files:
+            os.close(descriptor)
         status = os.waitpid(child, 0)[1]
         while self.zygote.can_sweep:        # nothing outlives a test; elsewhere the zygote sees to that
             try:
@@ -819,28 +842,34 @@ class Program:
                 break
         return status
 
-    def restore(self) -> None:
-        """What a tame program may have changed, for its next test."""
-        open_standard_streams()
-        sys.setrecursionlimit(self.zygote.recursion_limit)
-        if self.draws:
-            sys.modules["random"].setstate(self.zygote.random_state)
-        if self.draws and self.zygote.numpy_random:
-            self.zygote.numpy_random.set_state(self.zygote.numpy_state)
+    def restore(self) -> bool:
+        """What a tame program may have changed, for its next test; False where that is not to be had."""
+        try:
+            os.closerange(TALK + 1, 16)
+            open_standard_streams()
+            sys.setrecursionlimit(self.zygote.recursion_limit)
+            if self.draws:
+                sys.modules["random"].setstate(self.zygote.random_state)
+            if self.draws and self.zygote.numpy_random:
+                self.zygote.numpy_random.set_state(self.zygote.numpy_state)
+            return self.entries is None or self.entries == self.zygote.tameness.entries()
+        except BaseException:
+            return False
 
-    def test(self, given: int, result: int) -> int:
+    def test(self, given: int, result: int, errors: int) -> int:
         """Run one test in this process, as a Python started for it would; the exit status."""
-        arguments = None
         if self.function is None:
             os.dup2(given, 0), os.dup2(result, 1)
         else:       # a call: nothing on standard input, output goes nowhere, the result has its own file
-            arguments = json.loads(os.pread(given, os.fstat(given).st_size, 0))
+            nothing = os.open(os.devnull, os.O_RDWR)
+            os.dup2(nothing, 0), os.dup2(nothing, 1)
+            arguments = os.pread(given, os.fstat(given).st_size, 0)
+        os.dup2(errors, 2)
         if not self.together:
             if self.function is not None:
                 os.dup2(result, TALK)
                 result = TALK
             self.zygote.close_from(TALK + (self.function is not None))
-        os.ftruncate(2, 0), os.lseek(2, 0, 0)
         output = sys.stdout
         sys.modules["__main__"] = module = ModuleType("__main__")
         names, status = vars(module), 0
@@ -875,14 +904,14 @@ class Program:
             os.write(2, explain(error))
         return status
 
-    def answer(self, names: dict, arguments: list, result: int) -> None:
+    def answer(self, names: dict, arguments: bytes, result: int) -> None:
         """Call the function under test, write its value as JSON."""
         function, solution = names.get(self.function), names.get("Solution")
         if isinstance(solution, type) and hasattr(solution, self.function):
             function = getattr(solution(), self.function)
         if function is None:
             raise NameError(f"the program defines no function {self.function!r}")
-        text = json.dumps(function(*arguments), default=plain).encode()
+        text = json.dumps(function(*json.loads(arguments)), default=plain).encode()
         with open(result, "wb", closefd=False) as file:
             file.write(text)
 
@@ -943,7 +972,7 @@ from decimal import Decimal, InvalidOperation   # noqa: E402
 
 TOKEN_TOLERANCE = 1e-5      # absolute, as CodeContests
 INTEGER = re.compile(r"[+-]?[0-9]+")
-NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")     # one way to match: linear
 
 
 def same_output(output: str, expected: str, compare: str = "lines", tolerance: float | None = None) -> bool:
@@ -983,7 +1012,8 @@ def within(value: float, expected: float, tolerance: float | None) -> bool:
 def same_decimals(line: str, expected: str) -> bool:
     tokens, wanted = line.split(), expected.split()
     try:
-        return len(tokens) == len(wanted) and all(Decimal(a) == Decimal(b) for a, b in zip(tokens, wanted, strict=True))
+        return len(tokens) == len(wanted) and all(
+            Decimal(a) == Decimal(b) for a, b in zip(tokens, wanted, strict=True))
     except InvalidOperation:        # no number, or one that equals nothing (sNaN)
         return False
 
@@ -1032,6 +1062,11 @@ def memory_file(content: bytes = b"") -> int:
     while written < len(content):
         written += os.pwrite(descriptor, content[written:], written)
     return descriptor
+
+
+def last_text(descriptor: int) -> str:
+    size = os.fstat(descriptor).st_size
+    return os.pread(descriptor, 4096, max(0, size - 4096)).decode("utf-8", "replace").strip()
 
 
 def send_with_files(channel: socket.socket, message: bytes, *files: int) -> None:
@@ -1110,7 +1145,7 @@ class Sandbox:
                 self.close()
                 raise Refused(message[1:].decode())
             else:
-                raise Fault(f"the sandbox did not start: {message[1:].decode() or self.error_text()}")
+                raise Fault(f"the sandbox did not start: {message[1:].decode() or last_text(self.errors)}")
 
     def map_users(self, pid: int) -> None:
         """Root of the namespace is root of this one, its user 1 the sandbox's user id; or root alone, in a
@@ -1124,10 +1159,6 @@ class Sandbox:
                 return
         self.control.send(b"1")     # none may be written: it finds out, and does without namespaces
 
-    def error_text(self) -> str:
-        size = os.fstat(self.errors).st_size
-        return os.pread(self.errors, 4096, max(0, size - 4096)).decode("utf-8", "replace").strip()
-
     def begin(self, code: int, function: str | None, batch: bool, memory: int, file_size: int,
               cpu_seconds: int) -> None:
         self.talk, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -1136,12 +1167,11 @@ class Sandbox:
         self.ran, self.waited_before = 0, self.waited([])[0]
         message = b"B" + BEGIN.pack(flags, memory, file_size, cpu_seconds) + (function or "").encode()
         with theirs, self.or_fault():
-            os.ftruncate(self.errors, 0)
-            send_with_files(self.control, message, code, theirs.fileno(), self.errors)
+            send_with_files(self.control, message, code, theirs.fileno())
 
-    def give(self, given: int, result: int) -> None:
+    def give(self, files: tuple[int, int, int]) -> None:
         with contextlib.suppress(OSError):      # if the program process is gone, next_reply says how it went
-            send_with_files(self.talk, b"T", given, result)
+            send_with_files(self.talk, b"T", *files)
 
     def end(self) -> int:
         """Kill what there is of the program and wait until the slot is clean; the status of the program
@@ -1157,7 +1187,7 @@ class Sandbox:
         try:
             yield
         except (OSError, struct.error) as error:
-            raise Fault(f"the sandbox was lost: {self.error_text() or error}") from None
+            raise Fault(f"the sandbox was lost: {last_text(self.errors) or error}") from None
 
     def next_reply(self, start: float, limit: float, spare: float, memory: int) -> tuple:
         """What the program process says next: ("T", wait status, seconds, flags). Or (status, message) where
@@ -1172,12 +1202,12 @@ class Sandbox:
             wait = min(deadline, look) - time.monotonic()
             for descriptor, _ in self.poll.poll(max(0.0, wait * 1000)):
                 if descriptor == self.control.fileno():
-                    raise Fault(f"the sandbox was lost: {self.error_text()}")
+                    raise Fault(f"the sandbox was lost: {last_text(self.errors)}")
                 message, self.waited_before = self.last_words(), waited
                 if message[:1] == b"C":
                     return "compile_error", message[1:].decode("utf-8", "replace").strip()
                 return REPLY.unpack(message) if len(message) == REPLY.size else ("died", "")
-            now, alive = time.monotonic(), family(self.zygote)
+            now, spent, alive = time.monotonic(), time.process_time(), family(self.zygote)
             cpu = sum(cpu for _, _, cpu in alive)
             if len(alive) <= 2 and cpu < limit:
                 waited, ready, starved = self.waited(alive)
@@ -1196,7 +1226,7 @@ class Sandbox:
                     return "runtime_error", f"more than {self.config['processes']} processes"
                 if self.report["namespaces"][:6] != "active" and directory_is_full(self.config):
                     return "runtime_error", "the scratch directory is full"
-                look = now + max(WATCH_SECONDS, 20 * (time.monotonic() - now))   # at most 5 % of the time
+                look = now + max(WATCH_SECONDS, 20 * (time.process_time() - spent))     # at most 5 % of a CPU
 
     def waited(self, alive: list) -> tuple[dict[int, float], bool, bool]:
         """For how many seconds of its life each of zygote, program and test was ready to run and did not (the
@@ -1355,7 +1385,7 @@ class Judge:
             return
         box, cpu_seconds = self.box, int(2 * self.config["program_seconds"]) + 5
         box.begin(self.code, self.function, batch, self.memory, self.output_bytes, cpu_seconds)
-        given: list[tuple[int, int]] = []       # files of the tests that it has, the running one first
+        given: list[tuple[int, int, int]] = []      # files of the tests that it has, the running one first
         ended = False
         start = time.monotonic()
         try:
@@ -1365,18 +1395,18 @@ class Judge:
                     return
                 while (ahead := n + len(given)) < min(end, n + TESTS_AHEAD) and self.outcomes[ahead] is None:
                     text = self.tests[ahead]["input"].encode("utf-8", "surrogatepass")
-                    given.append((memory_file(text), memory_file()))
-                    box.give(*given[-1])
+                    given.append((memory_file(text), memory_file(), memory_file()))
+                    box.give(given[-1])
                 limit = min(self.limit, left)
                 reply = box.next_reply(start, limit, self.spare, self.all_memory)
                 now = time.monotonic()
                 took, start = now - start, now
                 self.spare -= box.lost
-                status, alone = None, True
+                status, alone = None, not batch or n == first
                 if reply[0] == b"T":
                     _, status, seconds, flags = reply
                     took = seconds if 0.0 <= seconds <= took else took      # the nearer clock, within reason
-                    alone, ended = bool(flags & FRESH), bool(flags & SPENT)
+                    alone, ended = alone or not flags & TOGETHER, bool(flags & SPENT)
                     if ended:
                         box.end()       # before anything is read: none may be left who could write it
                 else:
@@ -1384,10 +1414,9 @@ class Judge:
                     process_status = box.end()
                     if reply[0] == "died":
                         if os.WIFEXITED(process_status) and os.WEXITSTATUS(process_status) == UNCONFINED:
-                            raise Fault(f"a program process failed: {box.error_text()}")
+                            raise Fault(f"a program process failed: {last_text(box.errors)}")
                         status = process_status
-                    alone = not batch or n == first
-                outcome = self.outcome(n, status, given[0][1]) if status is not None else Outcome(*reply)
+                outcome = self.outcome(n, status, *given[0][1:]) if status is not None else Outcome(*reply)
                 outcome.alone = alone
                 self.outcomes[n] = outcome
                 for descriptor in given.pop(0):
@@ -1405,13 +1434,13 @@ class Judge:
             if not ended:
                 box.end()
 
-    def outcome(self, n: int, status: int, result: int) -> Outcome:
-        """Of a test whose process ended with this wait status and left this file."""
+    def outcome(self, n: int, status: int, result: int, errors: int) -> Outcome:
+        """Of a test whose process ended with this wait status and left these files."""
         size = os.fstat(result).st_size
         if size >= self.output_bytes:
             return Outcome("output_limit", f"more than {self.output_bytes >> 20} MiB of output")
         if status != 0:
-            return self.failure(status)
+            return failure(status, last_text(errors))
         output = os.pread(result, size, 0).decode("utf-8", "replace")
         test, tolerance = self.tests[n], self.item.get("float_tolerance")
         if self.function is None:
@@ -1425,16 +1454,6 @@ class Judge:
             return Outcome("accepted", output=output)
         return Outcome("wrong_answer", f"expected {shorten(test['output'])}, got {shorten(output)}", output)
 
-    def failure(self, status: int) -> Outcome:
-        if os.WIFSIGNALED(status):
-            number = os.WTERMSIG(status)
-            name = signal.Signals(number).name if number in signal.valid_signals() else f"signal {number}"
-            return Outcome("time_limit" if number == signal.SIGXCPU else "runtime_error", f"killed by {name}")
-        message = (self.box.error_text().splitlines() or [""])[-1]
-        if re.match(r"(line \d+: )?\w*MemoryError\b", message):
-            return Outcome("memory_limit", message)
-        return Outcome("runtime_error", message or f"exit status {os.WEXITSTATUS(status)}")
-
     def verdict(self) -> dict:
         passes = [outcome is not None and outcome.status == "accepted" for outcome in self.outcomes]
         outputs = [outcome and outcome.output for outcome in self.outcomes] if self.every_test else None
@@ -1447,6 +1466,17 @@ class Judge:
             verdict.update(status=failure.status, message=place + failure.message,
                            tests_passed=sum(passes) if self.every_test else first)
         return verdict
+
+
+def failure(status: int, errors: str) -> Outcome:
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        name = signal.Signals(number).name if number in signal.valid_signals() else f"signal {number}"
+        return Outcome("time_limit" if number == signal.SIGXCPU else "runtime_error", f"killed by {name}")
+    message = (errors.splitlines() or [""])[-1]
+    if re.match(r"(line \d+: )?\w*MemoryError\b", message):
+        return Outcome("memory_limit", message)
+    return Outcome("runtime_error", message or f"exit status {os.WEXITSTATUS(status)}")
 
 
 def shorten(text: str) -> str:

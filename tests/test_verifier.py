@@ -238,7 +238,9 @@ def test_a_call_that_returns_the_wrong_thing_is_not_accepted(both, code, expecte
     ("007", "7", True, True), ("+7", "7", True, True), ("-0", "0", True, True), ("nan", "nan", True, True), ("nan", "1", False, False),
     ("inf", "1e999", False, False), ("sNaN", "1", False, False), ("1_000", "1000", True, False), ("0x10", "16", False, False),
     ("1" * 9000, "1" * 9000, True, True), ("1" * 9000, "1" * 8999 + "2", False, False), ("1.00000001", "1", False, True),
-    ("1e-6", "0", False, True), ("99999.99999999999", "100000", False, True),
+    ("1e-6", "0", False, True), ("99999.99999999999", "100000", False, True), ("3\0", "3", False, False), ("3\r4", "3\n4", False, True),
+    ("3\x0b4", "3\n4", False, True), ("3\x1c4", "3\n4", False, True), ("3\u20284", "3\n4", False, True), ("3\u200b", "3", False, False),
+    ("1.", "1", True, True), (".5", "0.5", True, True), (".", "0", False, False), ("1e", "1", False, False), ("-nan", "0", False, False),
 ])
 def test_the_two_comparisons_decide_as_their_origins_do(output, expected, lines, tokens):
     assert same_output(output, expected) is lines
@@ -258,6 +260,8 @@ def test_millions_of_digits_do_not_hold_the_judge_up(both):
     start = time.monotonic()
     code = "print('1' * 3_000_000)"
     assert status(both, code, ("", "1" * 2_999_999 + "2"), compare="tokens") == "wrong_answer"
+    for end in ("x", ".x", "e", "1.1"):     # a number until its last character
+        assert not same_output("1" * 3_000_000 + end, "1", "tokens") and not same_output("1" * 3_000_000 + end, "1", "lines", 1e-6)
     assert status(both, code, ("", "+" + "1" * 3_000_000)) == "accepted"
     forged = "import os\ndef f():\n  os.write(3, b'1' * 3_000_000)\n  os._exit(0)"
     assert status(both, forged, ("[]", "1"), fn_name="f") == "wrong_answer"
@@ -300,7 +304,7 @@ def test_chance_starts_the_same_in_every_test_worker_and_mode(strict, batch):
     assert len(seen) == 1 and None not in seen
 
 
-@pytest.mark.parametrize("code, tame", [
+TAME = [
     ("import sys, math\ninput = sys.stdin.readline\nprint(math.gcd(*map(int, input().split())))", True),
     ("import numpy as np\nprint(np.linalg.norm(np.array(input().split(), dtype=float)))", True),
     ("from collections import *\nfrom heapq import heappush\nclass N:\n  def __init__(self, x): self.left = x\nprint(N(1).left)", True),
@@ -311,14 +315,28 @@ def test_chance_starts_the_same_in_every_test_worker_and_mode(strict, batch):
     ("import sys\nsys._getframe()", False), ("from random import _inst", False), ("import random\nrandom._os", False),
     ("try: 1/0\nexcept Exception as e: e.__traceback__", False), ("def f():\n  def g(): exec('')", False),
     ("import numpy as np\nnp.lib", False), ("import queue\nqueue.threading", False), ("lambda: globals()", False),
-    ("class A: __array_interface__ = 1", False), ("type('A', (), {})", False), ("[x for x in ().__iter__.__self__]", False),
-])
-def test_only_programs_without_a_way_out_of_a_test_are_tame(code, tame):
-    done = subprocess.run([sys.executable, "-c", "import sys, verifier\nimport queue, re, random, math, heapq, collections\n"
-                           "try:\n  import numpy\nexcept ImportError: pass\n"
-                           "print(verifier.Tameness().read(compile(sys.argv[1], '', 'exec'))[0])", code],
-                          capture_output=True, text=True, cwd=ROOT, check=True)
-    assert done.stdout.strip() == str(tame)
+    ("match 1:\n  case complex(real=x): print(x)", True), ("match 1:\n  case object(__class__=x): print(x)", False),
+    ("class A: __match_args__ = ('x',)", False), ("import sys\nsys.stdin.buffer.raw", False), ("import string\nstring.Template._x", True),
+    ("import random\nrandom.Random._randbelow", False),
+    ("class A:\n  x: int = 1\n  def __init__(self): super().__init__()\n  def __lt__(self, other): return True\ny: int = 2", True),
+    ("import math\nmath.__annotations__", False), ("from typing import List\nList.__init__(set, 1)", False),
+    ("import numpy.linalg\nnumpy.random.rand()", True), ("class A: __array_interface__ = 1", False), ("type('A', (), {})", False), ("[x for x in ().__iter__.__self__]", False),
+]
+
+
+@pytest.fixture(scope="module")
+def tameness():
+    """Judged in an interpreter that has loaded what the warm one has, and nothing more."""
+    script = ("import json, sys, verifier\nimport queue, re, random, math, heapq, collections\ntry:\n  import numpy\nexcept ImportError: pass\n"
+              "tameness = verifier.Tameness()\nprint(json.dumps([tameness.read(compile(code, '', 'exec'))[0] for code in json.load(sys.stdin)]))")
+    done = subprocess.run([sys.executable, "-c", script], input=json.dumps([code for code, _ in TAME]), capture_output=True, text=True,
+                          cwd=ROOT, check=True)
+    return dict(zip([code for code, _ in TAME], json.loads(done.stdout), strict=True))
+
+
+@pytest.mark.parametrize("code, tame", TAME)
+def test_only_programs_without_a_way_out_of_a_test_are_tame(tameness, code, tame):
+    assert tameness[code] == tame
 
 
 # -------------------------------------------------------------------------------------------------------------- limits
@@ -336,13 +354,14 @@ def test_an_item_can_have_a_memory_limit_of_its_own(both):
     assert status(both, code) == "memory_limit"
     assert status(both, code, memory_mb=512) == "accepted"
     assert status(both, "x = bytearray(90 << 20)\nprint('ok')", memory_mb=100) == "memory_limit"
+    assert status(both, f"x = [{'0, ' * 300_000}]", memory_mb=5) == "compile_error"     # no fault of the machinery
 
 
 def test_a_program_has_a_time_limit_over_all_its_tests():
     code = "import time\ntime.sleep(0.4)\nprint(input())"
     with Verifier(1, "strict", program_seconds=1.0) as judge:
-        verdict, = judge.judge([item(code, *[("a", "a")] * 10)])
-    assert verdict.status == "time_limit" and verdict.tests_passed in (1, 2) and verdict.seconds < 3
+        verdict, = judge.judge([item(code, *[("a", "a")] * 20)])       # 8 s; a busy machine's share is given back, up to 3 s
+    assert verdict.status == "time_limit" and 1 <= verdict.tests_passed <= 10 and verdict.seconds < 6
 
 
 def test_a_long_right_output_is_no_flood(both):
@@ -357,18 +376,18 @@ def test_a_large_input_arrives(both):
 
 
 def test_a_busy_machine_does_not_make_a_right_program_late():
-    """It needs 0.5 s of CPU of a limit of 1 s, and gets a sixth of a processor."""
-    code = "import time\nwhile time.process_time() < 0.5: pass\nprint('ok')"
+    """It needs 0.25 s of CPU of a limit of 0.5 s, and gets a sixth of a processor."""
+    code = "import time\nwhile time.process_time() < 0.25: pass\nprint('ok')"
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(before)})
     hogs = [subprocess.Popen([sys.executable, "-c", "while True: pass"], start_new_session=True) for _ in range(5)]
     try:
         with Verifier(1) as judge:
-            verdict, = judge.judge([one(code, time_limit=1)])
-            assert verdict.passed and verdict.seconds > 1.2, verdict
+            verdict, = judge.judge([one(code, time_limit=0.5)])
+            assert verdict.passed and verdict.seconds > 0.6, verdict
             start = time.monotonic()
-            assert status(judge, "while True: pass", time_limit=0.5) == "time_limit"
-            assert status(judge, "import time\ntime.sleep(60)", time_limit=0.5) == "time_limit"
+            assert status(judge, "while True: pass", time_limit=0.3) == "time_limit"
+            assert status(judge, "import time\ntime.sleep(60)", time_limit=0.3) == "time_limit"
             assert time.monotonic() - start < 60
     finally:
         os.sched_setaffinity(0, before)
@@ -545,7 +564,7 @@ def test_only_listed_system_calls_are_allowed():
             allowed.update(names.get(n, "newer") for n in range(int(first), int(last or first) + 1))
         assert {"read", "write", "futex", "clone", "exit_group", "getrandom", "rt_sigreturn", "wait4"} <= allowed
         assert not allowed & {
-            "execve", "execveat", "socket", "connect", "bind", "listen", "accept", "accept4", "ptrace", "process_vm_readv",
+            "execve", "execveat", "socket", "setsockopt", "connect", "bind", "listen", "accept", "accept4", "ptrace", "process_vm_readv",
             "process_vm_writev", "mount", "umount2", "pivot_root", "chroot", "unshare", "setns", "setuid", "setgid", "setresuid",
             "setresgid", "setreuid", "setgroups", "capset", "keyctl", "add_key", "request_key", "bpf", "perf_event_open", "io_uring_setup",
             "io_uring_enter", "memfd_create", "userfaultfd", "shmget", "semget", "msgget", "mq_open", "mlock", "mlockall", "mknod",

@@ -106,7 +106,9 @@ def test_a_hostile_program_is_contained_and_leaves_nothing(judges, surroundings,
         pytest.skip("numpy is not installed")
     escaped = {"input": surroundings.given + "\n", "output": "ESCAPED\n"}
     tests = [dict(escaped, output="first\n"), escaped] if options.get("tests") == "first" else [escaped]
-    verdict, = judge.judge([{"code": code, "tests": tests, "time_limit": float(options.get("seconds", 5))}])
+    if "call" in options:
+        tests = [dict(input=json.dumps([test["input"]]), output=json.dumps(test["output"].strip())) for test in tests]
+    verdict, = judge.judge([{"code": code, "tests": tests, "time_limit": float(options.get("seconds", 5)), "fn_name": options.get("call")}])
     if "status" in options:
         assert verdict.status in options["status"].split(","), verdict
     else:
