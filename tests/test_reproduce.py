@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from miniature import reproduce
+from miniature import reproduce, results
 from miniature.reproduce import Job, Queue
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -97,7 +97,7 @@ def test_the_learning_rate_is_the_best_on_the_dev_problems_and_the_lowest_of_equ
         path.parent.mkdir(parents=True)
         path.write_text("".join(json.dumps({"problem_id": f"p{i}", "tuple": 0, "index": 0, "outcome": "x", "status": "empty",
                                             "posterior": float(i < 4 * reached)}) + "\n" for i in range(4)))
-    assert reproduce.best_lr("r", "pkpo") == "1e-4"
+    assert results.best_lr("r", "pkpo") == "1e-4"
 
 
 @pytest.mark.slow
@@ -116,7 +116,7 @@ def test_the_whole_queue_in_small_survives_a_kill_and_ends_in_results(tmp_path):
     assert subprocess.run(command, cwd=tmp_path, env=env).returncode == 0
     text = (tmp_path / "runs/smoke/RESULTS.md").read_text()
     assert "NOT DONE" not in text and "error:" not in text and "nan" not in text
-    for number in reproduce.TITLES:
+    for number in results.TITLES:
         assert f"### Table {number}:" in text
     row = next(line for line in text.splitlines() if line.startswith("CPPO above the independent ceiling"))
     assert re.search(r"[+-]\d\.\d{3} \[", row)
