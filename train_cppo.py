@@ -511,9 +511,6 @@ def main(args: argparse.Namespace) -> int:
             args.problems = args.problems or str(data.default_pool(pool))
         problems = data.load_problems(args.problems)
         doubt = data.audit_pool(args.problems)             # raises if the pool holds an evaluation problem
-        if len(problems) < args.problems_per_step:
-            raise ValueError(f"{args.problems} holds {len(problems)} problems, fewer than --problems-per-step "
-                             f"{args.problems_per_step}")
         if doubt:
             say(f"WARNING: {doubt}", file=sys.stderr)
 
@@ -538,6 +535,18 @@ def main(args: argparse.Namespace) -> int:
         tokenizer = AutoTokenizer.from_pretrained(start)
         if args.with_think:
             prompts.thought_mark(tokenizer)                # raises where there is no thinking
+        lengths = [len(prompts.encode(tokenizer, prompts.plan(p, k) if tuples_mode else prompts.direct(p))) for p in problems]
+        context = getattr(policy.config, "max_position_embeddings", None) or math.inf
+        room = context - args.max_plan_tokens - args.max_solve_tokens
+        if max(lengths) > room:
+            too_long = [p.id for p, n in zip(problems, lengths, strict=True) if n > room]
+            say(f"WARNING: {len(too_long)} of {len(problems)} problems are left out, {too_long[0]} the first: in a context of {context} "
+                f"tokens they leave no room for a plan of {args.max_plan_tokens} and a program of {args.max_solve_tokens}",
+                file=sys.stderr)
+            problems = [p for p, n in zip(problems, lengths, strict=True) if n <= room]
+        if len(problems) < args.problems_per_step:
+            raise ValueError(f"{args.problems} holds {len(problems)} problems that can be used, fewer than --problems-per-step "
+                             f"{args.problems_per_step}")
         policy.checkpointing = args.checkpointing
         for embeddings in policy.per_layer_tables:         # Gemma's: half of the model, left as it is
             embeddings.requires_grad_(False)
@@ -589,8 +598,7 @@ def main(args: argparse.Namespace) -> int:
     with common.explain():
         engine = rollout.Engine(sampler, tokenizer, args.slots, args.temperature, stop_flag=stop,
                                 progress=sampling_progress() if ranks.main else None)
-        longest = max(len(prompts.encode(tokenizer, prompts.plan(p, k) if tuples_mode else prompts.direct(p))) for p in problems)
-        args.token_budget, said = memory.probe(policy, reference, prompt_tokens=longest, new_tokens=args.max_solve_tokens,
+        args.token_budget, said = memory.probe(policy, reference, prompt_tokens=min(max(lengths), room), new_tokens=args.max_solve_tokens,
                                                token_budget=args.token_budget)
         if said:
             say(f"WARNING: {said}", file=sys.stderr)

@@ -60,7 +60,7 @@ GATE_LESSONS = ((0.1, {"pair": 3, "gate": 1}), (0.25, {"pair": 1, "repeats": 2, 
 # key of a strategy's two halves, without which no layer after it can tell whether two strategies are the same (measured on
 # pairs: 0.99 right after 700 steps, 0.86 with attention alone).
 SHAPE = dict(num_attention_heads=4, num_key_value_heads=2, head_dim=32, linear_num_key_heads=4, linear_num_value_heads=4,
-             linear_key_head_dim=32, linear_value_head_dim=32, max_position_embeddings=1024,
+             linear_key_head_dim=32, linear_value_head_dim=32, max_position_embeddings=8192,
              partial_rotary_factor=0.5, rope_theta=1e4)
 POLICY = SHAPE | dict(hidden_size=128, intermediate_size=384, num_hidden_layers=4,
                       layer_types=["linear_attention", "full_attention"] * 2)
