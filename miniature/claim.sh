@@ -35,4 +35,5 @@ train --model runs/$run/warmup/final --judge miniature.world:judge --gate runs/$
   --steps $((4 * STEPS))
 python tables.py table 8 "${runs[@]}"
 python tables.py table 6 "${runs[@]}"
+python miniature/results.py "${runs[@]}"
 python miniature/curve.py "${runs[@]}" runs/miniature-long

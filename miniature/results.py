@@ -3,21 +3,29 @@
 Attempts go compressed to results/, which is all that the paper's tables are made from: they are what tables.py prints. Three
 tables are our own: what must hold here, the paper's comparisons with ours beside them, and the gap to the coordinated ceiling
 in its three parts. What stands in RESULTS.md below the line MARK was written by hand and stays there.
+
+    python miniature/results.py runs/miniature-seed{0,1,2}      # two of our own tables for any runs in the world
 """
 
+import argparse
 import contextlib
 import gzip
 import io
 import json
+import os
 import re
 import shlex
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))     # when run as a script
 
 import numpy as np
 
 import attempts
+import common
 import data
 import metrics
 import paper
@@ -276,3 +284,17 @@ def report(name: str, out: Path, marks: list[dict], missing: list[str]) -> Path:
     by_hand = path.read_text(encoding="utf-8").partition(MARK)[2] if path.exists() else "\n"
     path.write_text("\n".join(parts) + f"\n{MARK}{by_hand}", encoding="utf-8")
     return path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What must hold in the miniature world, and where the gap to its ceiling goes.")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="runs/NAME-seedN")
+    parser.add_argument("--problems", default="runs/miniature-world/heldout.jsonl", help="evaluated (default: %(default)s)")
+    args = parser.parse_args()
+    with common.explain():
+        ours = Report(tables.find(args.runs), data.load_problems(args.problems))
+        print(attempts.render(ours.demands()), attempts.render(ours.gap()), sep="\n\n")
+
+
+if __name__ == "__main__":
+    main()
