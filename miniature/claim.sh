@@ -26,7 +26,8 @@ for seed in 0 1 2; do
   planned=(--model "runs/$run/warmup/final" --judge miniature.world:judge --gate "runs/$run/gate/final")
   train "${planned[@]}" --run-name $run --seed $seed --reward outcome --steps "$STEPS"
   train --model runs/miniature-base --run-name $run --seed $seed --policy independent --advantage grpo --steps "$STEPS"
-  evaluate --model "runs/$run/cppo-outcome/final" --method tuple --judge miniature.world:judge --seed $seed &
+  evaluate --model "runs/$run/cppo-outcome/final" --method tuple --judge miniature.world:judge --gate "runs/$run/gate/final" \
+    --seed $seed &
   evaluate --model "runs/$run/grpo/final" --method direct --seed $seed
   wait $!
 done

@@ -63,7 +63,7 @@ evaluate() {
     --workers 1 "${fresh[@]}" >> "runs/$run/evaluation.log"
 }
 : > "runs/$run/evaluation.log"
-planned=(--method tuple --judge miniature.world:judge)
+planned=(--method tuple --judge miniature.world:judge --gate "runs/$run/gate/final")
 { evaluate --model $base --run-name "$run" --method direct
   evaluate --model "runs/$run/sft/final" "${planned[@]}"; } &
 evaluate --model "runs/$run/cppo/final" "${planned[@]}"
