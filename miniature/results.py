@@ -264,7 +264,7 @@ def report(name: str, out: Path, marks: list[dict], missing: list[str]) -> Path:
               block("The paper's directions", attempts.render(ours.directions()), f"{command} --report"),
               block("The gap to the coordinated ceiling", attempts.render(ours.gap()), f"{command} --report"),
               "A method's class is independent draws or coordinated tuples. Solver noise is what its strategies would reach, "
-              "carried out to the letter, less what its programs reach; methods without strategies have it in their optimisation.\n",
+              "carried out to the letter, less what its programs reach; without strategies it is part of the optimisation.\n",
               block("The sweep of learning rates, on seed 0", attempts.render(sweep_table(name)), f"{command} --report"),
               "## Tables\n"]
     for number, title in TITLES.items():
