@@ -28,25 +28,35 @@ run=miniature-seed$seed
 prompts=miniature/prompts.json
 SECONDS=0
 stage() { printf '\n== %s  (%d:%02d)\n' "$1" $((SECONDS / 60)) $((SECONDS % 60)); }
+evaluate() {
+  python evaluate.py "$@" --problems $world/heldout.jsonl --prompts $prompts $SAMPLING --seed "$seed" \
+    --workers 1 "${fresh[@]}" >> "runs/$run/evaluation.log"
+}
 parallel() { torchrun --standalone --nproc_per_node="$processes" "$@"; }
 
 stage "the world; the base model, then stage 1; beside them the gate's base, then stage 2"
 [[ -f $world/heldout.jsonl ]] || python miniature/world.py build --out "$world"
 mkdir -p "runs/$run"
+: > "runs/$run/evaluation.log"
 gate() { # what it prints goes to a file: two bars on one screen are none
   [[ -f $gate_base/config.json ]] || python miniature/base.py $GATE_BASE --out "$gate_base"
   python train_rm.py --model $gate_base --run "$run" --seed "$seed" --prompts $prompts "${fresh[@]}" \
     --labels $world/labels_train.jsonl --val $world/labels_val.jsonl $GATE
 }
+set -m      # a process group of its own, so that it ends with this script
 gate > "runs/$run/gate.log" 2>&1 &
+beside=$!
+set +m
+trap 'kill -- -$beside 2>/dev/null || true' EXIT
 [[ -f $base/config.json ]] || python miniature/base.py $BASE --out "$base"
 python train_sft.py --model $base --run "$run" --seed "$seed" --prompts $prompts "${fresh[@]}" \
   --gold $world/gold.jsonl $SFT
-while kill -0 $! 2>/dev/null; do
+evaluate --model $base --run-name "$run" --method direct        # the other core still has the gate to do
+while kill -0 $beside 2>/dev/null; do
   echo "waiting for the gate: $(tail -n 1 "runs/$run/gate.log")"
   sleep 10
 done
-wait $! || { cat "runs/$run/gate.log" >&2; exit 3; }
+wait $beside || { cat "runs/$run/gate.log" >&2; exit 3; }
 tail -n 12 "runs/$run/gate.log"
 
 common=(--model $base --run-name "$run" --seed "$seed" --prompts $prompts --problems $world/train.jsonl --judge miniature.world:judge
@@ -58,17 +68,11 @@ stage "stages 4 and 5: the audit, then CPPO"
 parallel train_cppo.py "${common[@]}" --steps $STEPS --lr $LR $CPPO
 
 stage "evaluation on held-out problems"
-evaluate() {
-  python evaluate.py "$@" --problems $world/heldout.jsonl --prompts $prompts $SAMPLING --seed "$seed" \
-    --workers 1 "${fresh[@]}" >> "runs/$run/evaluation.log"
-}
-: > "runs/$run/evaluation.log"
 planned=(--method tuple --judge miniature.world:judge --gate "runs/$run/gate/final")
-{ evaluate --model $base --run-name "$run" --method direct
-  evaluate --model "runs/$run/sft/final" "${planned[@]}"; } &
+{ evaluate --model "runs/$run/sft/final" "${planned[@]}"
+  evaluate --model "runs/$run/warmup/final" "${planned[@]}"; } &
 evaluate --model "runs/$run/cppo/final" "${planned[@]}"
 evaluate --model "runs/$run/cppo/final" "${planned[@]}" --shuffle-strategies
-evaluate --model "runs/$run/warmup/final" "${planned[@]}"
 wait $!
 
 stage "pass@4 on 300 held-out problems, averaged over the posterior"
