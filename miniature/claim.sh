@@ -2,7 +2,7 @@
 # The paper's claim on three seeds: run.sh for each, and beside CPPO, at the same steps and learning rate, its two
 # counterparts: no gate (--reward outcome), and no tuples (plain GRPO). Then one long run, past the peak.
 #
-#   bash miniature/claim.sh        # about 45 minutes on two cores; stopped, it goes on where it was
+#   bash miniature/claim.sh        # about 40 minutes on two cores; stopped, it goes on where it was
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
