@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The paper's claim on three seeds: run.sh for each, and beside CPPO, at the same steps and learning rate, its two
-# counterparts: no gate (--reward outcome), and no tuples (plain GRPO). Then one long run, past the peak.
+# counterparts: no gate (--reward outcome), and no tuples (plain GRPO). Then two long runs, past the peak.
 #
-#   bash miniature/claim.sh        # about 40 minutes on two cores; stopped, it goes on where it was
+#   bash miniature/claim.sh        # about 50 minutes on two cores; stopped, it goes on where it was
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -32,8 +32,10 @@ for seed in 0 1 2; do
   wait $!
 done
 run=miniature-seed0
-train --model runs/$run/warmup/final --judge miniature.world:judge --gate runs/$run/gate/final --run-name miniature-long --seed 0 \
-  --steps $((4 * STEPS))
+for weight in 1 0.1; do     # past the peak, as the paper has it and with the solver held back
+  train --model runs/$run/warmup/final --judge miniature.world:judge --gate runs/$run/gate/final --run-name miniature-long --seed 0 \
+    --steps $((4 * STEPS)) --solver-weight $weight
+done
 python tables.py table 8 "${runs[@]}"
 python tables.py table 6 "${runs[@]}"
 python miniature/results.py "${runs[@]}"
