@@ -535,7 +535,8 @@ def main(args: argparse.Namespace) -> int:
         tokenizer = AutoTokenizer.from_pretrained(start)
         if args.with_think:
             prompts.thought_mark(tokenizer)                # raises where there is no thinking
-        lengths = [len(prompts.encode(tokenizer, prompts.plan(p, k) if tuples_mode else prompts.direct(p))) for p in problems]
+        lengths = [len(prompts.encode(tokenizer, prompts.plan(p, k) if tuples_mode else prompts.direct(p), args.with_think))
+                   for p in problems]
         context = getattr(policy.config, "max_position_embeddings", None) or math.inf
         room = context - args.max_plan_tokens - args.max_solve_tokens
         if max(lengths) > room:
@@ -598,8 +599,8 @@ def main(args: argparse.Namespace) -> int:
     with common.explain():
         engine = rollout.Engine(sampler, tokenizer, args.slots, args.temperature, stop_flag=stop,
                                 progress=sampling_progress() if ranks.main else None)
-        args.token_budget, said = memory.probe(policy, reference, prompt_tokens=min(max(lengths), room), new_tokens=args.max_solve_tokens,
-                                               token_budget=args.token_budget)
+        args.token_budget, said = memory.probe(policy, reference, prompt_tokens=min(max(lengths), room),
+                                               new_tokens=args.max_solve_tokens, token_budget=args.token_budget)
         if said:
             say(f"WARNING: {said}", file=sys.stderr)
 

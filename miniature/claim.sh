@@ -36,6 +36,9 @@ for weight in 1 0.1; do     # past the peak, as the paper has it and with the so
   train --model runs/$run/warmup/final --judge miniature.world:judge --gate runs/$run/gate/final --run-name miniature-long --seed 0 \
     --steps $((4 * STEPS)) --solver-weight $weight
 done
+for stage in cppo cppo-sw0.1; do
+  evaluate --model runs/miniature-long/$stage/final --method tuple --judge miniature.world:judge --gate runs/$run/gate/final --seed 0
+done
 python tables.py table 8 "${runs[@]}"
 python tables.py table 6 "${runs[@]}"
 python miniature/results.py "${runs[@]}"
