@@ -541,8 +541,8 @@ def main(args: argparse.Namespace) -> int:
         room = context - args.max_plan_tokens - args.max_solve_tokens
         if max(lengths) > room:
             too_long = [p.id for p, n in zip(problems, lengths, strict=True) if n > room]
-            say(f"WARNING: {len(too_long)} of {len(problems)} problems are left out, {too_long[0]} the first: in a context of {context} "
-                f"tokens they leave no room for a plan of {args.max_plan_tokens} and a program of {args.max_solve_tokens}",
+            say(f"WARNING: {len(too_long)} of {len(problems)} problems are left out, {too_long[0]} the first: in a context of "
+                f"{context} tokens they leave no room for a plan of {args.max_plan_tokens} and a program of {args.max_solve_tokens}",
                 file=sys.stderr)
             problems = [p for p, n in zip(problems, lengths, strict=True) if n <= room]
         if len(problems) < args.problems_per_step:
