@@ -58,13 +58,28 @@ def posterior_pass(outcomes: Sequence[str | None], classes: dict[str, float]) ->
 
 
 def canonical_answer(text: str | None) -> str | None:
-    """One spelling of equal Python values: `[1,2]` and `[1, 2]` vote together. Other text is stripped."""
+    """One spelling of equal Python values: `[1,2]` and `[1, 2]`, `{2, 1}` and `{1, 2}`, 1 and 1.0 vote together. Other
+    text is stripped; nothing is no answer."""
     if text is None:
         return None
     try:
-        return repr(literal_eval(text.strip()))
+        return _spelled(literal_eval(text.strip()))
     except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
-        return text.strip()
+        return text.strip() or None
+
+
+def _spelled(value: object) -> str:
+    """repr, but for what Python calls equal: no order in dicts and sets, no difference between 1, 1.0 and True."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(sorted(f"{_spelled(key)}: {_spelled(of)}" for key, of in value.items())) + "}"
+    if isinstance(value, set) and value:
+        return "{" + ", ".join(sorted(map(_spelled, value))) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_spelled, value)) + "]"
+    if isinstance(value, tuple):
+        return "(" + ", ".join(map(_spelled, value)) + "," * (len(value) == 1) + ")"
+    is_whole = isinstance(value, bool) or isinstance(value, float) and value.is_integer()
+    return repr(int(value) if is_whole else value)
 
 
 def majority(votes: Sequence[str | None]) -> int | None:
@@ -143,8 +158,10 @@ def _over_seeds(outcomes: Sequence) -> np.ndarray:
 def _resampled_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:
     if values.size == 0 or resamples < 1:
         raise ValueError(f"a bootstrap needs problems and resamples, got {values.size} and {resamples}")
-    rng = np.random.default_rng(seed)
-    return np.array([values[rng.integers(len(values), size=len(values))].mean() for _ in range(resamples)])
+    rng, n = np.random.default_rng(seed), values.size
+    at_once = max(1, 1_000_000 // n)
+    sizes = [min(at_once, resamples - done) for done in range(0, resamples, at_once)]
+    return np.concatenate([values[rng.integers(n, size=(size, n))].mean(axis=1) for size in sizes])
 
 
 def bootstrap_interval(outcomes: Sequence, resamples: int = 1000, seed: int = 0,
@@ -188,20 +205,18 @@ def words(text: str) -> list[str]:
 
 
 def bleu4(candidate: Sequence[str], reference: Sequence[str]) -> float:
-    """BLEU-4, one reference, no smoothing. Texts of under four tokens are compared up to their own length, so
-    that a text equals itself."""
-    order = min(4, len(candidate), len(reference))
-    if order == 0:
-        return float(len(candidate) == len(reference))
+    """BLEU-4, one reference, no smoothing: 0 without a common 4-gram. A text equals itself, however short."""
+    if list(candidate) == list(reference):
+        return 1.0
     logs = 0.0
-    for n in range(1, order + 1):
+    for n in range(1, 5):
         ours, theirs = (Counter(zip(*(text[i:] for i in range(n)))) for text in (candidate, reference))
         matched = (ours & theirs).total()
         if not matched:
             return 0.0
         logs += log(matched / ours.total())
     brevity = min(0.0, 1 - len(reference) / len(candidate))
-    return exp(logs / order + brevity)
+    return exp(logs / 4 + brevity)
 
 
 def _pairwise(items: Sequence, similarity: Callable) -> float:

@@ -44,18 +44,18 @@ Tuple Planner SFT  | Qwen3.5-9B | 0.713 ±0.054 | 0.285 ±0.044 | 0.534 ±0.054
 CPPO               | Qwen3.5-2B | 0.546 ±0.050 | 0.201 ±0.045 | 0.428 ±0.046
 CPPO               | Qwen3.5-4B | 0.794 ±0.038 | 0.243 ±0.047 | 0.535 ±0.048
 CPPO               | Qwen3.5-9B | 0.826 ±0.041 | 0.436 ±0.046 | 0.748 ±0.044
-Direct Solve       | Gemma-4-E2B | 0.640 ±0.048 | - | 0.440
-Direct Solve       | Gemma-4-E4B | 0.750 ±0.043 | - | 0.520
-Plan-and-Solve     | Gemma-4-E2B | 0.660 ±0.047 | - | 0.452 ±0.046
-Plan-and-Solve     | Gemma-4-E4B | 0.770 ±0.042 | - | 0.531 ±0.048
-PlanSearch         | Gemma-4-E2B | 0.690 ±0.046 | - | 0.481 ±0.044
-PlanSearch         | Gemma-4-E4B | 0.790 ±0.041 | - | 0.560 ±0.046
-Pass@K Training    | Gemma-4-E2B | 0.708 ±0.047 | - | 0.519 ±0.048
-Pass@K Training    | Gemma-4-E4B | 0.798 ±0.043 | - | 0.598 ±0.045
-PKPO               | Gemma-4-E2B | 0.725 ±0.045 | - | 0.521 ±0.049
-PKPO               | Gemma-4-E4B | 0.815 ±0.041 | - | 0.601 ±0.054
-CPPO               | Gemma-4-E2B | 0.748 ±0.043 | - | 0.561 ±0.043
-CPPO               | Gemma-4-E4B | 0.832 ±0.040 | - | 0.629 ±0.043
+Direct Solve       | gemma-4-E2B-it | 0.640 ±0.048 | - | 0.440
+Direct Solve       | gemma-4-E4B-it | 0.750 ±0.043 | - | 0.520
+Plan-and-Solve     | gemma-4-E2B-it | 0.660 ±0.047 | - | 0.452 ±0.046
+Plan-and-Solve     | gemma-4-E4B-it | 0.770 ±0.042 | - | 0.531 ±0.048
+PlanSearch         | gemma-4-E2B-it | 0.690 ±0.046 | - | 0.481 ±0.044
+PlanSearch         | gemma-4-E4B-it | 0.790 ±0.041 | - | 0.560 ±0.046
+Pass@K Training    | gemma-4-E2B-it | 0.708 ±0.047 | - | 0.519 ±0.048
+Pass@K Training    | gemma-4-E4B-it | 0.798 ±0.043 | - | 0.598 ±0.045
+PKPO               | gemma-4-E2B-it | 0.725 ±0.045 | - | 0.521 ±0.049
+PKPO               | gemma-4-E4B-it | 0.815 ±0.041 | - | 0.601 ±0.054
+CPPO               | gemma-4-E2B-it | 0.748 ±0.044 | - | 0.561 ±0.043
+CPPO               | gemma-4-E4B-it | 0.832 ±0.040 | - | 0.629 ±0.043
 """)  # Tables 1, 5, 8 and 19
 
 TOKENS = {
