@@ -86,6 +86,8 @@ def setup(seed: int = 0, device: str = "auto", threads: int = 1,
     (see `collective_timeout`). With threads > 1 results may differ in the last bit between thread counts."""
     rank, world, slot = (int(os.environ.get(name, default)) for name, default in
                          (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    if threads < 0:
+        raise ValueError(f"--threads must be 0 or more, not {threads}")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda":
@@ -120,10 +122,10 @@ def leave() -> None:
 
 
 def collective_timeout(programs: int, seconds_a_program: float, workers: int) -> timedelta:
-    """How long the first rank may have to wait for the last. Verifying the `programs` of a rank and step
-    takes their time limit each at worst, and torch's own ten minutes would end a run for one slow batch.
-    Twice that, because a sandbox that fails is tried once more."""
-    return DECODING_ALLOWANCE + timedelta(seconds=2 * math.ceil(programs / workers) * seconds_a_program)
+    """How long the first rank may have to wait for the last: verifying the `programs` of a rank and step may
+    take `seconds_a_program` each, and torch's own ten minutes would end a run for one slow batch. One more
+    than there are, because a sandbox that fails is tried again."""
+    return DECODING_ALLOWANCE + timedelta(seconds=(math.ceil(programs / workers) + 1) * seconds_a_program)
 
 
 def stop_flag() -> Callable[[], bool]:
@@ -383,7 +385,11 @@ def save_checkpoint(folder: Path, step: int, module: torch.nn.Module, optimizer:
         for left in folder.glob(f"step_*{PARTIAL}"):
             shutil.rmtree(left)
         aside.mkdir()
+    unused = not optimizer.state
     weights, moments = get_state_dict(module, optimizer)
+    if unused:      # torch has made the moments by a step at learning rate 0 and counted it: not one of the run's
+        for moment in optimizer.state.values():
+            moment["step"].zero_()
     dist.barrier()
     dcp.save({"module": weights, "optimizer": moments}, checkpoint_id=aside)
     if main:

@@ -232,6 +232,8 @@ def made_with(args: argparse.Namespace, dtype: str) -> dict:
              "seed", "num_strategies", "attempts", "shuffle_strategies", "temperature", "top_k", "top_p",
              "max_plan_tokens", "max_solve_tokens", "verifier_mode", "official_limits", "outcomes")
     files = {name: getattr(args, name) for name in ("problems", "model", "programs", "prompts", "gate")}
+    if args.model:
+        files["model"] = model.find(args.model, args.revision)      # of a hub id the snapshot that is loaded
     return ({name: getattr(args, name) for name in names} | {"dtype": dtype, "with_think": args.with_think or None}
             | {f"{name}_sha256": common.tree_hash(path) for name, path in files.items() if path})
 

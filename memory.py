@@ -79,7 +79,11 @@ def skeleton(path_or_id: str, dtype: torch.dtype, revision: str | None = None) -
     file = Path(path_or_id, "config.json")
     if not file.exists():
         from transformers.utils import cached_file
-        file = Path(cached_file(path_or_id, "config.json", revision=revision))
+        try:
+            file = Path(cached_file(path_or_id, "config.json", revision=revision))
+        except OSError as e:
+            raise FileNotFoundError(f"{path_or_id} holds no config.json here, and the hub did not give one: "
+                                    f"{str(e).strip().splitlines()[0]}") from e
     raw = json.loads(file.read_text())
     with torch.device("meta"):
         if raw.get("model_type") in ("qwen3_5", "qwen3_5_text"):

@@ -24,7 +24,7 @@ positions; columns: positions that a decoding buffer has room for.
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, fields
 from fnmatch import fnmatch
 from pathlib import Path
@@ -78,6 +78,10 @@ class Config:
     layer_types: list[str] = field(default_factory=list)        # default: from full_attention_interval
 
     def __post_init__(self):
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.type is int and not (isinstance(value, int) and value > 0):
+                raise ValueError(f"config: {f.name} must be a whole number above 0, not {value!r}")
         self.layer_types = list(self.layer_types or []) or [
             "full_attention" if i % self.full_attention_interval == 0 else "linear_attention"
             for i in range(1, self.num_hidden_layers + 1)]
@@ -99,9 +103,10 @@ class Config:
         for key, only in (("hidden_act", "silu"), ("attention_bias", False), ("rope_type", "default")):
             if text.get(key, only) != only:
                 raise ValueError(f"config: {key} is {text[key]!r}, and this model knows only {only!r}")
-        if lacking := [f.name for f in fields(cls)[:7] if f.name not in text]:
+        given = {f.name: text[f.name] for f in fields(cls) if text.get(f.name) is not None}
+        if lacking := [f.name for f in fields(cls)[:7] if f.name not in given]:
             raise ValueError(f"config: {', '.join(lacking)} missing, which a Qwen3.5 text model needs")
-        return cls(**{f.name: text[f.name] for f in fields(cls) if f.name in text})
+        return cls(**given)
 
     def to_json(self) -> dict:
         out = {"architectures": ["Qwen3_5ForCausalLM"], "model_type": "qwen3_5_text"} | asdict(self)
@@ -666,9 +671,12 @@ def find(path_or_id: str | Path, revision: str | None = None) -> Path:
 
 def read_json(path: Path) -> dict:
     try:
-        return json.loads(path.read_text())
+        value = json.loads(path.read_text())
     except ValueError as e:
         raise ValueError(f"{path} is not JSON: {e}") from e
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds a {type(value).__name__}, not an object")
+    return value
 
 
 def write_json(path: Path, value: dict) -> None:
@@ -679,7 +687,7 @@ def tensor_files(folder: Path) -> dict[str, Path]:
     """{tensor name: its safetensors file} of a checkpoint, single or sharded."""
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
     if index.exists():
-        files = {name: folder / file for name, file in read_json(index)["weight_map"].items()}
+        files = {name: folder / file for name, file in read_json(index).get("weight_map", {}).items()}
         if lacking := sorted({str(file) for file in files.values() if not file.exists()}):
             raise FileNotFoundError(f"{lacking[0]} is not there, though {index.name} names it")
         return files
@@ -745,6 +753,16 @@ def whole(p: Tensor) -> Tensor:
     return (p.detach().full_tensor() if isinstance(p, DTensor) else p.detach()).cpu().contiguous()
 
 
+def check_fits(module: nn.Module, tokenizer, rows: Iterable[tuple[str, int]] = ()) -> None:
+    """ValueError if the tokenizer has ids without an embedding, or one of `rows` (problem, tokens) no room in the context."""
+    words, context = module.config.vocab_size, getattr(module.config, "max_position_embeddings", None)
+    if len(tokenizer) > words:
+        raise ValueError(f"the tokenizer has {len(tokenizer)} words and the model {words}: they do not belong together")
+    for problem, n in rows:
+        if context and n > context:
+            raise ValueError(f"problem {problem!r}: {n} tokens exceed the model's context of {context}; leave it out or shorten it")
+
+
 def save(module: nn.Module, folder: str | Path, tokenizer=None) -> None:
     """Write a Hugging Face folder in the layout that the module came in, weights in the dtype they have.
 
@@ -754,9 +772,8 @@ def save(module: nn.Module, folder: str | Path, tokenizer=None) -> None:
     folder, source = Path(folder), module.source
     if source.folder is not None and folder.resolve() == source.folder.resolve():
         raise ValueError(f"{folder} is where the model was loaded from; save it to another folder")
-    if tokenizer is not None and len(tokenizer) > module.config.vocab_size:
-        raise ValueError(f"the tokenizer has {len(tokenizer)} words and the model "
-                         f"{module.config.vocab_size}: they do not belong together")
+    if tokenizer is not None:
+        check_fits(module, tokenizer)
     writes = not dist.is_initialized() or dist.get_rank() == 0
     if writes:
         folder.mkdir(parents=True, exist_ok=True)

@@ -29,6 +29,7 @@ import random
 import sys
 import time
 from collections.abc import Callable
+from concurrent import futures
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -131,6 +132,11 @@ def check(args: argparse.Namespace) -> None:
         value = getattr(args, flag)
         if value is not None and value < 1:
             raise ValueError(f"--{flag.replace('_', '-')} must be 1 or more, not {value}")
+    for flag in ("lr", "gate_lr", "lr_warmup", "weight_decay", "clip", "beta", "max_grad_norm", "solver_weight", "tau", "keep",
+                 "refresh_every", "judge_every", "show_every", "use_every"):
+        value = getattr(args, flag)
+        if value is not None and not value >= 0:
+            raise ValueError(f"--{flag.replace('_', '-')} must be 0 or more, not {value}")
     if args.num_strategies > len(prompts.LABELS):
         raise ValueError(f"--num-strategies {args.num_strategies}: a plan has labels for at most {len(prompts.LABELS)}")
     if args.temperature <= 0:
@@ -161,8 +167,8 @@ def problems_of_step(problems: list, step: int, n: int, seed: int) -> list:
 class Judge:
     """Programs to verdicts while others still decode. Within a step equal programs for one problem are judged once."""
 
-    def __init__(self, judge: verifier.Verifier, official_limits: bool):
-        self.verifier, self.official_limits, self.seen = judge, official_limits, {}
+    def __init__(self, judge: verifier.Verifier, official_limits: bool, stop: Callable[[], bool]):
+        self.verifier, self.official_limits, self.stop, self.seen = judge, official_limits, stop, {}
 
     def __call__(self, problem, program: str | None):
         key = (problem.id, program)
@@ -171,9 +177,12 @@ class Judge:
         return self.seen[key]
 
     def settle(self, branches: list) -> float:
-        """Wait for the verdicts of a rollout and put them in their places -> seconds waited."""
+        """Wait for the verdicts of a rollout and put them in their places -> seconds waited. A SIGTERM ends the wait, too."""
         started = time.perf_counter()
         for branch in branches:
+            while not futures.wait([branch.verdict], timeout=1.0).done:
+                if self.stop():
+                    raise rollout.Abandoned
             branch.verdict = branch.verdict.result()
         self.seen.clear()
         return time.perf_counter() - started
@@ -371,8 +380,9 @@ def sampling_progress() -> Callable[[rollout.Engine], None]:
         last = last if s.seconds >= last else 0.0           # another rollout has begun
         if s.seconds - last >= common.PROGRESS_SECONDS:
             last = s.seconds
-            print(f"sampling: {s.rows} rows done, {len(engine.owner)} decode, {len(engine.queue)} wait; "
-                  f"{s.live_row_steps / s.seconds:,.0f} tokens/s, {s.idle_share:.0%} of the slots idle", file=sys.stderr, flush=True)
+            rate = s.live_row_steps / s.seconds
+            print(f"sampling: {s.rows} rows done, {len(engine.owner)} decode, {len(engine.queue)} wait; {rate:,.0f} tokens/s, "
+                  f"{s.idle_share:.0%} of the slots idle", file=sys.stderr, flush=True)
     return show
 
 
@@ -388,14 +398,29 @@ def show_tuple(record: dict) -> str:
     return "\n".join([*lines, "---"])
 
 
+def unless_stopped(ranks, collect: Callable):
+    """collect(), or rollout.Abandoned on all ranks if a SIGTERM ended it on one: what follows is collective."""
+    try:
+        found = collect()
+    except rollout.Abandoned:
+        found = None
+    if ranks.any(found is None):
+        raise rollout.Abandoned
+    return found
+
+
 # ------------------------------------------------------------------------------------------------ stage 4
 
 def audit(engine, problems: list, gate, judge: Judge, args, ranks) -> dict:
     """Stage 4, forward only: frozen-solver pass@K of the planner, and the share of rollouts with R_plan > 0. No update."""
     chosen = problems_of_step(problems, 0, min(args.audit_problems, len(problems)), args.seed)[ranks.rank::ranks.world]
-    tuples = rollout.sample_tuples(engine, chosen, 1, args.num_strategies, (args.seed, "audit"), args.max_plan_tokens,
-                                   args.max_solve_tokens, judge, args.with_think)
-    judge.settle(all_branches(tuples))
+
+    def collect() -> list:
+        tuples = rollout.sample_tuples(engine, chosen, 1, args.num_strategies, (args.seed, "audit"), args.max_plan_tokens,
+                                       args.max_solve_tokens, judge, args.with_think)
+        judge.settle(all_branches(tuples))
+        return tuples
+    tuples = unless_stopped(ranks, collect)
     valid = apply_gate(gate, chosen, tuples)
     outcome = reward.outcome_reward(verdicts(tuples, args.num_strategies))
     sums = grpo.all_reduce(torch.tensor([outcome.sum(), valid.sum(), (valid * outcome).sum(), outcome.numel(),
@@ -429,8 +454,9 @@ def refresh_gate(gate: gates.Gate, path: str, engine, problems: list, judge_plan
     """
     # a stream of its own: 64 problems that no training step decides on
     chosen = problems_of_step(problems, step, min(64, len(problems)), args.seed + 1)[ranks.rank::ranks.world]
-    drawn = rollout.sample_tuples(engine, chosen, 2, args.num_strategies, (args.seed, "refresh", step), args.max_plan_tokens, 1,
-                                  think=args.with_think)
+    key = args.seed, "refresh", step
+    drawn = unless_stopped(ranks, lambda: rollout.sample_tuples(engine, chosen, 2, args.num_strategies, key,
+                                                                args.max_plan_tokens, 1, think=args.with_think))
     plans = [(problem, prompts.cut_thought(t.plan.text)) for problem, of in zip(chosen, drawn, strict=True) for t in of]
     fresh = [gates.Label(problem.id, problem.statement, plan, int(not faults), faults[0] if faults else gates.POSITIVE)
              for (problem, plan), faults in zip(plans, judge_plans(plans), strict=True) if faults is not None]
@@ -499,7 +525,8 @@ def main(args: argparse.Namespace) -> int:
         attempts = args.num_attempts or ATTEMPTS.get(args.policy, 0)
         a_problem = args.num_tuples * k if tuples_mode else attempts                # solver attempts
         args.problems_per_step = args.problems_per_step or (8 if tuples_mode else max(1, 8 * args.num_tuples * k // attempts))
-        timeout = common.collective_timeout(-(-args.problems_per_step // world) * a_problem, verifier.PROGRAM_SECONDS, args.workers)
+        worst = (1 + verifier.PATIENCE) * verifier.PROGRAM_SECONDS + verifier.TEST_SECONDS      # of one program
+        timeout = common.collective_timeout(-(-args.problems_per_step // world) * a_problem, worst, args.workers)
         ranks = common.setup(args.seed, args.device, args.threads, timeout)
         say = print if ranks.main else (lambda *_, **__: None)
 
@@ -535,6 +562,7 @@ def main(args: argparse.Namespace) -> int:
         tokenizer = AutoTokenizer.from_pretrained(start)
         if args.with_think:
             prompts.thought_mark(tokenizer)                # raises where there is no thinking
+        model.check_fits(policy, tokenizer)
         lengths = [len(prompts.encode(tokenizer, prompts.plan(p, k) if tuples_mode else prompts.direct(p), args.with_think))
                    for p in problems]
         context = getattr(policy.config, "max_position_embeddings", None) or math.inf
@@ -542,8 +570,8 @@ def main(args: argparse.Namespace) -> int:
         if max(lengths) > room:
             too_long = [p.id for p, n in zip(problems, lengths, strict=True) if n > room]
             say(f"WARNING: {len(too_long)} of {len(problems)} problems are left out, {too_long[0]} the first: in a context of "
-                f"{context} tokens they leave no room for a plan of {args.max_plan_tokens} and a program of {args.max_solve_tokens}",
-                file=sys.stderr)
+                f"{context} tokens they leave no room for a plan of {args.max_plan_tokens} and a program of "
+                f"{args.max_solve_tokens}", file=sys.stderr)
             problems = [p for p, n in zip(problems, lengths, strict=True) if n <= room]
         if len(problems) < args.problems_per_step:
             raise ValueError(f"{args.problems} holds {len(problems)} problems that can be used, fewer than --problems-per-step "
@@ -558,7 +586,7 @@ def main(args: argparse.Namespace) -> int:
             reference = grpo.shard(reference, compute, ranks.device, args.replicate)
         sampler = model.load(start, sampling, ranks.device).requires_grad_(False)
         optimizer = grpo.make_optimizer(policy, args.lr, args.weight_decay)
-        vocab = min(len(tokenizer), sampler.config.vocab_size)
+        vocab = len(tokenizer)
         gate = gate_path = None
         if tuples_mode:
             own = run / "gate" / "final"
@@ -579,7 +607,7 @@ def main(args: argparse.Namespace) -> int:
         common.remove(folder)
     ranks.barrier()
     newest = common.newest_checkpoint(folder)
-    state = {"step": 0, "logs": {}, "accepted": [], "skipped": 0, "gate": gate_path}
+    state = {"step": 0, "logs": {}, "accepted": [], "skipped": 0, "gate": gate_path, "refreshed": 0}
     if newest:
         state = common.load_checkpoint(newest, policy, optimizer)
         say(f"resuming after step {state['step']} from {newest}")
@@ -608,11 +636,18 @@ def main(args: argparse.Namespace) -> int:
         common.save_checkpoint(folder, state["step"], policy, optimizer, {**state, "logs": log.offsets()}, args.keep)
 
     with checker:
-        judge = Judge(checker, args.official_limits)
+        judge = Judge(checker, args.official_limits, stop)
 
         # ---- stage 4: the audit
         if args.stage == "joint" and tuples_mode and not args.skip_audit and not newest:
-            found = audit(engine, problems, gate, judge, args, ranks)
+            try:
+                found = audit(engine, problems, gate, judge, args, ranks)
+            except rollout.Abandoned:
+                say("stopped in the audit; the same command starts it again")
+                return 143
+            except verifier.SandboxError as error:
+                print(f"error: {error}; the same command starts again", file=sys.stderr)
+                return 1
             say("audit: " + "  ".join(f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}"
                                       for name, value in found.items()))
             log.write("audit", found)
@@ -625,7 +660,21 @@ def main(args: argparse.Namespace) -> int:
         warm = args.stage == "warmup"
         finished, stopped = state["step"] >= args.steps, False
         while not finished and not stopped:
-            step, started = state["step"], time.perf_counter()
+            step = state["step"]
+            # -- the gate's next phase
+            if args.refresh_every and step and step % args.refresh_every == 0 and state["refreshed"] != step:
+                try:
+                    gate, state["gate"], found = refresh_gate(gate, state["gate"], engine, problems, judge_plans, step, folder,
+                                                              args, ranks)
+                except rollout.Abandoned:
+                    stopped = True
+                    break
+                state["refreshed"] = step
+                log.write("gate", found)
+                say(f"gate refresh: AUC {found['auc']:.3f}, " + (f"accepted, now {state['gate']}" if found["accepted"] else
+                    f"DROPPED ({'; '.join(found['failed'])}), {state['gate']} stays"))
+
+            started = time.perf_counter()
             batch = problems_of_step(problems, step, args.problems_per_step, args.seed)[ranks.rank::ranks.world]
             key = (args.seed, args.stage, step)
             engine.stats = rollout.Stats()
@@ -699,13 +748,7 @@ def main(args: argparse.Namespace) -> int:
                       file=sys.stderr)
                 return 1
 
-            # -- between steps: the gate's next phase, a checkpoint, the end
-            if args.refresh_every and state["step"] % args.refresh_every == 0 and state["step"] < args.steps:
-                gate, state["gate"], found = refresh_gate(gate, state["gate"], engine, problems, judge_plans, state["step"], folder,
-                                                          args, ranks)
-                log.write("gate", found)
-                say(f"gate refresh: AUC {found['auc']:.3f}, " + (f"accepted, now {state['gate']}" if found["accepted"] else
-                    f"DROPPED ({'; '.join(found['failed'])}), {state['gate']} stays"))
+            # -- between steps: a checkpoint, the end
             finished = state["step"] >= args.steps or ranks.any(warm and ranks.main and plateau(state["accepted"], args.plateau))
             stopped = ranks.any(stop())
             if finished or stopped or state["step"] % args.save_every == 0:

@@ -190,6 +190,8 @@ def main(args: argparse.Namespace) -> int:
         if doubt:
             say(f"WARNING: {doubt}", file=sys.stderr)
         module = model.load(start, torch.float32)
+        model.check_fits(module, tokenizer, [(x.problem_id, len(gate.encode(tokenizer, x, x.plan, args.num_strategies)))
+                                             for x in train + val])
         module.checkpointing = args.checkpointing
         for embeddings in module.per_layer_tables:          # Gemma's: half of the model, left as it is
             embeddings.requires_grad_(False)

@@ -201,7 +201,9 @@ def main(args: argparse.Namespace) -> int:
         policy.checkpointing = args.checkpointing
         for embeddings in policy.per_layer_tables:          # Gemma's: half of the model, left as it is
             embeddings.requires_grad_(False)
-        vocab = min(len(tokenizer), policy.config.vocab_size)
+        lengths = [len(row.prefix) + len(row.suffix) for row in rows + val]
+        model.check_fits(policy, tokenizer, zip([problem.id for problem, *_ in gold + held_out], lengths, strict=True))
+        vocab = len(tokenizer)
         policy = grpo.shard(policy, compute, ranks.device)
         optimizer = grpo.make_optimizer(policy, args.lr)
         if args.fresh and ranks.main and folder.exists():   # now that nothing is left to complain about

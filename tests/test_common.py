@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -208,6 +209,18 @@ def test_weights_and_moments_come_back_exactly_with_what_was_put_beside_them(alo
     assert other[1].param_groups[0]["lr"] == 1e-2
 
 
+def test_a_checkpoint_before_the_first_step_counts_none(alone, tmp_path):
+    """SIGTERM in the first rollout. torch makes AdamW's moments by a step of its own, which would be Adam's first."""
+    policy, optimizer = trained(0)
+    common.save_checkpoint(tmp_path, 0, policy, optimizer, {})
+    other = trained(0, seed=1)
+    common.load_checkpoint(common.newest_checkpoint(tmp_path), *other)
+    want = trained(1)
+    for pair in ((policy, optimizer), other):
+        grpo.update(pair[0], None, pair[1], rows_of_step(0, 0, 1))
+        assert torch.equal(everything(*pair), everything(*want))
+
+
 def test_only_complete_checkpoints_count_and_the_newest_are_kept(alone, tmp_path):
     policy, optimizer = trained()
     (tmp_path / f"step_000099{common.PARTIAL}").mkdir(parents=True)     # died while writing
@@ -339,8 +352,8 @@ def test_the_learning_rate_warms_up_in_a_straight_line():
 
 
 def test_collectives_wait_for_the_slowest_verifier():
-    """256 programs of 120 s on 8 workers take 64 minutes at worst; torch's default would be ten."""
-    assert common.collective_timeout(256, 120, 8).total_seconds() >= 64 * 60
+    """256 programs of 120 s on 8 workers take 64 minutes at worst, 66 if one is judged twice; torch's default would be ten."""
+    assert common.collective_timeout(256, 120, 8) == common.DECODING_ALLOWANCE + timedelta(minutes=66)
 
 
 @pytest.mark.slow

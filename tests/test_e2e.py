@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ import gate
 import grpo
 import model
 import prompts
+import rollout
 import train_cppo
 from test_teacher import Server
 
@@ -193,7 +195,7 @@ def test_a_random_checkpoint_is_refused_by_the_audit(run, capsys):
     (("--num-strategies", "0"), "must be 1 or more"), (("--num-tuples", "0"), "must be 1 or more"),
     (("--model", "/nowhere"), "/nowhere"), (("--gate", "/nowhere"), "/nowhere"), (("--problems", "/nowhere"), "/nowhere"),
     (("--advantage", "pkpo"), "does not fit"), (("--judge", "nothing:here"), "module:name"),
-    (("--problems-per-step", "9"), "fewer than"), (("--refresh-every", "2"), "--judge")])
+    (("--problems-per-step", "9"), "fewer than"), (("--beta", "-1"), "0 or more"), (("--refresh-every", "2"), "--judge")])
 def test_a_user_s_mistake_is_one_line_with_the_mend_and_costs_nothing(run, capsys, flags, said):
     run("--steps", "1")
     done = Path("runs/toy/cppo-m4/final/config.json").stat().st_mtime_ns
@@ -256,6 +258,13 @@ def test_a_gate_refresh_appends_labels_and_keeps_the_old_gate_if_the_new_one_fai
     refresh = read(stage / "gate.jsonl")[0]
     assert refresh["accepted"] and Path(refresh["gate"]) == stage / "gate_000001" and refresh["tau"] == 0.0
     gate.Gate.load(refresh["gate"])
+    # stopped in a refresh: the step before it is kept, and the refresh is made when the run goes on
+    labels_then = (stage / "gate_pool" / "000001.jsonl").read_text()
+    with monkeypatch.context() as stopping:
+        stopping.setattr(common, "stop_flag", lambda: lambda: (stage / "step_000001").exists())
+        assert run(*flags, "--fresh", "--save-every", "1")[0] == 143
+    assert not (stage / "gate_000001").exists() and run(*flags)[0] == 0
+    assert (stage / "gate_pool" / "000001.jsonl").read_text() == labels_then and read(stage / "gate.jsonl")[0] == refresh
     # the same judge behind an endpoint gives the same labels; the log asks it about the first step only
     pool, judged = (stage / "gate_pool" / "000001.jsonl").read_text(), [m.get("valid_judged") for m in read(stage / "metrics.jsonl")]
 
@@ -350,6 +359,16 @@ def test_killed_at_random_moments_a_run_ends_as_if_it_had_never_stopped(run, wor
     assert logged(stage) == logged(calm) and read(stage / "samples.jsonl") == read(calm / "samples.jsonl")
     ours, theirs = weights(stage), weights(calm)
     assert all(torch.equal(ours[n], theirs[n]) for n in ours)
+
+
+def test_sigterm_in_the_audit_or_while_verdicts_are_awaited_ends_both(run, capsys, monkeypatch):
+    monkeypatch.setattr(common, "stop_flag", lambda: lambda: True)
+    status, stage = run("--steps", "1")
+    assert status == 143 and "stopped in the audit" in capsys.readouterr().out
+    assert not (stage / "audit.jsonl").exists() and not common.newest_checkpoint(stage), "the audit is still to be made"
+    branch = rollout.Branch([1], 1, None, "while True: pass", verdict=Future())
+    with pytest.raises(rollout.Abandoned):
+        train_cppo.Judge(None, False, lambda: True).settle([branch])
 
 
 def test_sigterm_ends_a_run_with_a_checkpoint_from_which_it_goes_on(run, capsys):

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-import evaluate
 import attempts
+import common
+import evaluate
 import metrics
 import ranks
 import tiny
@@ -167,6 +168,12 @@ def test_attempts_made_in_another_way_are_not_mixed_or_written_over(tmp_path, po
     assert (tmp_path / "b.jsonl").read_text() == "mine\n"
     call(*argv, "--out", out, "--temperature", "0.5", "--fresh")
     assert attempts.load(out).setting["temperature"] == 0.5
+
+
+def test_of_a_hub_id_the_snapshot_is_hashed(pool, checkpoint, monkeypatch):
+    monkeypatch.setattr(evaluate.model, "find", lambda name, revision: checkpoint if (name, revision) == ("a/b", "v2") else None)
+    setting = evaluate.made_with(evaluate.parse_args(["--model", "a/b", "--revision", "v2", "--method", "direct"]), "fp32")
+    assert setting["model_sha256"] == common.tree_hash(checkpoint) != "" and setting["revision"] == "v2"
 
 
 @pytest.mark.parametrize("argv, told", [

@@ -493,6 +493,8 @@ BAD = {
                          "layer_types must name 4"),
     "heads that do not divide": (lambda f: edit(f, num_key_value_heads=3),
                                  "num_attention_heads = 4 must be a multiple"),
+    "a size that is none": (lambda f: edit(f, hidden_size="64"), "hidden_size must be a whole number above 0, not '64'"),
+    "a config that is no object": (lambda f: (f / "config.json").write_text("[1]"), "config.json holds a list"),
     "a config that is not JSON": (lambda f: (f / "config.json").write_text("{"), "config.json is not JSON"),
     "no config": (lambda f: (f / "config.json").unlink(), "holds no config.json"),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), "holds neither model.safetensors nor"),
@@ -557,6 +559,12 @@ def test_saving_over_the_source_or_with_a_foreign_tokenizer_is_refused(tmp_path)
     with pytest.raises(ValueError, match="the tokenizer has 390 words and the model 300"):
         model.save(module, tmp_path / "b", tiny.tokenizer())
     assert not (tmp_path / "b").exists()
+
+
+def test_a_row_beyond_the_context_is_named_with_its_problem(ours):
+    model.check_fits(ours, tiny.tokenizer(), [("p", 4096)])
+    with pytest.raises(ValueError, match="problem 'q': 4097 tokens exceed the model's context of 4096"):
+        model.check_fits(ours, tiny.tokenizer(), [("p", 4096), ("q", 4097)])
 
 
 def test_a_misspelt_key_of_build_is_named():

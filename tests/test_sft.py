@@ -308,12 +308,18 @@ def test_steps_without_a_finite_gradient_are_skipped_and_three_end_the_run(folde
     (["--steps", "0"], "--steps must be at least 1"),
     (["--model", "nowhere"], "nowhere: no such folder"),
     (["--problems", "nowhere.jsonl"], "nowhere.jsonl"),
+    (["--model", "short"], "problem 'q0': "),
+    (["--model", "other"], "the tokenizer has 390 words and the model 300"),
 ])
 def test_a_user_s_mistake_is_one_line_and_exit_status_2(folder, runs, capsys, more, complaint):
+    for name, config in (("short", {"max_position_embeddings": 30}), ("other", {"vocab_size": 300})):
+        if name in more:
+            tiny.qwen(name, **config)
     with pytest.raises(SystemExit) as e:
         train([*arguments(folder, runs), *more])
-    said = capsys.readouterr().err.strip()
-    assert e.value.code == 2 and complaint in said and said.startswith("error: ") and "\n" not in said
+    *warned, said = capsys.readouterr().err.strip().splitlines()
+    assert e.value.code == 2 and complaint in said and said.startswith("error: ")
+    assert all(line.startswith("WARNING: ") for line in warned)
     assert not (runs / "runs/r/sft/final").exists()
 
 
