@@ -35,34 +35,59 @@ class Evaluation:
     def setting(self) -> dict:
         return self.card["setting"]
 
+    @property
+    def method(self) -> str | None:
+        return self.setting.get("method")
+
+    @property
+    def made(self) -> int:
+        """Attempts at every problem."""
+        return min(map(len, self.problems.values()))
+
+
+def read(path: Path) -> str:
+    """A text file, compressed or not."""
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+        return file.read()
+
 
 def load(path: str | Path) -> Evaluation:
-    """An attempts file (.jsonl or .jsonl.gz) and the card beside it."""
+    """An attempts file (.jsonl or .jsonl.gz) and what stands beside it: its card, and what diversity.py wrote."""
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no attempts at {path}: evaluate.py writes them")
     problems = defaultdict(list)
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                attempt = json.loads(line)
-                problems[attempt["problem_id"]].append(attempt)
-            except (json.JSONDecodeError, KeyError, TypeError):
-                raise ValueError(f"{path} line {number} is no attempt") from None
+    for number, line in enumerate(read(path).removesuffix("\n").split("\n"), 1):
+        try:
+            attempt = json.loads(line)
+            problems[attempt["problem_id"]].append(attempt)
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise ValueError(f"{path} line {number} is no attempt") from None
     for attempts in problems.values():
         attempts.sort(key=lambda attempt: (attempt["tuple"], attempt["index"]))
-    stem = path.name.removesuffix(".gz").removesuffix(".jsonl")
-    beside = (path.with_name(f"{stem}.json"), path.with_name(f"{stem}.diversity.json"))
-    card, diversity = (json.loads(file.read_text()) if file.exists() else None for file in beside)
+    card, diversity = (next((json.loads(read(file)) for file in (beside(path, ending), beside(path, f"{ending}.gz"))
+                             if file.exists()), None) for ending in (".json", ".diversity.json"))
     return Evaluation(path, card or {"setting": {}}, dict(problems), diversity)
+
+
+def beside(path: Path, ending: str) -> Path:
+    """The file of an attempts file that ends in .json, .diversity.json ..."""
+    return path.with_name(path.name.removesuffix(".gz").removesuffix(".jsonl") + ending)
 
 
 # ---------------------------------------------------------------------------------------------- numbers
 
-def chosen(name: str, attempts: list[dict], k: int, rule: str = "first") -> list[dict]:
-    """The K attempts that count. Programs from elsewhere may be fewer: what is missing has failed."""
+def chosen(evaluation: Evaluation, name: str, k: int, rule: str = "first") -> list[dict]:
+    """The K attempts at a problem that count. Tuples are pooled whole (Table 20), so the last or random K are of the first
+    K / size tuples, rounded up: for a small K, of one (Appendix G). Programs from elsewhere may be fewer: what is missing
+    has failed."""
+    attempts = evaluation.problems[name]
+    if len(attempts) < k and evaluation.method != "file":
+        raise ValueError(f"{evaluation.path} holds {len(attempts)} attempts at {name}, not {k}: evaluate with more")
+    size = sum(attempt["tuple"] == attempts[0]["tuple"] for attempt in attempts)
+    pool = attempts[: -(-k // size) * size] if size > 1 else attempts
     rng = np.random.default_rng(zlib.crc32(name.encode()))
-    return [attempts[i] for i in metrics.choose(len(attempts), min(k, len(attempts)), rule, rng)]
+    return [pool[i] for i in metrics.choose(len(pool), min(k, len(pool)), rule, rng)]
 
 
 def passed(attempts: list[dict]) -> list[bool]:
@@ -84,7 +109,7 @@ def majority(attempts: list[dict]) -> float:
 def outcomes(evaluation: Evaluation, k: int, rule: str = "first", of: Callable | None = None) -> np.ndarray:
     """(problems,) of what `of` makes of each problem's K attempts, in the file's order; None: pass@K."""
     of = of or (lambda attempts: float(any(passed(attempts))))
-    return np.array([of(chosen(name, attempts, k, rule)) for name, attempts in evaluation.problems.items()])
+    return np.array([of(chosen(evaluation, name, k, rule)) for name in evaluation.problems])
 
 
 def has(evaluation: Evaluation, field: str) -> bool:
@@ -96,39 +121,40 @@ def decoded(evaluation: Evaluation, k: int, rule: str = "first") -> tuple[float,
     """(planner, solver) tokens a problem. A plan of which any attempt counts is paid for as a whole."""
     planner = solver = 0
     for name, attempts in evaluation.problems.items():
-        used = chosen(name, attempts, k, rule)
+        used = chosen(evaluation, name, k, rule)
         draws = {attempt["tuple"] for attempt in used}
         planner += sum(attempt["planner_tokens"] for attempt in attempts if attempt["tuple"] in draws)
         solver += sum(attempt["solver_tokens"] for attempt in used)
     return planner / len(evaluation.problems), solver / len(evaluation.problems)
 
 
-def tuples(evaluation: Evaluation, size: int) -> Iterable[list[dict]]:
-    """Attempts in groups of `size`: the tuples of a tuple method, as many attempts in a row of any other."""
+def tuples(evaluation: Evaluation) -> Iterable[list[dict]]:
+    """Attempts in groups of K: the tuples of a tuple method, as many attempts in a row of any other."""
+    size = evaluation.setting.get("num_strategies", 4)
     for attempts in evaluation.problems.values():
         yield from (attempts[i: i + size] for i in range(0, len(attempts) - size + 1, size))
 
 
-def texts(group: list[dict]) -> list[str]:
-    """What diversity is measured on: strategies, or programs for methods without (F.1). Failures: none."""
-    what = "strategy" if any(attempt["strategy"] for attempt in group) else "program"
+def texts(evaluation: Evaluation, group: list[dict]) -> list[str]:
+    """What diversity is measured on: the strategies that a planner wrote; programs where there is none (F.1)."""
+    what = "strategy" if evaluation.method in PLANNED else "program"
     return [attempt[what] for attempt in group if attempt[what]]
 
 
 def tuple_figures(evaluation: Evaluation) -> dict[str, float]:
     """Shares of tuples: with a strategy (or program) that stands twice, with two programs of one outcome,
     with the faults that a judge named, accepted by the gate, unparsed."""
-    groups = list(tuples(evaluation, evaluation.setting.get("num_strategies", 4)))
+    groups = list(tuples(evaluation))
     if not groups:
         return {}
-    row = {"literal duplicates": np.mean([metrics.is_literal_duplicate(texts(group)) for group in groups])}
+    row = {"literal duplicates": np.mean([metrics.is_literal_duplicate(texts(evaluation, group)) for group in groups])}
     if has(evaluation, "outcome"):      # two attempts did the same, whatever their texts
         seen = ([attempt["outcome"] for attempt in group if attempt["outcome"]] for group in groups)
         row["equal outcomes"] = np.mean([len(set(found)) < len(found) for found in seen])
     row |= {f"judged {name}": share for name, share in (evaluation.card.get("faults") or {}).items()}
     if has(evaluation, "gate"):
         row["accepted"] = np.mean([group[0]["gate"] >= evaluation.card["tau"] for group in groups])
-    if evaluation.setting.get("method") in PLANNED:
+    if evaluation.method in PLANNED:
         row["unparsed"] = np.mean([None in [attempt["strategy"] for attempt in group] for group in groups])
     return {name: float(value) for name, value in row.items()}
 
@@ -138,8 +164,7 @@ def figures(evaluation: Evaluation, k: int, rule: str = "first") -> dict[str, fl
     solved = outcomes(evaluation, k, rule)
     low, high = metrics.bootstrap_interval(solved)
     row = {"pass@K": solved.mean(), "low": low, "high": high}
-    made = min(map(len, evaluation.problems.values()))
-    if evaluation.setting.get("method") in INDEPENDENT and made > k:
+    if evaluation.method in INDEPENDENT and evaluation.made > k:
         verdicts = map(passed, evaluation.problems.values())
         row["unbiased"] = np.mean([metrics.pass_at_k(len(right), sum(right), k) for right in verdicts])
     if has(evaluation, "posterior"):

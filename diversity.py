@@ -26,8 +26,8 @@ import attempts
 import common
 import metrics
 import prompts
-from data import load_problems
 from common import plug_in
+from data import load_problems
 
 Classifier = Callable[[list[tuple[str, str | None]]], list[str]]    # (text, statement) -> categories
 Encoder = Callable[[list[str]], np.ndarray]
@@ -77,23 +77,24 @@ def load_encoder(spec: str, device: torch.device) -> Encoder:
 def measure(evaluation: attempts.Evaluation, statements: dict[str, str], classify: Classifier | None,
             encode: Encoder | None) -> list[dict]:
     """A record a tuple: its categories and D_alg, its D_sem, as far as there is a model for them."""
-    groups = list(attempts.tuples(evaluation, evaluation.setting["num_strategies"]))
-    groups = [group for group in groups if len(attempts.texts(group)) > 1]
-    records = [{"problem_id": group[0]["problem_id"], "tuple": group[0]["tuple"]} for group in groups]
+    found = [(group[0], attempts.texts(evaluation, group)) for group in attempts.tuples(evaluation)]
+    found = [(first, texts) for first, texts in found if len(texts) > 1]
+    records = [{"problem_id": first["problem_id"], "tuple": first["tuple"]} for first, _ in found]
     if classify:
         # each text once: the statement goes with a plan, a program is classified by itself
-        pairs = [[(text, statements[group[0]["problem_id"]] if group[0]["strategy"] else None)
-                  for text in attempts.texts(group)] for group in groups]
+        planned = evaluation.method in attempts.PLANNED
+        pairs = [[(text, statements[first["problem_id"]] if planned else None) for text in texts]
+                 for first, texts in found]
         distinct = list(dict.fromkeys(pair for group in pairs for pair in group))
         category = dict(zip(distinct, classify(distinct), strict=True))
         for record, group in zip(records, pairs, strict=True):
             record["categories"] = [category[pair] for pair in group]
             record["D_alg"] = metrics.d_alg(record["categories"])
     if encode:
-        distinct = list(dict.fromkeys(text for group in groups for text in attempts.texts(group)))
+        distinct = list(dict.fromkeys(text for _, texts in found for text in texts))
         vector = dict(zip(distinct, encode(distinct), strict=True))
-        for record, group in zip(records, groups, strict=True):
-            record["D_sem"] = metrics.d_sem(attempts.texts(group), lambda texts: [vector[t] for t in texts])
+        for record, (_, texts) in zip(records, found, strict=True):
+            record["D_sem"] = metrics.d_sem(texts, lambda texts: [vector[text] for text in texts])
     return records
 
 
@@ -122,8 +123,7 @@ def main(args: argparse.Namespace) -> int:
             if missing:
                 raise ValueError(f"{evaluation.path}: problem {min(missing)!r} is not in {args.problems}")
             groups = measure(evaluation, statements, classify, encode)
-            stem = evaluation.path.name.removesuffix(".gz").removesuffix(".jsonl")
-            out = evaluation.path.with_name(f"{stem}.diversity.json")
+            out = attempts.beside(evaluation.path, ".diversity.json")
             common.write_file(out, json.dumps({"classifier": args.classifier, "encoder": args.encoder,
                                                "groups": groups}) + "\n")
             means = {name: float(np.mean([group[name] for group in groups])) for name in ("D_alg", "D_sem")

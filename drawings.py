@@ -21,6 +21,7 @@ import numpy as np
 from attempts import decoded
 from tables import SWEEP, SYSTEMS, Runs, mean, recorded
 
+METHODS = [row for row in SYSTEMS if row != "CPPO, shuffled"]
 ABOUT = {"2": "LCBv6", "5": "LCBv6", "6": "APPS", "7": "APPS"}
 PANELS = {"8": ("pkpo", {"grad_norm": "gradient norm", "step_norm": "parameter step",
                          "advantage_nonzero": "problems with a signal", "variance": "advantage variance"}),
@@ -67,32 +68,43 @@ def panels(plt, n: int):
 
 
 def curves(runs: Runs, model: str, benchmark: str) -> Iterator[tuple[str, list[int], list[float]]]:
-    """(method, Ks that it made, pass@K)"""
-    for row in SYSTEMS:
+    """(method, Ks that it made, pass@K), controls left out"""
+    for row in METHODS:
         seeds = runs.get(model, benchmark, row)
-        made = min((len(a) for e in seeds for a in e.problems.values()), default=0)
-        ks = [k for k in SWEEP if k <= made]
+        ks = [k for k in SWEEP if seeds and k <= min(e.made for e in seeds)]
         if ks:
             yield row, ks, [mean(seeds, runs.passing(k)) for k in ks]
 
 
+def style(row: str) -> dict:
+    """A method looks the same in every figure."""
+    at = METHODS.index(row)
+    return {"color": f"C{at % 10}", "marker": "os"[at // 10], "markersize": 3, "linewidth": 2.5 if row == "CPPO" else 1}
+
+
 def lines(axis, runs: Runs, model: str, benchmark: str) -> None:
     for row, ks, passing in curves(runs, model, benchmark):
-        axis.plot(ks, passing, marker="o", markersize=3, label=row, linewidth=2 if row == "CPPO" else 1)
-    for name in ("independent", "coordinated"):
+        axis.plot(ks, passing, label=row, **style(row))
+    for name, dashes in (("independent", ":"), ("coordinated", "--")):
         known = [(k, c) for k in SWEEP if (c := runs.ceiling(model, benchmark, k, name)) is not None]
         if known:
-            axis.plot(*zip(*known, strict=True), "--", color="grey", linewidth=1, label=f"{name} ceiling")
-    axis.set(xscale="log", xlabel="attempts K", ylabel="pass@K", title=f"{benchmark}, {model}")
-    axis.set_xticks(SWEEP, map(str, SWEEP))
+            axis.plot(*zip(*known, strict=True), dashes, color="black", linewidth=1, label=f"{name} ceiling")
+    axis.set(xlabel="attempts K", ylabel="pass@K", title=f"{benchmark}, {model}")
+    powers(axis, SWEEP)
     axis.legend(fontsize=6)
+
+
+def powers(axis, ticks: Iterable[int]) -> None:
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(ticks, map(str, ticks), fontsize=7)
 
 
 def bars(axis, runs: Runs, model: str, benchmark: str) -> None:
     drawn = list(curves(runs, model, benchmark))
     for place, (row, ks, passing) in enumerate(drawn):
         at = [SWEEP.index(k) + (place - len(drawn) / 2) * 0.8 / len(drawn) for k in ks]
-        axis.bar(at, passing, width=0.8 / len(drawn), label=row)
+        axis.bar(at, passing, width=0.8 / len(drawn), label=row, color=style(row)["color"],
+                 hatch="//" if style(row)["marker"] == "s" else None)
     axis.set(xlabel="attempts K", ylabel="pass@K", title=f"{benchmark}, {model}")
     axis.set_xticks(range(len(SWEEP)), map(str, SWEEP))
     axis.legend(fontsize=6)
@@ -109,18 +121,22 @@ def cost(axes, runs: Runs) -> None:
             seconds = [k * np.mean(each) for k in ks] if each else []
             for axis, xs in zip(axes, (ks, tokens, seconds), strict=True):
                 if len(xs) and all(x > 0 for x in xs):
-                    axis.plot(xs, passing, marker="o", markersize=3, label=f"{row}, {benchmark}, {model}")
+                    axis.plot(xs, passing, label=f"{row}, {benchmark}, {model}", **style(row))
     for axis, name in zip(axes, ("attempts", "decoded tokens a problem", "seconds a problem"), strict=True):
         axis.set(xscale="log", xlabel=name, ylabel="pass@K")
-    axes[0].legend(fontsize=6)
+        for ticks in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
+            ticks("{x:g}")
+        axis.tick_params(axis="x", which="both", labelsize=6)
+    powers(axes[0], SWEEP)
+    axes[0].legend(fontsize=5)
 
 
 def gain_over_diversity(axis, runs: Runs) -> None:
     points = []
     for model, benchmark, _ in runs.places():
-        direct = runs.get(model, benchmark, "Direct Solve")
-        for row in SYSTEMS:
-            seeds = [e for e in runs.get(model, benchmark, row) if len(recorded("D_alg")(e))]
+        direct = runs.get(model, benchmark, "Direct Solve", 4)
+        for row in METHODS:
+            seeds = [e for e in runs.get(model, benchmark, row, 4) if len(recorded("D_alg")(e))]
             if direct and seeds and row != "Direct Solve":
                 gain = mean(seeds, runs.passing(4)) - mean(direct, runs.passing(4))
                 points.append((mean(seeds, recorded("D_alg")), gain))
@@ -136,7 +152,7 @@ def gain_over_diversity(axis, runs: Runs) -> None:
     chosen = chosen[[len(set(x[c])) > 1 for c in chosen]]       # a line needs two places
     fits = np.array([np.polyval(np.polyfit(x[c], y[c], 1), grid) for c in chosen])
     axis.fill_between(grid, *np.quantile(fits, [0.025, 0.975], axis=0), alpha=0.2, color="grey")
-    axis.set(xlabel="D_alg", ylabel="gain in pass@4 over Direct Solve")
+    axis.set(xlabel=runs.d_alg(), ylabel="gain in pass@4 over Direct Solve")
 
 
 def read(folders: Iterable[str], pattern: str) -> list[dict]:
@@ -152,9 +168,9 @@ def gate(axes, folders: Iterable[str]) -> None:
     told = {"solver outcome": [(t["p_pass"], bool(t["R_out"])) for t in tuples],
             "judge's labels": [(t["p_pass"], not t["faults"]) for t in tuples if t.get("faults") is not None]}
     for name, labels in told.items():
-        p, right = (np.array(column) for column in zip(*sorted(labels, key=lambda pair: -pair[0]))) if labels else ([], np.ones(0))
-        if right.all() or not right.any():
+        if len({right for _, right in labels}) < 2:
             continue
+        p, right = (np.array(column) for column in zip(*sorted(labels, key=lambda pair: -pair[0]), strict=True))
         last = np.append(np.flatnonzero(np.diff(p)), len(p) - 1)    # tuples of one p are accepted together
         false = np.append(0, np.cumsum(~right)[last] / (~right).sum())
         true = np.append(0, np.cumsum(right)[last] / right.sum())
@@ -170,6 +186,8 @@ def gate(axes, folders: Iterable[str]) -> None:
         axes[1].text(solved, accepted, f"{value:.1%}", ha="center", va="center")
     axes[1].set_xticks([0, 1], ["unsolved", "solved"])
     axes[1].set_yticks([0, 1], ["rejected", "accepted"])
+    axes[0].set_title(f"p(Pass) of {len(tuples)} tuples of stage 5", fontsize=9)
+    axes[1].set_title("share of these tuples", fontsize=9)
 
 
 def dynamics(axes, folders: Iterable[str], stage: str, names: dict[str, str]) -> None:

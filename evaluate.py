@@ -271,7 +271,7 @@ def faults(evaluation: attempts.Evaluation, problems: list[Problem], size: int,
     model gave no usable answer are left out."""
     known = {problem.id: problem for problem in problems}
     groups = [(known[group[0]["problem_id"]], [attempt["strategy"] for attempt in group])
-              for group in attempts.tuples(evaluation, size)]
+              for group in attempts.tuples(evaluation)]
     pairs = [(problem, "" if None in plan else prompts.format_plan(plan)) for problem, plan in groups]
     found = [names for names in teacher.judge_plans(judge, pairs, size) if names is not None]
     shares = {name: sum(name in names for names in found) / max(1, len(found)) for name in prompts.FAULTS}

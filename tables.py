@@ -5,12 +5,12 @@
     python tables.py table 12 RUN... --problem ID   # two methods' attempts at one problem, side by side
     python tables.py figure 5 RUN... --out FILE     # needs matplotlib
 
-Tables: 1, 4 to 8 and 12 to 20 of the paper. Its own figures stand in columns marked (paper), beside the model
-of the same name or the one that --paper-model names; what is absent prints `-`. A cell is mean ± standard
-deviation over training seeds; of an inference-only method, or of one seed, mean [95 % bootstrap interval over
-problems]. Where a world makes posteriors known, pass@K is the posterior-averaged one (--realised: that of the
-verdicts) and the ceilings stand with it. A * marks CPPO above the strongest other method, p < 0.05, paired
-bootstrap.
+Tables: 1, 4 to 8 and 12 to 20 of the paper. Its own figures stand in columns marked (paper), or (paper, APPS)
+where it measured on APPS alone, beside the model of the same name or the one that --paper-model names; what is
+absent prints `-`. A cell is mean ± standard deviation over training seeds; of an inference-only method, or of
+one seed, mean [95 % bootstrap interval over problems]. Where a world makes posteriors known, pass@K is the
+posterior-averaged one (--realised: that of the verdicts) and the ceilings stand with it. A * marks CPPO above
+the strongest other method, p < 0.05, paired bootstrap.
 """
 
 import argparse
@@ -42,7 +42,10 @@ VARIANTS = {"CPPO (J R_out)": "cppo/tuple", "without J (R_out)": "cppo-outcome/t
             "J alone": "cppo-gate/tuple", "M = 4": "cppo-m4/tuple", "M = 2": "cppo-m2/tuple",
             "M = 1": "cppo-m1/tuple"}                                       # Table 6
 SWEEP = (1, 2, 4, 8, 16, 20, 24)                                            # Table 20
-BENCHMARKS = {"apps": "APPS", "cc": "CodeContests", "lcb": "LCBv6", "apps-500": "APPS", "lcb-500": "LCBv6"}
+BENCHMARKS = {"apps": "APPS", "cc": "CodeContests", "lcb": "LCBv6", "apps-500": "APPS-500", "lcb-500": "LCBv6-500"}
+NOT_APPS = ("CodeContests", "LCBv6", "LCBv6-500", "execution", "test-output")
+CEILINGS = ("constant", "independent", "coordinated")
+SAMPLED_BY = ("num_strategies", "temperature", "top_k", "top_p", "max_plan_tokens", "max_solve_tokens", "prompts_sha256")
 
 Values = Callable[[Evaluation], np.ndarray]     # one number for each problem, or each tuple, of an evaluation
 
@@ -55,15 +58,16 @@ class Runs:
     found: dict[tuple[str, str, str], list[Evaluation]]
     realised: bool = False
     paper_model: str | None = None
+    labels: str | None = None       # file of annotators' labels, which may validate D_alg
 
     def places(self) -> Iterator[tuple[str, str, dict]]:
         """Every model on every benchmark, and the cells that say so."""
         for model, benchmark in dict.fromkeys((model, benchmark) for model, benchmark, _ in self.found):
             yield model, benchmark, {"model": model, "benchmark": benchmark}
 
-    def get(self, model: str, benchmark: str, row: str) -> list[Evaluation]:
-        """Evaluations of a row of the tables, or of a system by its own name."""
-        return self.found.get((model, benchmark, SYSTEMS.get(row, row)), [])
+    def get(self, model: str, benchmark: str, row: str, k: int = 1) -> list[Evaluation]:
+        """Evaluations with K attempts or more, of a row of the tables, or of a system by its own name."""
+        return [e for e in self.found.get((model, benchmark, SYSTEMS.get(row, row)), []) if e.made >= k]
 
     def passing(self, k: int) -> Values:
         """pass@K, posterior-averaged where that is known."""
@@ -73,22 +77,33 @@ class Runs:
         return of
 
     def pass_cell(self, model: str, benchmark: str, row: str, k: int = 4) -> str | None:
-        """Of the evaluations that made K attempts."""
-        enough = [e for e in self.get(model, benchmark, row) if min(map(len, e.problems.values())) >= k]
-        return cell(enough, self.passing(k), is_trained(row))
+        return cell(self.get(model, benchmark, row, k), self.passing(k), is_trained(row))
 
     def ceiling(self, model: str, benchmark: str, k: int, name: str) -> float | None:
         cards = [e.card for key, found in self.found.items() if key[:2] == (model, benchmark) for e in found]
         known = [card["ceilings"] for card in cards if str(k) in (card.get("ceilings") or {})]
         return known[0][str(k)][name] if known else None
 
+    def ceilings(self, model: str, benchmark: str, k: int) -> dict[str, float | None]:
+        return {f"ceiling: {name}": self.ceiling(model, benchmark, k, name) for name in CEILINGS}
+
     def printed(self, table: dict, row: str, model: str) -> dict[str, str]:
         """The paper's cells of a row, under names of their own."""
         cells = table.get((row, model)) or table.get((row, self.paper_model)) or {}
         return {f"{name} (paper)": text for name, text in cells.items()}
 
+    def printed_of_apps(self, table: dict, row: str, model: str, benchmark: str) -> dict[str, str]:
+        """The same of a table that is about APPS: nothing beside the paper's other benchmarks."""
+        cells = {} if benchmark in NOT_APPS else self.printed(table, row, model)
+        return {name.replace("(paper)", "(paper, APPS)"): text for name, text in cells.items()}
 
-def find(runs: Iterable[str], realised: bool = False, paper_model: str | None = None) -> Runs:
+    def d_alg(self) -> str:
+        """Its name in tables: marked until a label file clears F.2's bar."""
+        found = reliability(self.labels) if self.labels else {"kappa": float("nan"), "macro-F1": float("nan")}
+        return "D_alg" if metrics.is_validated(found["kappa"], found["macro-F1"]) else "D_alg (unvalidated)"
+
+
+def find(runs: Iterable[str], realised: bool = False, paper_model: str | None = None, labels: str | None = None) -> Runs:
     """The evaluations under runs/NAME/eval (of the base model) and runs/NAME/STAGE/eval."""
     found = defaultdict(list)
     for run in map(Path, runs):
@@ -106,9 +121,12 @@ def find(runs: Iterable[str], realised: bool = False, paper_model: str | None = 
             seeds = found[re.sub(r"-seed\d+$", "", run.name), benchmark, system]
             if seeds and seeds[0].problems.keys() != evaluation.problems.keys():
                 raise ValueError(f"{path} and {seeds[0].path} are seeds of one method on different problems")
+            other = [name for name in SAMPLED_BY if seeds and seeds[0].setting.get(name) != setting.get(name)]
+            if other:
+                raise ValueError(f"{path} and {seeds[0].path} are seeds of one method with another {other[0]}")
             evaluation.problems = dict(sorted(evaluation.problems.items()))
             seeds.append(evaluation)
-    return Runs(dict(found), realised, paper_model)
+    return Runs(dict(found), realised, paper_model, labels)
 
 
 # ------------------------------------------------------------------------------------------ cells
@@ -154,21 +172,20 @@ def main_table(runs: Runs, rows: Iterable[str] = SYSTEMS, k: int = 4) -> list[di
     for model, benchmark, _ in runs.places():
         for row in rows:
             found = runs.pass_cell(model, benchmark, row, k)
-            if row == "CPPO" and found and is_best(runs, model, benchmark, rows, k):
+            if row == "CPPO" and found and is_best(runs, model, benchmark, k):
                 found += " *"
             lines.setdefault((model, row), {"method": row, "model": model})[benchmark] = found
-        for name in ("constant", "independent", "coordinated"):
-            line = lines.setdefault((model, name), {"method": f"ceiling: {name}", "model": model})
-            line[benchmark] = runs.ceiling(model, benchmark, k, name)
+        for name, value in runs.ceilings(model, benchmark, k).items():
+            lines.setdefault((model, name), {"method": name, "model": model})[benchmark] = value
     for (model, row), line in lines.items():
         line |= runs.printed(paper.MAIN, row, model)
     return [line for line in lines.values() if any(list(line.values())[2:])]
 
 
-def is_best(runs: Runs, model: str, benchmark: str, rows: Iterable[str], k: int) -> bool:
-    """CPPO above the strongest other method of the column at p < 0.05, training seeds held fixed (4.3)."""
-    of, ours = runs.passing(k), runs.get(model, benchmark, "CPPO")
-    rivals = [runs.get(model, benchmark, row) for row in rows if not row.startswith("CPPO")]
+def is_best(runs: Runs, model: str, benchmark: str, k: int) -> bool:
+    """CPPO above the strongest other method at p < 0.05, training seeds held fixed (4.3)."""
+    of, ours = runs.passing(k), runs.get(model, benchmark, "CPPO", k)
+    rivals = [runs.get(model, benchmark, row, k) for row in SYSTEMS if not row.startswith("CPPO")]
     rivals = [seeds for seeds in rivals if seeds and seeds[0].problems.keys() == ours[0].problems.keys()]
     if not rivals:
         return False
@@ -181,13 +198,15 @@ def token_table(runs: Runs, k: int = 4) -> list[dict]:
     lines = []
     for model, benchmark, place in runs.places():
         for row in SYSTEMS:
-            seeds, ours = runs.get(model, benchmark, row), {}
+            seeds, ours = runs.get(model, benchmark, row, k), {}
             if seeds:
                 planner, solver = np.mean([decoded(evaluation, k) for evaluation in seeds], axis=0)
                 solved, total = mean(seeds, runs.passing(k)), planner + solver
                 ours = {"planner tok": planner, "solver tok": solver, "tokens": total, f"pass@{k}": solved,
                         "per 10k": solved / total * TOKENS_PER if total else None}
-            theirs = runs.printed(paper.TOKENS.get(benchmark, {}), row, model)
+            known = paper.TOKENS.get(benchmark.removesuffix("-500"))       # the paper's slices
+            theirs = (runs.printed(known, row, model) if known else
+                      runs.printed_of_apps(paper.TOKENS["APPS"], row, model, benchmark))
             if ours or theirs:
                 lines.append({"method": row} | place | ours | theirs)
     return lines
@@ -202,7 +221,9 @@ def ablation_table(runs: Runs) -> list[dict]:
             judged = [e.card["faults"]["duplicate"] for e in seeds if e.card.get("faults")]
             ours = {"pass@4": runs.pass_cell(model, benchmark, system),
                     "literal duplicates": cell(seeds, duplicates), "judged duplicates": mean_std(judged)}
-            lines.append({"variant": row} | place | ours | runs.printed(paper.ABLATION, row, model))
+            theirs = runs.printed_of_apps(paper.ABLATION, row, model, benchmark)
+            if any(ours.values()) or theirs:
+                lines.append({"variant": row} | place | ours | theirs)
     return lines
 
 
@@ -212,13 +233,15 @@ def sweep_table(runs: Runs) -> list[dict]:
     for model, benchmark, place in runs.places():
         for k in (2, 4, 8):
             ours = {row: runs.pass_cell(model, benchmark, row, k) for row in ("Direct Solve", "CPPO")}
-            lines.append({"K": k} | place | ours | runs.printed(paper.BUDGET, str(k), model))
+            theirs = runs.printed_of_apps(paper.BUDGET, str(k), model, benchmark)
+            best = {name: value for name, value in runs.ceilings(model, benchmark, k).items() if value is not None}
+            if any(ours.values()) or theirs:
+                lines.append({"K": k} | place | ours | best | theirs)
     return lines
 
 
 def duplicates(evaluation: Evaluation) -> np.ndarray:
-    groups = tuples(evaluation, evaluation.setting["num_strategies"])
-    return np.array([float(metrics.is_literal_duplicate(texts(group))) for group in groups])
+    return np.array([float(metrics.is_literal_duplicate(texts(evaluation, group))) for group in tuples(evaluation)])
 
 
 def majority_table(runs: Runs, k: int = 4) -> list[dict]:
@@ -231,7 +254,7 @@ def majority_table(runs: Runs, k: int = 4) -> list[dict]:
 
     for model, benchmark, _ in runs.places():
         for row in SYSTEMS:
-            seeds = [e for e in runs.get(model, benchmark, row) if has(e, "answer")]
+            seeds = [e for e in runs.get(model, benchmark, row, k) if has(e, "answer")]
             line = lines.setdefault((model, row), {"method": row, "model": model})
             line[benchmark] = cell(seeds, right, is_trained(row))
             means[model, row] += [mean(seeds, right)] if seeds else []
@@ -288,7 +311,7 @@ def reliability(path: str) -> dict[str, float]:
 
 
 def surface(evaluation: Evaluation) -> np.ndarray:
-    groups = (texts(group) for group in tuples(evaluation, evaluation.setting["num_strategies"]))
+    groups = (texts(evaluation, group) for group in tuples(evaluation))
     return np.array([metrics.d_surf(group) for group in groups if len(group) > 1])
 
 
@@ -305,17 +328,14 @@ def diversity_cell(seeds: list[Evaluation], of: Values, trained: bool) -> str | 
     return cell([evaluation for evaluation in seeds if len(of(evaluation))], of, trained)
 
 
-def diversity_table(runs: Runs, labels: str | None) -> list[dict]:
-    """Table 14. D_alg is marked as unvalidated until a label file clears F.2's bar."""
-    found = reliability(labels) if labels else {"kappa": float("nan"), "macro-F1": float("nan")}
-    mark = "" if metrics.is_validated(found["kappa"], found["macro-F1"]) else " (unvalidated)"
-    figures_of = {"D_surf": surface, "D_sem": recorded("D_sem"), f"D_alg{mark}": recorded("D_alg")}
-    lines = []
+def diversity_table(runs: Runs) -> list[dict]:
+    """Table 14."""
+    figures_of, lines = {"D_surf": surface, "D_sem": recorded("D_sem"), runs.d_alg(): recorded("D_alg")}, []
     for model, benchmark, place in runs.places():
         for row in SYSTEMS:
             seeds = runs.get(model, benchmark, row)
             ours = {name: diversity_cell(seeds, of, is_trained(row)) for name, of in figures_of.items()}
-            theirs = runs.printed(paper.DIVERSITY, row, model)
+            theirs = runs.printed_of_apps(paper.DIVERSITY, row, model, benchmark)
             if any(ours.values()) or theirs:
                 lines.append({"method": row} | place | ours | theirs)
     return lines
@@ -323,14 +343,16 @@ def diversity_table(runs: Runs, labels: str | None) -> list[dict]:
 
 def inference_table(runs: Runs, of: Values | None = None, printed: dict = paper.INFERENCE) -> list[dict]:
     """Table 15: pass@4 of one checkpoint with joint and with iid inference. Table 16: their D_alg."""
-    of, lines = of or runs.passing(4), []
+    what, of, lines = runs.d_alg() if of else "pass@4", of or runs.passing(4), []
     for model, benchmark, place in runs.places():
         for row, stage in (("Tuple Planner SFT", "sft"), ("CPPO", "cppo")):
-            joint, iid = ([e for e in runs.get(model, benchmark, f"{stage}/{method}") if len(of(e))]
+            joint, iid = ([e for e in runs.get(model, benchmark, f"{stage}/{method}", 4) if len(of(e))]
                           for method in ("tuple", "tuple-iid"))
             ours = {"joint": cell(joint, of), "iid": cell(iid, of),
                     "difference": difference(mean(joint, of), mean(iid, of))}
-            lines.append({"checkpoint": row} | place | ours | runs.printed(printed, row, model))
+            theirs = runs.printed_of_apps(printed, row, model, benchmark)
+            if any(ours.values()) or theirs:
+                lines.append({"checkpoint": row} | place | {"of": what} | ours | theirs)
     return lines
 
 
@@ -338,32 +360,34 @@ def decomposition_table(runs: Runs) -> list[dict]:
     """Table 17: CPPO's gain over direct solving: what survives iid inference, what joint inference adds."""
     lines = []
     for model, benchmark, place in runs.places():
-        direct, iid, joint = (mean(runs.get(model, benchmark, row), runs.passing(4))
+        direct, iid, joint = (mean(runs.get(model, benchmark, row, 4), runs.passing(4))
                               for row in ("Direct Solve", "cppo/tuple-iid", "CPPO"))
         known = None not in (direct, iid, joint) and joint != direct
         ours = {"total gain": difference(joint, direct), "training share": difference(iid, direct),
                 "joint-inference share": difference(joint, iid),
                 "inference %": f"{(joint - iid) / (joint - direct):.0%}" if known else None}
-        lines.append(place | ours | runs.printed(paper.DECOMPOSITION, "CPPO", model))
+        theirs = runs.printed_of_apps(paper.DECOMPOSITION, "CPPO", model, benchmark)
+        if any(ours.values()) or theirs:
+            lines.append(place | ours | theirs)
     return lines
 
 
 def budget_table(runs: Runs) -> list[dict]:
     """Table 20: what K attempts are made up of, and what every method that made as many reaches."""
-    lines = []
+    lines = [{"method": "CPPO's rollout"} | {f"K={k}": f"first {k} of a 4-tuple" if k < 4 else
+                                              f"{k // 4} 4-tuple{'s' * (k > 4)}" for k in SWEEP}]
     for model, benchmark, place in runs.places():
-        for k in SWEEP:
-            made_up = f"first {k} of one 4-tuple" if k < 4 else f"{k // 4} 4-tuple{'s' * (k > 4)}"
-            cells = {row: runs.pass_cell(model, benchmark, row, k) for row in SYSTEMS}
-            cells |= {f"ceiling: {name}": runs.ceiling(model, benchmark, k, name)
-                      for name in ("constant", "independent", "coordinated")}
-            there = {row: text for row, text in cells.items() if text}
-            lines.append({"K": k, "CPPO's rollout": made_up} | place | there)
+        for row in SYSTEMS:
+            cells = {f"K={k}": runs.pass_cell(model, benchmark, row, k) for k in SWEEP}
+            lines += [{"method": row} | place | cells] if any(cells.values()) else []
+        for name in CEILINGS:
+            cells = {f"K={k}": runs.ceiling(model, benchmark, k, name) for k in SWEEP}
+            lines += [{"method": f"ceiling: {name}"} | place | cells] if any(cells.values()) else []
     return lines
 
 
 TABLES = {1: [main_table], 4: [token_table], 5: [lambda runs: main_table(runs, STAGES)],
-          6: [ablation_table, sweep_table], 7: [majority_table], 8: [main_table], 15: [inference_table],
+          6: [ablation_table, sweep_table], 7: [majority_table], 8: [main_table], 14: [diversity_table], 15: [inference_table],
           16: [lambda runs: inference_table(runs, recorded("D_alg"), paper.INFERENCE_DIVERSITY)],
           17: [decomposition_table], 18: [token_table], 19: [main_table], 20: [budget_table]}
 
@@ -378,16 +402,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     show.add_argument("--k", type=int, nargs="+", default=[4], metavar="K", help="attempts that count (4)")
     show.add_argument("--select", choices=("first", "last", "random"), default="first", help="which count")
     table = commands.add_parser("table", help="a table of the paper")
-    table.add_argument("number", type=int, choices=sorted([*TABLES, 12, 13, 14]))
+    table.add_argument("number", type=int, choices=sorted([*TABLES, 12, 13]))
     table.add_argument("--paper-model", metavar="NAME", help="stands beside models that it does not have")
     table.add_argument("--problem", metavar="ID", help="table 12 (default: one that CPPO alone solves)")
-    table.add_argument("--labels", metavar="FILE", help="tables 13, 14: labels of annotators and classifier")
     figure = commands.add_parser("figure", help="a figure of the paper, or `cost`")
     figure.add_argument("number", choices=["2", "3", "4", "5", "6", "7", "8", "9", "cost"])
     figure.add_argument("--out", metavar="FILE", help="the picture (default: figure-N.png)")
     for command in (table, figure):
         command.add_argument("runs", nargs="*", metavar="RUN", help="run folders, a NAME-seedN for each seed")
         command.add_argument("--realised", action="store_true", help="verdicts even if posteriors are known")
+        command.add_argument("--labels", metavar="FILE", help="of annotators and the classifier of D_alg: table 13; without "
+                             "it, or below F.2's bar, D_alg is marked unvalidated")
     args, rest = parser.parse_known_args(argv)      # argparse takes no RUN behind a flag
     if rest and (args.command == "show" or any(word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -411,15 +436,15 @@ def main(args: argparse.Namespace) -> int:
             raise ValueError("no RUN given: name run folders, e.g. runs/Qwen3.5-2B runs/Qwen3.5-2B-seed1")
         if args.command == "figure":
             import drawings     # matplotlib is optional
-            drawings.draw(args.number, find(args.runs, args.realised), args.runs, args.out)
+            drawings.draw(args.number, find(args.runs, args.realised, labels=args.labels), args.runs, args.out)
             return 0
-        runs = find(args.runs, args.realised, args.paper_model)
+        runs = find(args.runs, args.realised, args.paper_model, args.labels)
         if args.number == 12:
             print(side_by_side(runs, args.problem))
             return 0
-        for block in TABLES.get(args.number, [lambda runs: diversity_table(runs, args.labels)]):
+        for place, block in enumerate(TABLES[args.number]):
             lines = block(runs)
-            print(render(lines) if lines else "these runs hold nothing of this table")
+            print("\n" * bool(place) + (render(lines) if lines else "these runs hold nothing of this table"))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

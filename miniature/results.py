@@ -165,7 +165,7 @@ class Report:
             return {name: float(np.mean(values)) for name, values in made.items()}
 
         def repeats(evaluation) -> Iterator[tuple[str, float]]:
-            for group in attempts.tuples(evaluation, K):
+            for group in attempts.tuples(evaluation):
                 strategies = [a["strategy"] for a in group if a["strategy"]]
                 yield group[0]["problem_id"], float(world.duplicates("", strategies) > 0)
 

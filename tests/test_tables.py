@@ -26,8 +26,8 @@ SKILL = {"direct": 0.1, "plan-and-solve": 0.12, "plansearch": 0.15, "sketch": 0.
          "self-consistency": 0.1, "skills": 0.2, "tuple": 0.3, "tuple-iid": 0.25}
 
 
-def write_run(folder: Path, stage: str, method: str, seed: int = 0, skill: float | None = None,
-              world: bool = False, shuffled: bool = False, packed: bool = False) -> Path:
+def write_run(folder: Path, stage: str, method: str, seed: int = 0, skill: float | None = None, world: bool = False,
+              shuffled: bool = False, packed: bool = False, benchmark: str = "heldout", **setting) -> Path:
     """Plausible attempts, eight a problem, and their card under folder/STAGE/eval."""
     rng = random.Random(f"{stage} {method} {seed}")
     planned, lines = "tuple" in method, []
@@ -46,15 +46,15 @@ def write_run(folder: Path, stage: str, method: str, seed: int = 0, skill: float
                 lines[-1]["posterior"] = MASSES.get(lines[-1]["outcome"], 0.0)
     folder = folder / stage / "eval" if stage != "base" else folder / "eval"
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"heldout-{method}{'-shuffled' * shuffled}.jsonl"
+    path = folder / f"{benchmark}-{method}{'-shuffled' * shuffled}.jsonl"
     text = "".join(json.dumps(line) + "\n" for line in lines)
     if packed:
         path = path.with_suffix(".jsonl.gz")
         path.write_bytes(gzip.compress(text.encode()))
     else:
         path.write_text(text)
-    card = {"setting": {"method": method, "benchmark": "heldout", "num_strategies": 4, "attempts": 8,
-                        "shuffle_strategies": shuffled}, "seconds": 60.0, "seconds_for_problems": 30,
+    card = {"setting": {"method": method, "benchmark": benchmark, "num_strategies": 4, "attempts": 8,
+                        "shuffle_strategies": shuffled} | setting, "seconds": 60.0, "seconds_for_problems": 30,
             "faults": {"duplicate": 0.25} if method == "tuple" else None,
             "ceilings": {"4": {"constant": 0.1, "independent": 0.6, "coordinated": 1.0}} if world else None}
     (folder / f"{path.name.partition('.')[0]}.json").write_text(json.dumps(card))
@@ -80,7 +80,7 @@ def folders(tmp_path_factory) -> list[Path]:
     return [root / f"Qwen3.5-2B-seed{seed}" for seed in (0, 1)]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def runs(folders) -> tables.Runs:
     return tables.find(folders)
 
@@ -157,10 +157,10 @@ def test_ablation_table_shows_variants_duplicates_and_budgets(runs, folders):
     lines = tables.ablation_table(runs)
     gateless = line_of(lines, "without J (R_out)")
     assert gateless["pass@4"] == mean_pm_std([pass_at(x, 4) for x in raw(folders, "cppo-outcome", "tuple")])
-    assert gateless["judged duplicates"] == "0.250 ±0.000" and gateless["duplicates (paper)"] == "0.32 ±0.044"
+    assert gateless["judged duplicates"] == "0.250 ±0.000" and gateless["duplicates (paper, APPS)"] == "0.32 ±0.044"
     k8 = line_of(tables.sweep_table(runs), 8)
     assert k8["CPPO"] == mean_pm_std([pass_at(x, 8) for x in raw(folders, "cppo", "tuple")])
-    assert k8["Direct Solve (paper)"] == "0.432 ±0.046"
+    assert k8["Direct Solve (paper, APPS)"] == "0.432 ±0.046"
 
 
 def test_majority_table_counts_the_first_of_the_most_frequent_answers(runs, folders):
@@ -234,22 +234,22 @@ def test_diversity_goes_from_models_into_tables_14_and_16(tmp_path):
         groups.setdefault((a["problem_id"], a["tuple"]), []).append(a["strategy"])
     d_alg = statistics.mean(len({text[0] for text in group}) / 4 for group in groups.values())
     runs = tables.find([run])
-    line = line_of(tables.diversity_table(runs, None), "CPPO")
+    line = line_of(tables.diversity_table(runs), "CPPO")
     assert line["D_alg (unvalidated)"].startswith(f"{d_alg:.3f} [") and line["D_sem"]
     d_surf = statistics.mean(metrics.d_surf(group) for group in groups.values())
-    assert line["D_surf"].startswith(f"{d_surf:.3f} [") and line["D_alg (paper)"] == "0.79 ±0.04"
-    assert line_of(tables.diversity_table(runs, None), "Direct Solve")["D_alg (unvalidated)"]
+    assert line["D_surf"].startswith(f"{d_surf:.3f} [") and line["D_alg (paper, APPS)"] == "0.79 ±0.04"
+    assert line_of(tables.diversity_table(runs), "Direct Solve")["D_alg (unvalidated)"]
     joint = line_of(tables.TABLES[16][0](runs), "CPPO")
-    assert joint["joint"] == line["D_alg (unvalidated)"] and joint["iid"]
-    assert joint["difference (paper)"] == "+0.19"
+    assert joint["joint"] == line["D_alg (unvalidated)"] and joint["iid"] and joint["of"] == "D_alg (unvalidated)"
+    assert joint["difference (paper, APPS)"] == "+0.19"
 
     labels = tmp_path / "labels.jsonl"
     rows = [{"text": f"{c}, a plan", "statement": "S", "first": c, "second": c} for c in "aabbcc"]
     labels.write_text("".join(json.dumps(row) + "\n" for row in rows))
     argv = ["--labels", str(labels), "--classifier", "test_tables:first_letter", "--device", "cpu"]
     assert diversity.main(diversity.parse_args(argv)) == 0
-    cleared = tables.diversity_table(runs, str(tmp_path / "labels.predicted.jsonl"))
-    assert line_of(cleared, "CPPO")["D_alg"] == line["D_alg (unvalidated)"]
+    cleared = tables.find([run], labels=str(tmp_path / "labels.predicted.jsonl"))
+    assert line_of(tables.diversity_table(cleared), "CPPO")["D_alg"] == line["D_alg (unvalidated)"]
 
 
 def test_any_checkpoint_can_classify_and_encode(tmp_path):
@@ -269,7 +269,7 @@ def test_inference_table_and_decomposition_split_the_gain(runs, folders):
     line = line_of(tables.inference_table(runs), "CPPO")
     assert (line["joint"], line["iid"]) == (mean_pm_std(joint), mean_pm_std(iid))
     gap = statistics.mean(joint) - statistics.mean(iid)
-    assert line["difference"] == f"{gap:+.3f}" and line["iid (paper)"] == "0.493 ±0.052"
+    assert line["difference"] == f"{gap:+.3f}" and line["iid (paper, APPS)"] == "0.493 ±0.052"
     direct = pass_at(raw(folders, "", "direct")[0], 4)
     [split] = tables.decomposition_table(runs)
     assert split["total gain"] == f"{statistics.mean(joint) - direct:+.3f}"
@@ -279,15 +279,16 @@ def test_inference_table_and_decomposition_split_the_gain(runs, folders):
 
 def test_budget_table_shows_every_k_that_was_made(runs, folders):
     """Table 20."""
-    lines = {line["K"]: line for line in tables.budget_table(runs)}
-    assert lines[2]["CPPO's rollout"] == "first 2 of one 4-tuple"
-    assert lines[8]["CPPO's rollout"] == "2 4-tuples"
-    assert lines[2]["CPPO"] == mean_pm_std([pass_at(x, 2) for x in raw(folders, "cppo", "tuple")])
-    assert "CPPO" not in lines[16]      # only eight were made
+    lines = tables.budget_table(runs)
+    assert (lines[0]["K=2"], lines[0]["K=8"]) == ("first 2 of a 4-tuple", "2 4-tuples")
+    cppo = line_of(lines, "CPPO")
+    assert cppo["K=2"] == mean_pm_std([pass_at(x, 2) for x in raw(folders, "cppo", "tuple")])
+    assert cppo["K=16"] is None         # only eight were made
 
 
-def test_every_table_prints_and_absent_cells_are_dashes(folders, capsys):
-    for number in [*tables.TABLES, 12, 13, 14]:
+def test_every_table_prints_and_absent_cells_are_dashes(runs, folders, capsys, monkeypatch):
+    monkeypatch.setattr(tables, "find", lambda *_: runs)        # read once
+    for number in [*tables.TABLES, 12, 13]:
         assert tables.main(tables.parse_args(["table", str(number), *map(str, folders)])) == 0
         printed = capsys.readouterr().out
         assert len(printed.splitlines()) > 2
@@ -306,6 +307,48 @@ def test_the_paper_s_figures_stand_beside_another_model_only_if_it_is_named(tmp_
     assert args.runs == [str(run)]
     with pytest.raises(SystemExit):
         tables.parse_args(["table", "8", str(run), "--nonsense"])
+
+
+def test_figures_of_apps_do_not_stand_beside_the_paper_s_other_benchmarks(tmp_path):
+    run = tmp_path / "Qwen3.5-2B"
+    for benchmark in ("apps", "lcb", "lcb-500"):
+        write_run(run, "cppo", "tuple", benchmark=benchmark)
+        write_run(run, "base", "direct", benchmark=benchmark)
+    runs = tables.find([run])
+    lines = {line["benchmark"]: line for line in tables.ablation_table(runs) if line["variant"] == "CPPO (J R_out)"}
+    assert lines["APPS"]["pass@4 (paper, APPS)"] == "0.546 ±0.050" and lines["LCBv6"]["pass@4"]
+    assert "pass@4 (paper, APPS)" not in lines["LCBv6"]
+    assert {line["benchmark"] for line in tables.ablation_table(runs) if line["variant"] == "M = 4"} == {"APPS"}
+    tokens = {line["benchmark"]: line for line in tables.token_table(tables.find([run], paper_model="Qwen3.5-4B"))}
+    assert tokens["LCBv6-500"]["tokens (paper)"] == "1556.0" == tokens["LCBv6"]["tokens (paper)"]
+
+
+def test_seeds_of_one_method_were_sampled_in_one_way(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path / f"m-seed{seed}", "base", "direct", temperature=0.7 + 0.1 * seed)
+    with pytest.raises(ValueError, match="seeds of one method with another temperature"):
+        tables.find([tmp_path / "m-seed0", tmp_path / "m-seed1"])
+
+
+def test_last_and_random_attempts_are_of_as_few_tuples_as_hold_k(tmp_path):
+    """Appendix G's control is about places in one tuple, whatever else was drawn."""
+    evaluation = attempts.load(write_run(tmp_path, "cppo", "tuple"))
+    places = {rule: {(a["tuple"], a["index"]) for name in PROBLEMS for a in attempts.chosen(evaluation, name, 2, rule)}
+              for rule in ("first", "last", "random")}
+    assert places == {"first": {(0, 0), (0, 1)}, "last": {(0, 2), (0, 3)}, "random": {(0, i) for i in range(4)}}
+    pooled = attempts.chosen(evaluation, "p00", 6, "last")
+    assert [(a["tuple"], a["index"]) for a in pooled] == [(0, 2), (0, 3), (1, 0), (1, 1), (1, 2), (1, 3)]
+    direct = attempts.load(write_run(tmp_path, "base", "direct"))
+    assert [a["tuple"] for a in attempts.chosen(direct, "p00", 2, "last")] == [6, 7]
+    with pytest.raises(ValueError, match="holds 8 attempts at p00, not 9"):
+        attempts.figures(direct, 9)
+
+
+def test_the_diversity_of_fixed_strategies_is_that_of_their_programs(tmp_path):
+    """Nobody planned them (F.1)."""
+    group = [{"strategy": "Sort.", "program": f"print({i})"} for i in range(4)]
+    fixed, sketch = (attempts.load(write_run(tmp_path, "base", method)) for method in ("fixed", "sketch"))
+    assert attempts.texts(fixed, group)[0] == "print(0)" and attempts.texts(sketch, group) == ["Sort."] * 4
 
 
 def test_figures_of_one_file_are_shown(folders, capsys):
@@ -327,9 +370,10 @@ def test_unbiased_pass_at_k_is_for_independent_methods_with_attempts_to_spare(fo
 
 @pytest.mark.parametrize("argv, told", [
     (["table", "8"], "no RUN given"), (["table", "8", "nowhere"], "nowhere holds no attempts"),
-    (["show", "gone.jsonl"], "no attempts at gone.jsonl")])
+    (["show", "gone.jsonl"], "no attempts at gone.jsonl"), (["show", "empty.jsonl"], "empty.jsonl line 1 is no attempt")])
 def test_a_wrong_command_is_one_clear_line(argv, told, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.jsonl").touch()
     assert tables.main(tables.parse_args(argv)) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ") and told in said and said.count("\n") == 1
