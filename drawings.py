@@ -78,8 +78,10 @@ def curves(runs: Runs, model: str, benchmark: str) -> Iterator[tuple[str, list[i
 
 def style(row: str) -> dict:
     """A method looks the same in every figure."""
-    at = METHODS.index(row)
-    return {"color": f"C{at % 10}", "marker": "os"[at // 10], "markersize": 3, "linewidth": 2.5 if row == "CPPO" else 1}
+    import matplotlib
+    ours = row == "CPPO"
+    color = "black" if ours else matplotlib.colormaps["tab20"](METHODS.index(row))
+    return {"color": color, "marker": "o", "markersize": 3, "linewidth": 2 if ours else 1}
 
 
 def lines(axis, runs: Runs, model: str, benchmark: str) -> None:
@@ -88,7 +90,7 @@ def lines(axis, runs: Runs, model: str, benchmark: str) -> None:
     for name, dashes in (("independent", ":"), ("coordinated", "--")):
         known = [(k, c) for k in SWEEP if (c := runs.ceiling(model, benchmark, k, name)) is not None]
         if known:
-            axis.plot(*zip(*known, strict=True), dashes, color="black", linewidth=1, label=f"{name} ceiling")
+            axis.plot(*zip(*known, strict=True), dashes, color="grey", linewidth=1, label=f"{name} ceiling")
     axis.set(xlabel="attempts K", ylabel="pass@K", title=f"{benchmark}, {model}")
     powers(axis, SWEEP)
     axis.legend(fontsize=6)
@@ -103,8 +105,7 @@ def bars(axis, runs: Runs, model: str, benchmark: str) -> None:
     drawn = list(curves(runs, model, benchmark))
     for place, (row, ks, passing) in enumerate(drawn):
         at = [SWEEP.index(k) + (place - len(drawn) / 2) * 0.8 / len(drawn) for k in ks]
-        axis.bar(at, passing, width=0.8 / len(drawn), label=row, color=style(row)["color"],
-                 hatch="//" if style(row)["marker"] == "s" else None)
+        axis.bar(at, passing, width=0.8 / len(drawn), label=row, color=style(row)["color"])
     axis.set(xlabel="attempts K", ylabel="pass@K", title=f"{benchmark}, {model}")
     axis.set_xticks(range(len(SWEEP)), map(str, SWEEP))
     axis.legend(fontsize=6)
@@ -124,9 +125,8 @@ def cost(axes, runs: Runs) -> None:
                     axis.plot(xs, passing, label=f"{row}, {benchmark}, {model}", **style(row))
     for axis, name in zip(axes, ("attempts", "decoded tokens a problem", "seconds a problem"), strict=True):
         axis.set(xscale="log", xlabel=name, ylabel="pass@K")
-        for ticks in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
-            ticks("{x:g}")
-        axis.tick_params(axis="x", which="both", labelsize=6)
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:.0e}"[0] in "25" else "")
     powers(axes[0], SWEEP)
     axes[0].legend(fontsize=5)
 
