@@ -48,7 +48,7 @@ from typing import Any
 
 import numpy as np
 
-from decontaminate import BOILERPLATE, CONTAINMENT, NGRAM, Overlap, find_overlaps, statement_hash
+from decontaminate import BOILERPLATE, CONTAINMENT, NGRAM, Overlap, canonical, find_overlaps, statement_hash
 
 KINDS = ("code", "execution", "test_output")
 COMPARISONS = ("lines", "tokens")
@@ -147,11 +147,13 @@ def read_lines(path: str | os.PathLike) -> Iterator[tuple[int, Any]]:
         try:
             for number, line in enumerate(lines, 1):
                 if line.strip():
-                    yield number, json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise ValueError(f"{path} line {number}: not JSON ({error})") from None
+                    with long_integers():
+                        value = json.loads(line)
+                    yield number, value
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} after line {number}: not UTF-8 text ({error.reason})") from None
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path} line {number}: not JSON ({error})") from None
 
 
 def save_lines(path: str | os.PathLike, rows: Iterable[Any]) -> None:
@@ -225,7 +227,7 @@ def outcome_hash(outputs: list[str | None]) -> str:
 # ---------------------------------------------------------------------------------------- rows of the corpora
 
 REASONS = {
-    "no_statement": "the statement is empty",
+    "no_statement": "the statement is empty, or images alone",
     "no_tests": "there is no test at all",
     "one_sided": "inputs and outputs do not come in pairs",
     "no_outputs": "every expected output is empty, so an empty program would pass",
@@ -276,24 +278,24 @@ def from_code_contests(row: dict, split: str = "", index: int | None = None) -> 
         ids["codechef"] = row["name"].upper()
     limit = row.get("time_limit") or {}
     _may(limit, "code_contests", seconds=int, nanos=int)
-    seconds = (limit.get("seconds") or 0) + (limit.get("nanos") or 0) / 1e9
+    nanos = (limit.get("seconds") or 0) * 10 ** 9 + (limit.get("nanos") or 0)
     public = _pairs(row["public_tests"])
     tests = public + _pairs(row["private_tests"]) + _pairs(row["generated_tests"])
     name = f"{source}-{row['name'].strip()}" if index is None else str(index)
     return _checked(Problem(
         "/".join(x for x in ("cc", split, name) if x), row["description"], f"code_contests/{source}",
-        tests=tests, public_tests=public, time_limit=seconds if seconds > 0 else None, compare="tokens",
-        ids=ids))
+        tests=tests, public_tests=public, compare="tokens", ids=ids,
+        time_limit=nanos / 1e9 if 0 < nanos < 10 ** 12 else None))      # an absurd one is none
 
 
 def from_apps(row: dict, split: str = "") -> Problem:
     """A row of codeparrot/apps. Its number is `id` in the raw files, `problem_id` in converted ones, and
     starts anew in each split."""
-    if "problem_id" not in row:
-        _need(row, "apps", id=int | str)
     _need(row, "apps", question=str, input_output=str | dict)
     _may(row, "apps", url=str, starter_code=str)
-    number = f"{split}/{row.get('problem_id', row.get('id'))}".lstrip("/")
+    key = "id" if row.get("problem_id") is None else "problem_id"
+    _need(row, "apps", **{key: int | str})
+    number = f"{split}/{row[key]}".lstrip("/")
     given = row["input_output"]
     if isinstance(given, str):
         given = _json(given) if given.strip() else {}
@@ -372,6 +374,8 @@ def contest_day(row: dict) -> str:
 
 def _need(row: dict, corpus: str, **columns: Any) -> None:
     """A missing column, or one of another type, is a changed schema: an error and not a refusal."""
+    if not isinstance(row, dict):
+        raise ValueError(f"a row of {corpus} is an object of the schema's columns, not {row!r:.60}")
     for name, kind in columns.items():
         if name not in row or not isinstance(row[name], kind):
             found = f"{name!r} holds {type(row[name]).__name__}" if name in row else f"no column {name!r}"
@@ -439,11 +443,21 @@ def _joined(text: Any) -> Any:
 def _call(arguments: Any, result: Any) -> dict[str, str]:
     if not isinstance(arguments, list):
         raise Refused("bad_arguments", f"{arguments!r:.60}")
-    for value in (*arguments, result):
-        if isinstance(value, dict) and value and all(re.fullmatch(r"-?\d+", key) for key in value):
-            raise Refused("integer_keys", f"{value!r:.60}")
-    with long_integers():
-        return {"input": json.dumps(arguments), "output": json.dumps(result)}
+    try:
+        with long_integers():
+            test = {"input": json.dumps(arguments, allow_nan=False), "output": json.dumps(result, allow_nan=False)}
+        keyed = _integer_keys([arguments, result])
+    except (ValueError, RecursionError) as error:
+        raise Refused("undecodable", f"{type(error).__name__}: {error}") from None
+    if keyed:
+        raise Refused("integer_keys", test["input"])
+    return test
+
+
+def _integer_keys(value: Any) -> bool:
+    if isinstance(value, dict):
+        return bool(value) and all(re.fullmatch(r"-?\d+", key) for key in value) or _integer_keys([*value.values()])
+    return isinstance(value, list) and any(map(_integer_keys, value))
 
 
 def _livecodebench_tests(tests: Any, fn_name: str | None) -> list[dict[str, str]]:
@@ -477,10 +491,8 @@ def _private_tests(text: str) -> Any:
     opcodes are read as data, and any other is a refusal. So nothing can be called, and no stored length
     allocates anything.
     """
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        pass                            # then it is packed
+    if text.lstrip().startswith("["):   # base64 holds no bracket
+        return _json(text)
     unpacker = zlib.decompressobj()
     try:
         pickled = unpacker.decompress(base64.b64decode(text), MAX_TEST_BYTES)
@@ -514,15 +526,17 @@ def _ids_of_url(url: str) -> dict[str, str]:
 
 def _checked(problem: Problem) -> Problem:
     """The refusals that every corpus shares."""
-    if not re.search(r"\w", problem.statement):
+    if not re.search(r"\w", canonical(problem.statement)):
         raise Refused("no_statement")
     if problem.kind == "code" and not problem.tests:
         raise Refused("no_tests")
-    if problem.kind == "code" and not any(t["output"].strip() for t in problem.tests):
+    outputs = [problem.answer or ""] if problem.kind != "code" else (t["output"] for t in problem.tests)
+    if not any(map(str.strip, outputs)):
         raise Refused("no_outputs")
     try:
-        for text in (problem.id, problem.statement, *(x for t in problem.tests for x in t.values())):
-            text.encode()
+        for text in (problem.id, problem.statement, problem.starter_code, problem.code, problem.call, problem.answer,
+                     *(x for t in problem.tests for x in t.values())):
+            (text or "").encode()
     except UnicodeEncodeError:
         raise Refused("not_text", "a lone surrogate") from None
     return problem_from_json(problem_to_json(problem))
@@ -689,6 +703,8 @@ def read_split(corpus: str, split: str, local: str | None, revision: str | None,
         except Refused as error:
             refused[error.reason].append(f"row {number - 1}")
             continue
+        except ValueError as error:
+            raise ValueError(f"{corpus} {split}, row {number - 1}: {error}") from None
         loaded += 1
         keep(problem, row)
     return {"rows": number, "not_introductory": other, "loaded": loaded,
@@ -773,13 +789,13 @@ def build(out: str | os.PathLike, sizes: dict[str, int] | None = None, seed: int
             refused = ", ".join(f"{len(which)} {reason}" for reason, which in found["refused"].items())
             say(f"{corpus} {split}: {found['loaded']} problems{f'; refused: {refused}' if refused else ''}")
 
-        # ---- clean: each split of its own repeats, then training of everything held out
+        # ---- clean: each split of its own repeats, then training of everything held out, be it a repeat
+        held_out = [p for key in splits if key not in trained for p in cards[key]]
         for key in splits:
             several_a_statement = key[0] in ("execution", "test_generation")
             repeats = {} if several_a_statement else deduplicate(cards[key])
             counts["/".join(key)]["repeats"] = repeats
             cards[key] = [p for p in cards[key] if p.id not in repeats]
-        held_out = [p for key in splits if key not in trained for p in cards[key]]
         overlaps, common = find_overlaps([p for key in trained for p in cards[key]], held_out)
         for key in trained:
             removed = {p.id: dataclasses.asdict(overlaps[p.id]) for p in cards[key] if p.id in overlaps}
@@ -837,9 +853,12 @@ def read_manifest(folder: str | os.PathLike) -> dict:
     if not path.is_file():
         raise FileNotFoundError(f"no {path}: make it by `python data.py build --out {folder}`")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}): delete {folder} and build it again") from None
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(manifest["pools"], dict):
+            raise TypeError
+        return manifest
+    except (ValueError, LookupError, TypeError):
+        raise ValueError(f"{path} is no manifest of `data.py build`: delete {folder} and build it again") from None
 
 
 def default_pool(name: str, corpora: str | os.PathLike = "corpora") -> Path:
@@ -859,8 +878,11 @@ def default_pool(name: str, corpora: str | os.PathLike = "corpora") -> Path:
 def load_held_out(corpora: str | os.PathLike) -> tuple[list[Problem], np.ndarray]:
     """What nothing may be trained on, and the boilerplate grams, as `build` left them."""
     lines = read_lines(Path(corpora) / HELD_OUT)
-    problems = [Problem(row["id"], row["statement"], ids=row["ids"]) for _, row in lines]
-    return problems, np.load(Path(corpora) / BOILERPLATE_FILE)
+    try:
+        problems = [Problem(row["id"], row["statement"], ids=row["ids"]) for _, row in lines]
+        return problems, np.load(Path(corpora) / BOILERPLATE_FILE)
+    except (LookupError, TypeError, EOFError):
+        raise ValueError(f"{corpora} holds a damaged build: delete it and build it again") from None
 
 
 def exposures(path: str | os.PathLike, held_out: Sequence[Problem],
@@ -872,7 +894,10 @@ def exposures(path: str | os.PathLike, held_out: Sequence[Problem],
         name = row.get("problem_id", row.get("id")) if isinstance(row, dict) else None
         if name is None:
             raise ValueError(f"{path} line {number}: neither 'id' nor 'problem_id', so it cannot be audited")
-        problem = Problem(str(name), row.get("statement") or "", ids=row.get("ids") or {})
+        statement, ids = row.get("statement") or "", row.get("ids") or {}
+        if not isinstance(ids, dict) or not all(isinstance(x, str) for x in (statement, *ids.values())):
+            raise ValueError(f"{path} line {number}: 'statement' must be text and 'ids' an object of texts")
+        problem = Problem(str(name), statement, ids=ids)
         problems.setdefault(problem.id, problem)
     return list(problems), find_overlaps(list(problems.values()), held_out, boilerplate)[0]
 

@@ -90,6 +90,7 @@ GOOD = {"id": "b", "statement": "s", "tests": [TEST]}
     ({"statement": "s"}, "line 2: key 'id' is missing"),
     (GOOD | {"id": "a"}, "line 2: id 'a' stands in line 1 too"),
     (GOOD | {"id": 3}, "'id' must be text"),
+    ('{"id": ' + "1" * 200_000, "line 2: not JSON"),
     (GOOD | {"statement": " "}, "'statement' must be more than white space"),
     (GOOD | {"tests": []}, "without any, nothing could be judged right"),
     (GOOD | {"tests": {}}, "'tests' must be a list of objects with the texts"),
@@ -178,7 +179,8 @@ def test_code_contests_rows_may_lack_a_limit_and_may_list_pairs():
                             private_tests=None)
     problem = data.from_code_contests(row)
     assert problem.time_limit is None and [t["input"] for t in problem.tests] == ["1\n", "5"]
-    assert data.from_code_contests(code_contests_row(time_limit={"seconds": -1, "nanos": 0})).time_limit is None
+    for limit in ({"seconds": -1, "nanos": 0}, {"seconds": 10 ** 400, "nanos": None}, {}):
+        assert data.from_code_contests(code_contests_row(time_limit=limit)).time_limit is None
 
 
 NOTHING = {"input": [], "output": []}
@@ -186,6 +188,7 @@ NOTHING = {"input": [], "output": []}
 
 @pytest.mark.parametrize("reason, changes", [
     ("no_statement", {"description": " \n"}),
+    ("no_statement", {"description": "<image>\n<img src='a.png' alt='b'>"}),
     ("no_tests", {"public_tests": NOTHING, "private_tests": NOTHING, "generated_tests": NOTHING}),
     ("one_sided", {"private_tests": {"input": ["1"], "output": []}}),
     ("one_sided", {"private_tests": {"input": ["1"], "output": [None]}}),
@@ -208,7 +211,7 @@ def test_apps_ids_hold_the_split_because_numbers_start_anew_in_each():
     raw, converted = apps_row(7), apps_row(7)
     converted["problem_id"] = converted.pop("id")
     assert data.from_apps(raw, "train").id == data.from_apps(converted, "train").id == "apps/train/7"
-    assert data.from_apps(raw, "test").id == "apps/test/7"
+    assert data.from_apps(raw, "test").id == "apps/test/7" == data.from_apps(raw | {"problem_id": None}, "test").id
 
 
 @pytest.mark.parametrize("url, ids", [
@@ -267,10 +270,12 @@ def test_apps_integers_of_nine_thousand_digits_are_read_and_absurd_ones_refused(
     ("bad_arguments", {"fn_name": "f", "inputs": ["ab"], "outputs": [[1]]}),
     ("integer_keys", {"fn_name": "f", "inputs": [[{"1": "a"}]], "outputs": [[1]]}),
     ("integer_keys", {"fn_name": "f", "inputs": [[1]], "outputs": [[{"-1": 2}]]}),
+    ("integer_keys", {"fn_name": "f", "inputs": [[1]], "outputs": [[{"a": [{"1": 2}]}]]}),
     ("undecodable", "{"),
     ("undecodable", "[]"),
     ("undecodable", "[" * 100_000),
     ("undecodable", '{"fn_name": "f", "inputs": [[NaN]], "outputs": [[1]]}'),
+    ("undecodable", '{"fn_name": "f", "inputs": [[1e999]], "outputs": [[1]]}'),
 ])
 def test_an_apps_row_that_cannot_be_judged_is_refused_by_name(reason, tests):
     with pytest.raises(Refused) as refusal:
@@ -387,6 +392,13 @@ def test_output_prediction_rows_become_a_call_and_a_python_literal():
                                                           "['x', False]")
 
 
+@pytest.mark.parametrize("output, reason", [(" ", "no_outputs"), ("'\ud800'", "not_text")])
+def test_an_answer_that_nobody_could_give_is_refused(output, reason):
+    with pytest.raises(Refused) as refusal:
+        data.from_execution({"id": "sample_3", "code": "def f(): pass", "input": "f()", "output": output})
+    assert refusal.value.reason == reason
+
+
 @pytest.mark.parametrize("read, row, column", [
     (data.from_code_contests, code_contests_row(), "generated_tests"),
     (data.from_apps, apps_row(), "input_output"),
@@ -397,6 +409,8 @@ def test_a_changed_schema_is_an_error_that_names_the_column_and_not_a_refusal(re
     with pytest.raises(ValueError, match=f"no column '{column}'.*pinned revision") as error:
         read({k: v for k, v in row.items() if k != column})
     assert not isinstance(error.value, Refused)
+    with pytest.raises(ValueError, match="is an object of the schema's columns, not None"):
+        read(None)
 
 
 JUNK = (None, True, -1, 1.5, "", "x", "[]", "{}", [], {}, [None], [[]], {"input": 1}, "\ud800", 10 ** 30,
@@ -638,6 +652,29 @@ def test_planted_leaks_are_caught_each_by_its_rule():
     assert found["copied paragraph"].containment == pytest.approx(48 / 248)
 
 
+CJK = "给定一个长度为n的数组，求出所有子数组的和的最大值。注意子数组必须是连续的，数组中的元素可能为负数。"
+
+
+@pytest.mark.parametrize("held_out, training, rule", [
+    ("Print the sum of a and b.\n\nExample\n\n1 2\n\n3", "<p>PRINT the sum\tof a and b</p>Example\n9 9\n18", "hash"),
+    ("Print the sum of a and b.", f"{words(70, 1)} print\nthe sum of a and b {words(70, 2)}", "ngram"),    # held by a longer one
+    (f"{words(70, 1)} print\nthe sum of a and b {words(70, 2)}", "Print the sum of a and b.", "ngram"),
+    (CJK, f"{words(30, 3)}{CJK}{words(30, 4)}", "ngram"),                  # no spaces: each character is a word
+    ("Дан массив из n чисел. Выведите сумму.", "<b>ДАН</b> массив из n чисел!\nВыведите сумму", "hash"),
+    ("Print the sum of a and b.", f"{words(70, 1)} print the sum of b and a", None),
+    (CJK, CJK[20:] + CJK[:9] + words(9, 5), "ngram"),
+    (CJK, CJK[::-1], None),
+])
+def test_short_texts_and_other_scripts_are_met_as_well(held_out, training, rule):
+    assert overlaps([training], [held_out]) == ({"t0": ("h0", rule)} if rule else {})
+
+
+def test_a_short_text_that_stands_in_many_statements_is_boilerplate():
+    training = [f"{words(40, i)} find the answer {words(40, -i)}" for i in range(1, 6)]
+    assert overlaps(training, ["Find the answer."]) == {}
+    assert len(overlaps(training[:4], ["Find the answer."])) == 4
+
+
 def test_unrelated_problems_that_share_boilerplate_are_not_caught():
     boilerplate = ("The first line of the input contains a single integer t, the number of test cases. The "
                    "description of the test cases " "follows. It is guaranteed that the sum of n over all "
@@ -754,6 +791,8 @@ def test_a_build_refuses_counts_and_removes_what_was_planted(corpora):
     assert apps["refused"] == {"no_tests": ["row 6"]} and list(apps["removed"]) == ["apps/train/4"]
     assert splits["apps/test"]["not_introductory"] == 1
     assert splits["livecodebench/test"]["repeats"] == {"lcb/abc77_b": "lcb/abc0_a"}
+    held_out = {p.id for p in data.load_held_out(corpora)[0]}
+    assert {"lcb/abc0_a", "lcb/abc77_b"} < held_out, "training is cleaned of repeats too: they may be known by other ids"
     assert "removed" not in splits["code_contests/valid"], "evaluation is fixed, training is cleaned"
 
 
@@ -792,6 +831,12 @@ def test_the_same_build_again_does_nothing_and_another_one_is_refused(corpora, s
     assert (corpora / "joint.jsonl").stat().st_mtime_ns == before
     with pytest.raises(ValueError, match="another seed"):
         data.build(corpora, SIZES, seed=5, local=sources)
+
+
+def test_a_row_of_another_schema_ends_the_build_with_its_place(sources, tmp_path):
+    path = write_rows(tmp_path / "test.jsonl", [apps_row(0), {k: v for k, v in apps_row(1).items() if k != "question"}])
+    with pytest.raises(ValueError, match="^apps test, row 1: a row of apps has another schema .no column 'question'"):
+        data.build(tmp_path / "out", SIZES, local=sources | {"apps": str(path.parent)}, say=lambda line: None)
 
 
 def test_a_pool_that_comes_out_short_is_said_and_recorded(sources, tmp_path):
@@ -867,6 +912,18 @@ def test_the_audit_sees_changed_pools_and_labels_that_cross_the_split(copied, tm
     write_rows(copied / "labels_val.jsonl", [row])
     _, wrong = data.audit(copied, tmp_path)
     assert [("changed" in line, "on both sides" in line) for line in wrong] == [(True, False), (False, True)]
+
+
+@pytest.mark.parametrize("file, text, said", [
+    ("manifest.json", "{}", "is no manifest"), ("manifest.json", "[", "is no manifest"),
+    ("held_out.jsonl", "{}", "damaged build"), ("boilerplate.npy", "", "damaged build"),
+    ("joint.jsonl", '{"id": "x", "ids": {"a": []}}', "joint.jsonl line 1"), ("joint.jsonl", "[]", "joint.jsonl line 1")])
+def test_a_damaged_build_is_said_in_one_line(copied, tmp_path, capsys, file, text, said):
+    (copied / file).write_text(text)
+    with pytest.raises(SystemExit) as end:
+        data.main(["audit", "--corpora", str(copied), "--runs", str(tmp_path)])
+    err = capsys.readouterr().err
+    assert end.value.code == 2 and said in err and err.count("\n") == 1
 
 
 def test_a_file_outside_is_audited_against_the_corpora_or_warned_about(copied, corpora, tmp_path):
