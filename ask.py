@@ -21,6 +21,8 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -34,6 +36,23 @@ GIVE_UP = 8                 # requests without an answer before the first answer
 REPEAT_TEMPERATURE = 0.7    # of a greedy judge that is asked again because its reply could not be used
 MAX_REPLY_BYTES = 16 << 20
 RETRIED = {408, 409, 425, 429}      # HTTP states that pass, beside 5xx
+UNFIT = {400, 413, 422}             # of a wrong option, but also of one text that is too long or against the rules
+
+
+class Unfit(ValueError):
+    """A text that the server will not take. Where it takes others, that is an empty answer."""
+
+
+def seconds_asked(header: str | None) -> float:
+    """Retry-After: seconds, or a date."""
+    try:
+        return min(LONGEST_WAIT, float(header or 0))
+    except ValueError:
+        pass
+    try:
+        return min(LONGEST_WAIT, (parsedate_to_datetime(header) - datetime.now(timezone.utc)).total_seconds())
+    except (ValueError, TypeError):
+        return 0.0
 
 
 class Endpoint:
@@ -45,7 +64,7 @@ class Endpoint:
         if not mark or not name:
             raise ValueError(f"{spec!r} names no model: write it as {url.rstrip('/')}#model")
         self.url = url.rstrip("/") + "/chat/completions"
-        self.key, self.concurrency, self.timeout = key, concurrency, timeout
+        self.key, self.concurrency, self.timeout = (key or "").strip(), concurrency, timeout
         self.retries, self.first_wait = retries, first_wait
         # an option that is null is not sent: some servers refuse a temperature, or have another max_tokens
         given = {"temperature": 0.7, "max_tokens": 2048} | (options or {})
@@ -55,13 +74,16 @@ class Endpoint:
         self.stopped = threading.Event()    # set when the caller leaves: threads that wait for a retry end
 
     def answers(self, texts: Sequence[str], attempt: int,
-                save: Callable[[str, str], None]) -> Iterator[tuple[int, str | None]]:
+                save: Callable[[str, str], None]) -> Iterator[tuple[int, str | Unfit | None]]:
         """(place, reply) as they come, None for what failed after all retries. ValueError on a refusal.
 
         A thread saves an answer before it asks for the next, so that a kill costs no more than is under way.
         """
-        def one(text: str) -> str | None:
-            reply = self.answer(text, attempt)
+        def one(text: str) -> str | Unfit | None:
+            try:
+                reply = self.answer(text, attempt)
+            except Unfit as error:
+                return error
             if reply is not None:
                 save(text, reply)
             return reply
@@ -94,24 +116,32 @@ class Endpoint:
             try:
                 request = urllib.request.Request(self.url, json.dumps(body).encode(), headers)
                 with urllib.request.urlopen(request, timeout=self.timeout) as response:
-                    message = json.loads(self.body(response))["choices"][0]["message"]
-                if isinstance(message["content"], str):
-                    return message["content"]
-                if message.get("refusal"):
+                    choice = json.loads(self.body(response))["choices"][0]
+                content = choice["message"].get("content")
+                if isinstance(content, str):
+                    return content.encode(errors="replace").decode()    # half a character cannot be written to a file
+                if choice["message"].get("refusal") or choice.get("finish_reason") in ("length", "content_filter"):
                     return ""               # an answer too: one that holds nothing
-                self.trouble = "a message without content"
+                self.note("a message without content")
             except urllib.error.HTTPError as error:
-                said = " ".join(error.read(300).decode(errors="replace").split())
-                self.trouble = f"HTTP {error.code} {said.replace(self.key, '(key)') if self.key else said}"
+                try:
+                    said = " ".join(error.read(300).decode(errors="replace").split())
+                except (OSError, http.client.HTTPException):
+                    said = "and a cut reply"
+                self.note(f"HTTP {error.code} {said}")
                 if error.code < 500 and error.code not in RETRIED:
                     mend = ("set its key in the environment" if error.code in (401, 403) else
                             "check the address, the model's name and the options")
-                    raise ValueError(f"{self.url} refuses: {self.trouble}; {mend}") from None
-                asked = error.headers.get("Retry-After", "")
-                wait = max(wait, min(float(asked), LONGEST_WAIT)) if asked.isdigit() else wait
-            except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as error:
-                self.trouble = f"{type(error).__name__}: {error}"   # cut, timed out, or no completion's JSON
+                    kind = Unfit if error.code in UNFIT else ValueError
+                    raise kind(f"{self.url} refuses: {self.trouble}; {mend}") from None
+                wait = max(wait, seconds_asked(error.headers.get("Retry-After")))
+            except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError, AttributeError,
+                    RecursionError) as error:   # cut, timed out, or no completion's JSON
+                self.note(f"{type(error).__name__}: {error}")
         return None
+
+    def note(self, trouble: str) -> None:
+        self.trouble = trouble.replace(self.key, "(key)") if self.key else trouble
 
     def body(self, response: http.client.HTTPResponse) -> bytes:
         """All of a reply, within the time limit: a server may also send a byte now and then for ever."""
@@ -197,27 +227,40 @@ class Model:
         self.source, self.cache, self.progress = source, cache, progress
         self.answered = 0                   # by the source itself, in this run
         self.unanswered = 0
+        self.works = False                  # it has answered something, now or in an earlier run
 
     def ask(self, texts: Sequence[str], attempt: int = 0, desc: str = "asking") -> list[str | None]:
         """A reply for each text, None where there was none after all retries. Equal texts are asked once."""
         source = self.source
         replies = {text: self.cache.get(source.identity, text, attempt) for text in texts}
         missing = [text for text, reply in replies.items() if reply is None]
+        self.works |= len(missing) < len(replies)
         if not missing:
             return [replies[text] for text in texts]
 
         def save(text: str, reply: str) -> None:
             self.cache.put(source.identity, attempt, text, reply)
 
+        unfit: dict[str, Unfit] = {}
         for i, reply in self.progress(source.answers(missing, attempt, save), desc, len(missing)):
-            if reply is None:
+            if isinstance(reply, Unfit):
+                unfit[missing[i]] = reply
+                if len(unfit) >= GIVE_UP and not self.works:
+                    raise reply
+            elif reply is None:
                 self.unanswered += 1
                 if self.unanswered >= GIVE_UP and not self.answered:
                     raise OSError(f"{source.url} does not answer ({source.trouble}): start it or mend the "
                                   f"address, then run the same command again")
             else:
                 self.answered += 1
+                self.works = True
                 replies[missing[i]] = reply
+        for text, error in unfit.items():
+            if not self.works:
+                raise error
+            save(text, "")
+            replies[text] = ""
         return [replies[text] for text in texts]
 
     def ask_parsed(self, texts: Sequence[str], parse: Callable[[str, int], T | None], counts: Counter,

@@ -404,7 +404,7 @@ def planner_labels(planner: Model, judge: Model | Judge, problems: Sequence[Prob
     for draw in range(per_problem):
         replies = planner.ask([prompts.plan(p, k) for p in problems], draw, "planner")
         pairs = [(p, prompts.cut_thought(text).strip()) for p, text in zip(problems, replies, strict=True)
-                 if text is not None]
+                 if text]
         counts["planner samples"] += len(pairs)
         counts["planner: no answer"] += len(problems) - len(pairs)
         for (p, plan), faults in zip(pairs, judge_plans(judge, pairs, k, counts), strict=True):
@@ -518,6 +518,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(args: argparse.Namespace) -> None:
     # -------- what is asked, and of whom
     k, out = args.num_strategies, Path(args.out)
+    for flag, least in (("gold", 1), ("per_problem", 1), ("train", 2), ("val", 2), ("concurrency", 1), ("retries", 0),
+                        ("max_new_tokens", 1), ("temperature", 0), ("timeout", 0.01)):
+        if not getattr(args, flag) >= least:
+            raise ValueError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: it must be at least {least}")
     uses_teacher = args.command == "gold" or args.candidates != "planner"
     uses_planner = args.command == "labels" and args.candidates != "teacher"
     if not 2 <= k <= len(prompts.LABELS) or args.num_candidates < k:

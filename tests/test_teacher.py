@@ -79,6 +79,7 @@ class Server:
                 text = body["messages"][-1]["content"]
                 mark = (text, body.get("seed", 0))
                 with lock:
+                    server.requests_now = text
                     what = trouble(server.visits[mark])
                     server.visits[mark] += 1
                     server.requests.append(body)
@@ -99,6 +100,8 @@ class Server:
                                     {"Retry-After": "0"} if what == 429 else {})
                 if what == "cut":
                     self.wfile.write(b'HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{"choices": [')
+                elif what == "error cut":
+                    self.wfile.write(b"HTTP/1.1 503 Busy\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nnot")
                 elif what == "gone":
                     self.wfile.write(b"")
                 elif what == "slow":
@@ -148,8 +151,8 @@ def gold_from(spec: str, cache: Path, wanted: int = 100, **options):
     return (*teacher.make_gold(model, model, PROBLEMS, wanted, K, N), model)
 
 
-MISBEHAVIOUR = (429, 500, "cut", "gone", "not http", "{", '{"choices": []}', '[]',
-                '{"choices": [{"message": {"content": null}}]}', None)
+MISBEHAVIOUR = (429, 500, "cut", "error cut", "gone", "not http", "{", "<html>Bad gateway</html>", '{"choices": []}', "[]",
+                "[" * 100_000, '{"choices": [{"message": null}]}', '{"choices": [{"message": {"content": null}}]}', None)
 
 
 # ------------------------------------------------------------------------------------------------- the funnel
@@ -195,11 +198,12 @@ def test_an_unusable_reply_is_asked_for_again_with_another_seed_and_then_given_u
 
 # -------------------------------------------------------------------------------------- misbehaving endpoints
 
-def test_a_server_that_fails_in_every_way_gives_the_same_gold_and_nothing_twice(tmp_path):
+def test_a_server_that_fails_in_every_way_gives_the_same_gold_and_nothing_twice(tmp_path, monkeypatch):
+    monkeypatch.setattr(ask, "LONGEST_WAIT", 0.001)
     with Server() as good:
         expected = gold_from(good.spec, tmp_path / "good")[:2]
     with Server(lambda visit: MISBEHAVIOUR[min(visit, len(MISBEHAVIOUR) - 1)]) as bad:
-        found = gold_from(bad.spec, tmp_path / "bad", retries=len(MISBEHAVIOUR), first_wait=0.0005)[:2]
+        found = gold_from(bad.spec, tmp_path / "bad", retries=len(MISBEHAVIOUR))[:2]
     assert found == expected
     assert bad.served == good.served and set(bad.served.values()) == {1}
     assert set(bad.visits.values()) == {len(MISBEHAVIOUR)}
@@ -257,9 +261,47 @@ def test_equal_requests_are_sent_once(tmp_path):
     assert server.served == {(text, 0): 1}
 
 
-def test_a_refusal_is_an_answer_without_content(tmp_path):
-    with Server(reply=lambda text, seed: None) as server:
+@pytest.mark.parametrize("reason", ["stop", "length", "content_filter"])
+def test_a_refusal_is_an_answer_without_content_and_so_is_a_thought_that_met_the_limit(tmp_path, reason):
+    choice = {"message": {"content": None, "refusal": "no" if reason == "stop" else None}, "finish_reason": reason}
+    with Server(lambda visit: json.dumps({"choices": [choice]})) as server:
         assert model_at(server.spec, tmp_path).ask(["x"]) == [""]
+    assert len(server.requests) == 1
+
+
+def test_one_text_that_the_server_will_not_take_costs_that_text_alone(tmp_path):
+    """Too long for its context, or against its rules: other texts go on, and the next run asks for none of them."""
+    long, texts = "too long", [f"x{i}" for i in range(5)]
+    with Server(lambda visit: 400 if server.requests_now == long else None, reply=lambda text, seed: text) as server:
+        model, counts = model_at(server.spec, tmp_path, concurrency=1), Counter()
+        found = model.ask_parsed([long, *texts], lambda reply, _: reply or None, counts, "judge")
+        assert found == [None, *texts] and counts["judge: unusable answer"] == 1 and model.unanswered == 0
+        before = len(server.requests)
+        assert model_at(server.spec, tmp_path).ask([long, *texts]) == ["", *texts] and len(server.requests) == before
+        with pytest.raises(ValueError, match="HTTP 400"):       # nothing has ever been answered: the request itself is wrong
+            model_at(server.spec, tmp_path / "new").ask([long])
+
+
+@pytest.mark.parametrize("header, seconds", [("7", 7), ("0.5", 0.5), ("3600", ask.LONGEST_WAIT), (None, 0), ("soon", 0), ("²", 0),
+                                             ("Wed, 21 Oct 2065 07:28:00 GMT", ask.LONGEST_WAIT)])
+def test_the_wait_that_a_server_asks_for_is_kept_up_to_a_limit(header, seconds):
+    assert ask.seconds_asked(header) == seconds
+
+
+def test_a_reply_with_half_a_character_can_be_written_to_every_file(tmp_path):
+    with Server(reply=lambda text, seed: "A: \ud83d frogs\nB: \u2028\x00") as server:
+        [reply] = model_at(server.spec, tmp_path).ask(["x"])
+    assert reply == "A: ? frogs\nB: \u2028\x00"
+    gate.save_labels(tmp_path / "x.jsonl", [gate.Label("p", "s", reply, 1)])
+    assert gate.load_labels(tmp_path / "x.jsonl")[0].plan == reply
+
+
+def test_a_key_with_a_line_end_is_mended_and_never_shown(tmp_path):
+    with Server(reply=lambda text, seed: "hello") as server:
+        assert model_at(server.spec, tmp_path, key="sk-secret\n").ask(["x"]) == ["hello"]
+    assert server.headers[0]["Authorization"] == "Bearer sk-secret"
+    endpoint = ask.Endpoint(server.spec, "sk-secret\x01", retries=0)      # no header may hold that
+    assert endpoint.answer("x", 0) is None and "sk-secret" not in endpoint.trouble
 
 
 @pytest.mark.parametrize("status, mend", [(401, "set its key in the environment"), (404, "check the address"),
@@ -530,6 +572,8 @@ def test_rules_alone_run_both_commands_and_the_trainers_read_the_files(tmp_path,
     (["gold", "--teacher", "rule", "--judge", "no.such:thing"], "cannot load"),
     (["gold", "--teacher", "rule", "--judge", "prompts:nothing"], "cannot load"),
     (["gold", "--teacher", "rule", "--judge", "rule", "--num-candidates", "3"], "N at least K"),
+    (["gold", "--teacher", "rule", "--judge", "rule", "--gold", "0"], "--gold 0: it must be at least 1"),
+    (["gold", "--teacher", "rule", "--judge", "rule", "--retries", "-1"], "--retries -1: it must be at least 0"),
     (["gold", "--teacher", "rule", "--judge", "rule", "--judge-options", "[]"],
      "--judge-options must be a JSON object"),
     (["labels", "--candidates", "planner", "--planner", "rule", "--judge", "rule"],
