@@ -1,10 +1,11 @@
 """RESULTS.md and results/ of the paper in miniature, from what reproduce.py's queue has made so far.
 
-Attempts go compressed to results/, which is all that the paper's tables are made from: they are what tables.py prints. Three
-tables are our own: what must hold here, the paper's comparisons with ours beside them, and the gap to the coordinated ceiling
-in its three parts. What stands in RESULTS.md below the line MARK was written by hand and stays there.
+Attempts go compressed to results/, which is all that tables are made from: the paper's by tables.py, and three of our own, every
+method beside CPPO, its ceilings and the paper; the paper's other comparisons; the gap to the coordinated ceiling in its three
+parts. The sentences at the top say what those tables say. What stands in RESULTS.md below the line MARK was written by hand and
+stays there.
 
-    python miniature/results.py runs/miniature-seed{0,1,2}      # two of our own tables for any runs in the world
+    python miniature/results.py runs/miniature-seed{0,1,2}      # our own tables, for any runs in the world
 """
 
 import argparse
@@ -14,10 +15,9 @@ import io
 import json
 import os
 import re
-import shlex
-import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))     # when run as a script
@@ -25,17 +25,19 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) 
 import numpy as np
 
 import attempts
-import common
 import data
 import metrics
 import paper
 import tables
+from attempts import Evaluation
 from miniature import world
 
 K = 4
-PAPER_MODEL = "Qwen3.5-2B"
-IDENTICAL = ("Direct Solve", "Plan-and-Solve", "Sketch-then-Solve", "Self-Consistency", "GRPO", "Pass@K Training", "PKPO")
+PAPER_MODEL, PAPER_BENCHMARKS = "Qwen3.5-2B", ("APPS", "CodeContests", "LCBv6")
 IID = {"Tuple Planner SFT, iid": "sft/tuple-iid", "CPPO, iid": "cppo/tuple-iid"}
+IDENTICAL = ("Direct Solve", "Plan-and-Solve", "Sketch-then-Solve", "Self-Consistency", "GRPO", "Pass@K Training", "PKPO", *IID)
+SYSTEMS = tables.SYSTEMS | tables.VARIANTS | IID
+PLACES = {"first": "0.518 ±0.048", "last": "0.514 ±0.049", "random": "0.516 ±0.048"}      # the paper's (Appendix G)
 MARK = "<!-- what follows was written by hand -->"
 
 
@@ -51,19 +53,19 @@ def dev_pass(path: Path) -> float:
 
 
 def pack(name: str, out: Path) -> list[Path]:
-    """Copy attempts files, compressed, with what stands beside them -> the folders of the runs in `out`."""
+    """Copy attempts files with what stands beside them, all but the cards compressed -> the folders of the runs in `out`."""
     packed = []
     for run in sorted(Path("runs").glob(f"{name}-seed*")):
-        for path in sorted(run.rglob("eval/*.json*")):
-            to = out / path.relative_to("runs")
-            if path.suffix == ".jsonl":
-                to.parent.mkdir(parents=True, exist_ok=True)
-                to.with_name(to.name + ".gz").write_bytes(gzip.compress(path.read_bytes(), mtime=0))
-            elif path.name.endswith(".json") and path.with_name(path.name.replace(".diversity", "") + "l").exists():
-                to.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, to)
-        if (out / run.name).exists():
-            packed.append(out / run.name)
+        for path in sorted(run.rglob("eval/*.jsonl")):
+            for file in (path, attempts.beside(path, ".json"), attempts.beside(path, ".diversity.json")):
+                if file.exists():
+                    to = out / file.relative_to("runs")
+                    to.parent.mkdir(parents=True, exist_ok=True)
+                    if file == attempts.beside(path, ".json"):
+                        to.write_bytes(file.read_bytes())
+                    else:
+                        to.with_name(f"{to.name}.gz").write_bytes(gzip.compress(file.read_bytes(), mtime=0))
+        packed += [out / run.name] if (out / run.name).exists() else []
     return packed
 
 
@@ -76,6 +78,64 @@ def said(argv: list[str]) -> str:
     return re.sub("^error: (.*)", r"- (\1)", text.getvalue().rstrip())
 
 
+# ------------------------------------------------------------------------------------------ comparisons
+
+Figures = Callable[[Evaluation], Iterable[tuple[str, float]]]       # (problem id, figure of it or of one of its tuples)
+
+
+def passing(k: int = K, rule: str = "first") -> Figures:
+    return lambda evaluation: zip(evaluation.problems, attempts.outcomes(evaluation, k, rule, attempts.posterior), strict=True)
+
+
+def repeats(evaluation: Evaluation) -> Iterator[tuple[str, float]]:
+    """By the world's rule, never by the gate's."""
+    for group in attempts.tuples(evaluation):
+        strategies = [a["strategy"] for a in group if a["strategy"]]
+        yield group[0]["problem_id"], float(world.duplicates("", strategies) > 0)
+
+
+def surface(evaluation: Evaluation) -> Iterator[tuple[str, float]]:
+    for group in attempts.tuples(evaluation):
+        texts = attempts.texts(evaluation, group)
+        if len(texts) > 1:
+            yield group[0]["problem_id"], metrics.d_surf(texts)
+
+
+def recorded(name: str) -> Figures:
+    """D_alg or D_sem, as diversity.py wrote it."""
+    return lambda evaluation: ((group["problem_id"], group[name]) for group in (evaluation.diversity or {}).get("groups", [])
+                               if name in group)
+
+
+def printed(table: dict, row: str, column: str) -> float | None:
+    text = table.get((row, PAPER_MODEL), {}).get(column)
+    return float(text.split()[0]) if text else None
+
+
+def minus(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a - b
+
+
+@dataclass
+class Compared:
+    """a less b: the paper's difference, and ours over problems with seeds averaged."""
+    of: str
+    a: str
+    b: str
+    paper: float | None
+    here: metrics.Comparison
+
+    @property
+    def agrees(self) -> str | None:
+        """Which way it goes, as far as the 95 % interval tells."""
+        if self.paper is None:
+            return None
+        return "open" if self.here.low <= 0 <= self.here.high else "yes" if self.here.gain * self.paper > 0 else "NO"
+
+    def __str__(self) -> str:
+        return f"{self.of}, {self.a} less {self.b} ({self.here.gain:+.3f}, the paper {self.paper:+.3f})"
+
+
 def signed(found: metrics.Comparison) -> str:
     return f"{found.gain:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
 
@@ -83,34 +143,138 @@ def signed(found: metrics.Comparison) -> str:
 class Report:
     """Tables of our own, from the same evaluations as the paper's tables."""
 
-    def __init__(self, runs: tables.Runs, problems: list[data.Problem]):
-        self.runs, self.of = runs, runs.passing(K)
-        self.model, self.benchmark = next((m, b) for m, b, _ in runs.places())
-        known = {p.id: p for p in problems}
-        names = next(iter(runs.found.values()))[0].problems
-        self.classes = [list(known[name].classes.values()) for name in names]
-        self.known = known
+    def __init__(self, runs: tables.Runs):
+        self.runs = runs
+        self.model, self.benchmark, _ = next(runs.places())
+        self.known = {problem.id: problem for problem in world.problems("heldout")}
+        self.names = list(next(iter(runs.found.values()))[0].problems)
+        if strange := set(self.names) - self.known.keys():
+            raise ValueError(f"{min(strange)} is no held-out problem of the miniature world")
+        posteriors = [list(self.known[name].classes.values()) for name in self.names]
+        self.independent = np.array([metrics.independent_ceiling(p, K) for p in posteriors])
+        self.coordinated = np.array([metrics.coordinated_ceiling(p, K) for p in posteriors])
+        self.constant = self.runs.ceiling(self.model, self.benchmark, K, "constant")
+        self.compared = [found for wanted in self.wanted() if (found := self.compare(*wanted))]
 
-    def seeds(self, row: str) -> list[attempts.Evaluation]:
-        return self.runs.get(self.model, self.benchmark, row)
+    def seeds(self, row: str) -> list[Evaluation]:
+        return self.runs.get(self.model, self.benchmark, SYSTEMS.get(row, row), K)
 
-    def values(self, row: str) -> np.ndarray | None:
-        """(problems,): pass@4 averaged over posterior and seeds."""
-        return tables.values(self.seeds(row), self.of).mean(0) if self.seeds(row) else None
+    def figures(self, row: str, of: Figures) -> dict[str, float]:
+        """By problem, the mean over tuples and seeds."""
+        found: dict[str, list[float]] = {}
+        for evaluation in self.seeds(row):
+            for name, figure in of(evaluation):
+                found.setdefault(name, []).append(figure)
+        return {name: float(np.mean(figures)) for name, figures in found.items()}
 
-    def ceiling(self, row: str) -> np.ndarray:
-        """(problems,): the best of the policy class that a method belongs to."""
-        independent = row in IDENTICAL or row in IID
-        return np.array([(metrics.independent_ceiling if independent else metrics.coordinated_ceiling)(p, K) for p in self.classes])
+    def passed(self, row: str) -> np.ndarray | None:
+        """(problems,): pass@4, or None if nobody evaluated it."""
+        found = self.figures(row, passing())
+        return np.array([found[name] for name in self.names]) if found else None
+
+    def wanted(self) -> Iterator[tuple]:
+        """What is compared: (of, a, b, the paper's difference, figures)."""
+        for row in (row for row in tables.SYSTEMS if not row.startswith("CPPO")):
+            theirs = [minus(printed(paper.MAIN, "CPPO", c), printed(paper.MAIN, row, c)) for c in PAPER_BENCHMARKS]
+            yield "pass@4", "CPPO", row, None if None in theirs else float(np.mean(theirs)), passing()
+        full, gateless = "CPPO (J R_out)", "without J (R_out)"
+        for a, b in ((full, gateless), (full, "J alone"), (full, "M = 4"), ("M = 4", "M = 2"), ("M = 2", "M = 1")):
+            yield "pass@4", a, b, minus(*(printed(paper.ABLATION, row, "pass@4") for row in (a, b))), passing()
+        yield "tuples with a repeat", full, gateless, minus(
+            *(printed(paper.ABLATION, row, "duplicates") for row in (full, gateless))), repeats
+        for row in ("Tuple Planner SFT", "CPPO"):
+            yield "pass@4", row, f"{row}, iid", printed(paper.INFERENCE, row, "difference"), passing()
+            yield "D_alg", row, f"{row}, iid", printed(paper.INFERENCE_DIVERSITY, row, "difference"), recorded("D_alg")
+        for name, of in (("D_surf", surface), ("D_sem", recorded("D_sem")), ("D_alg", recorded("D_alg"))):
+            for row in ("Tuple Planner SFT", "PKPO", "Direct Solve"):
+                theirs = minus(*(printed(paper.DIVERSITY, r, name) for r in ("CPPO", row)))
+                yield name, "CPPO", row, theirs, of
+
+    def compare(self, of: str, a: str, b: str, theirs: float | None, figures: Figures) -> Compared | None:
+        ours, rival = self.figures(a, figures), self.figures(b, figures)
+        both = [name for name in ours if name in rival]
+        if not both:
+            return None
+        here = metrics.paired_bootstrap([ours[name] for name in both], [rival[name] for name in both])
+        return Compared(of, a, b, theirs, here)
+
+    def standing(self, row: str) -> tuple[float, float]:
+        """Mean of pass@4 less the independent ceiling, and the same in standard errors over problems."""
+        above = self.passed(row) - self.independent
+        return above.mean(), above.mean() / (above.std(ddof=1) / len(above) ** 0.5)
+
+    # ---- what the top of RESULTS.md says
+
+    def summary(self) -> list[str]:
+        lines = [f"Best possible pass@{K}: constant {self.constant:.3f}, independent {self.independent.mean():.3f}, "
+                 f"coordinated {self.coordinated.mean():.3f}."]
+        cppo = self.passed("CPPO")
+        if cppo is not None:
+            each = ", ".join(f"{attempts.outcomes(e, K, of=attempts.posterior).mean():.3f}" for e in self.seeds("CPPO"))
+            lines.append(f"CPPO reaches {cppo.mean():.3f} (by seed {each}).")
+            for name, limit in (("independent ceiling", self.independent),
+                                ("best constant tuple", np.full_like(cppo, self.constant))):
+                found = metrics.paired_bootstrap(cppo, limit)
+                where = "above" if found.low > 0 else "NOT above" if found.gain <= 0 else "above, but not surely,"
+                lines.append(f"CPPO is {where} the {name}: {signed(found)}, p = {found.p:.3f}.")
+        rivals = [c for c in self.compared if (c.of, c.a) == ("pass@4", "CPPO") and c.b in tables.SYSTEMS]
+        if rivals:
+            near = min(rivals, key=lambda c: c.here.gain)
+            lines.append(f"The strongest rival is {near.b}: CPPO less it {signed(near.here)}, p = {near.here.p:.3f}.")
+        there = {row: self.standing(row) for row in IDENTICAL if self.seeds(row)}
+        above = [row for row, (_, errors) in there.items() if errors > 2]
+        if there:
+            row = max(there, key=lambda row: there[row][1])
+            lines.append(f"Of {len(there)} identically distributed methods "
+                         + (f"{', '.join(above)} STAND ABOVE" if above else "none stands above")
+                         + f" the independent ceiling beyond two standard errors; the highest is {row}, {there[row][0]:+.3f}, "
+                         f"{there[row][1]:+.1f} standard errors.")
+        told = {word: [str(c) for c in self.compared if c.agrees == word] for word in ("yes", "NO", "open")}
+        lines.append(f"Of the paper's {sum(map(len, told.values()))} comparisons that were made, {len(told['yes'])} go its way.")
+        lines += [f"The other way: {'; '.join(told['NO'])}."] if told["NO"] else []
+        lines += [f"Open, their intervals hold 0: {'; '.join(told['open'])}."] if told["open"] else []
+        return lines
+
+    def methods(self) -> list[dict]:
+        """Every method: pass@4, beside the independent ceiling, beside CPPO, and the paper's difference."""
+        beside = {c.b: c for c in self.compared if (c.of, c.a) == ("pass@4", "CPPO")}
+        lines = []
+        for row in (*tables.SYSTEMS, *IID):
+            if self.seeds(row):
+                line = {"method": row, "pass@4": tables.cell(self.seeds(row), self.runs.passing(K), tables.is_trained(SYSTEMS[row])),
+                        "less the independent ceiling": "{:+.3f}, {:+.1f} se".format(*self.standing(row))}
+                if row in beside:
+                    line |= {"CPPO less it": signed(beside[row].here), "paper": beside[row].paper,
+                             "as in the paper": beside[row].agrees}
+                lines.append(line)
+        best = {"constant": self.constant, "independent": self.independent.mean(), "coordinated": self.coordinated.mean()}
+        lines += [{"method": f"ceiling: {name}", "pass@4": f"{value:.3f}"} for name, value in best.items()]
+        return [{name: f"{v:+.3f}" if name == "paper" and v is not None else v for name, v in line.items()} for line in lines]
+
+    def others(self) -> list[dict]:
+        rest = [c for c in self.compared if (c.of, c.a) != ("pass@4", "CPPO") or c.b in IID]
+        return [{"of": c.of, "difference": f"{c.a} less {c.b}", "here": signed(c.here),
+                 "paper": None if c.paper is None else f"{c.paper:+.3f}", "as in the paper": c.agrees} for c in rest]
+
+    def places(self) -> list[dict]:
+        """Appendix G: does it matter which two of a tuple's four attempts count?"""
+        rules = {rule: self.figures("CPPO", passing(2, rule)) for rule in ("first", "last", "random")}
+        lines = []
+        for rule, found in rules.items() if rules["first"] else ():
+            less = metrics.paired_bootstrap(list(found.values()), list(rules["first"].values()))
+            lines.append({"CPPO, pass@2": f"{rule} 2 of 4", "here": f"{np.mean(list(found.values())):.3f}",
+                          "less first": signed(less), "paper": PLACES[rule]})
+        best = self.runs.ceilings(self.model, self.benchmark, 2) if lines else {}
+        return lines + [{"CPPO, pass@2": name, "here": value} for name, value in best.items()]
+
+    # ---- the gap
 
     def planned(self, row: str) -> np.ndarray | None:
         """(problems,): what the strategies alone would reach, were each carried out to the letter."""
-        if not self.seeds(row) or self.seeds(row)[0].setting["method"] not in attempts.PLANNED:
+        if self.seeds(row)[0].method not in attempts.PLANNED:
             return None
-
-        def mass(evaluation: attempts.Evaluation) -> np.ndarray:
-            return np.array([self.mass(name, made[:K]) for name, made in evaluation.problems.items()])
-        return tables.values(self.seeds(row), mass).mean(0)
+        masses = [[self.mass(name, attempts.chosen(e, name, K)) for name in self.names] for e in self.seeds(row)]
+        return np.mean(masses, axis=0)
 
     def mass(self, name: str, made: list[dict]) -> float:
         combos = {world.read(a["strategy"]) for a in made if a["strategy"]} - {None}
@@ -119,89 +283,30 @@ class Report:
 
     def gap(self) -> list[dict]:
         """coordinated ceiling - pass@4 = policy class + optimisation + solver noise, mean over problems and seeds."""
-        lines = []
-        for row, system in (tables.SYSTEMS | IID).items():
-            reached, planned, best = self.values(system), self.planned(system), self.ceiling(row)
-            if reached is None or row == "CPPO, shuffled":
+        lines, top = [], self.coordinated.mean()
+        for row in (*tables.SYSTEMS, *tables.VARIANTS, *IID):
+            if not self.seeds(row) or row in ("CPPO, shuffled", "CPPO (J R_out)"):
                 continue
-            top = np.array([metrics.coordinated_ceiling(p, K) for p in self.classes]).mean()
-            lines.append({"method": row, "pass@4": reached.mean(), "ceiling of its class": best.mean(),
-                          "coordinated ceiling": top, "gap": top - reached.mean(), "policy class": top - best.mean(),
-                          "optimisation": best.mean() - (reached if planned is None else planned).mean(),
-                          "solver noise": None if planned is None else planned.mean() - reached.mean()})
-        return [{k: f"{v:.3f}" if isinstance(v, float) else v for k, v in line.items()} for line in lines]
-
-    def demands(self) -> list[dict]:
-        """What must hold in the miniature world, and whether it does."""
-        lines, cppo = [], self.values("CPPO")
-        independent = np.array([metrics.independent_ceiling(p, K) for p in self.classes])
-        constant = self.runs.ceiling(self.model, self.benchmark, K, "constant")
-        for name, limit in (("independent ceiling", independent), ("best constant tuple", np.full_like(independent, constant))):
-            if cppo is not None:
-                found = metrics.paired_bootstrap(cppo, limit)
-                lines.append({"demand": f"CPPO above the {name}", "difference": signed(found), "p": found.p,
-                              "holds": "yes" if found.gain > 0 else "NO"})
-        for row in IDENTICAL:
-            reached = self.values(row)
-            if reached is not None:
-                above = reached - independent
-                error = above.std(ddof=1) / len(above) ** 0.5
-                lines.append({"demand": f"{row} not above the independent ceiling", "difference":
-                              f"{above.mean():+.3f}, {above.mean() / error:+.1f} standard errors",
-                              "holds": "yes" if above.mean() <= 2 * error else "NO"})
+            reached, planned = self.passed(row).mean(), self.planned(row)
+            best = (self.independent if row in IDENTICAL else self.coordinated).mean()
+            line = {"method": row, "pass@4": reached, "ceiling of its class": best, "coordinated ceiling": top, "gap": top - reached,
+                    "policy class": top - best, "optimisation": best - (reached if planned is None else planned.mean()),
+                    "solver noise": None if planned is None else planned.mean() - reached}
+            lines.append({k: f"{v:.3f}" if isinstance(v, float) else v for k, v in line.items()})
         return lines
 
-    def directions(self) -> list[dict]:
-        """The paper's comparisons: its difference beside ours, with a paired bootstrap interval over problems."""
-        def printed(table: dict, row: str, column: str) -> float | None:
-            text = table.get((row, PAPER_MODEL), {}).get(column)
-            return float(text.split()[0]) if text else None
-
-        def per_problem(row: str, of) -> dict[str, float]:
-            made: dict[str, list[float]] = {}
-            for evaluation in self.seeds(row):
-                for name, value in of(evaluation):
-                    made.setdefault(name, []).append(value)
-            return {name: float(np.mean(values)) for name, values in made.items()}
-
-        def repeats(evaluation) -> Iterator[tuple[str, float]]:
-            for group in attempts.tuples(evaluation):
-                strategies = [a["strategy"] for a in group if a["strategy"]]
-                yield group[0]["problem_id"], float(world.duplicates("", strategies) > 0)
-
-        def algorithms(evaluation) -> Iterator[tuple[str, float]]:
-            for group in (evaluation.diversity or {}).get("groups", []):
-                yield group["problem_id"], group["D_alg"]
-
-        def passing(evaluation) -> Iterator[tuple[str, float]]:
-            yield from zip(evaluation.problems, self.of(evaluation), strict=True)
-
-        columns = ("APPS", "CodeContests", "LCBv6")
-        theirs = {row: np.mean([printed(paper.MAIN, "CPPO", c) - printed(paper.MAIN, row, c) for c in columns])
-                  for row in tables.SYSTEMS if (row, PAPER_MODEL) in paper.MAIN and row != "CPPO"}
-        ablated = {row: printed(paper.ABLATION, row, "pass@4") for row in tables.VARIANTS}
-        wanted = [("pass@4", "CPPO", row, theirs.get(row), passing) for row in tables.SYSTEMS if not row.startswith("CPPO")]
-        wanted += [("pass@4", a, b, ablated[a] - ablated[b], passing) for a, b in
-                   (("CPPO (J R_out)", "without J (R_out)"), ("CPPO (J R_out)", "J alone"), ("CPPO (J R_out)", "M = 4"),
-                    ("M = 4", "M = 2"), ("M = 2", "M = 1"))]
-        wanted += [("tuples with a repeat", "CPPO (J R_out)", "without J (R_out)", 0.08 - 0.32, repeats)]
-        wanted += [("pass@4", f"{name}, joint", f"{name}, iid", printed(paper.INFERENCE, name, "difference"), passing)
-                   for name in ("Tuple Planner SFT", "CPPO")]
-        wanted += [("D_alg", "CPPO", row, printed(paper.DIVERSITY, "CPPO", "D_alg") - printed(paper.DIVERSITY, row, "D_alg"),
-                    algorithms) for row in ("Tuple Planner SFT", "PKPO", "Direct Solve")]
-        system = tables.VARIANTS | IID | {"Tuple Planner SFT, joint": "sft/tuple", "CPPO, joint": "cppo/tuple"}
-        lines = []
-        for what, a, b, known, of in wanted:
-            line = {"of": what, "difference": f"{a} less {b}", "paper": None if known is None else f"{known:+.3f}"}
-            ours, rival = (per_problem(system.get(row, row), of) for row in (a, b))
-            both = [name for name in ours if name in rival]
-            if both:
-                found = metrics.paired_bootstrap([ours[name] for name in both], [rival[name] for name in both])
-                decided = found.low > 0 or found.high < 0
-                line |= {"here": signed(found), "as in the paper": None if known is None else "open" if not decided else
-                         "yes" if (found.gain > 0) == (known > 0) else "NO"}
-            lines.append(line)
-        return lines
+    def blocks(self) -> Iterator[tuple[str, str, str]]:
+        """(title, table, what to know)"""
+        yield "Every method", attempts.render(self.methods()), (
+            "se: standard errors over problems. paper: CPPO's difference there, mean of its three benchmarks.")
+        yield "The paper's other comparisons", attempts.render(self.others()), (
+            "M = 4, 2, 1 take 1/2, 1/4, 1/8 of CPPO's attempts a step, for as many steps. D_surf, D_sem and D_alg are of strategies, "
+            "or of programs where there are none; D_alg is by the world's own rule, not by a model.")
+        yield "Which two of four attempts count (Appendix G)", attempts.render(self.places()), ""
+        yield "The gap to the coordinated ceiling", attempts.render(self.gap()), (
+            "gap = policy class + optimisation + solver noise. A method's class is independent draws or coordinated tuples. Solver "
+            "noise is what its strategies would reach, carried out to the letter, less what its programs reach; without strategies "
+            "it is part of the optimisation.")
 
 
 def sweep_table(name: str) -> list[dict]:
@@ -213,19 +318,21 @@ def sweep_table(name: str) -> list[dict]:
             samples = sum(len(json.loads(row)["branches"]) for row in rows)
         steps = [json.loads(row) for row in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         lr = path.parent.parent.name.removeprefix(f"{name}-lr")
-        lines.append({"method": stage, "learning rate": lr, "steps": len(steps), "solver attempts": samples,
+        lines.append({"method": stage, "learning rate": lr, "steps": len(steps), "solver attempts": f"{samples:,}",
                       "decoded tokens": f"{sum(m['tokens_sampled'] for m in steps):,}", "dev pass@4": f"{dev_pass(path):.3f}",
                       "taken": "*" if lr == best_lr(name, stage) else None})
-    return lines
+    best = next((attempts.load(path).card["ceilings"][str(K)] for path in Path("runs").glob(f"{name}-lr*/dev/*.jsonl")), {})
+    return lines + [{"method": f"ceiling: {name}", "dev pass@4": f"{value:.3f}"} for name, value in best.items()]
 
+
+# ------------------------------------------------------------------------------------------ RESULTS.md
 
 TITLES = {
-    8: "pass@4 of every method (Tables 1, 8, 19)", 5: "the stages", 4: "decoded tokens (Tables 4, 18)",
-    6: "ablations and budgets", 7: "majority votes", 14: "diversity", 15: "joint and iid inference", 16: "their diversity",
-    13: "reliability of the classifier (nobody annotated; in this world it is exact)", 17: "where the gain comes from",
+    8: "pass@4 of every method (Tables 1, 5, 8, 19)", 4: "decoded tokens (Tables 4, 18)", 6: "ablations and budgets",
+    7: "majority votes", 14: "diversity", 15: "joint and iid inference", 16: "their diversity", 17: "where the gain comes from",
     20: "budgets K", 12: "side by side"}
 FIGURES = {"2": "pass@K over K (Figures 2, 5, 6)", "3": "the gate", "4": "gain against diversity",
-           "7": "pass@K as bars", "8": "PKPO's training", "9": "UpSkill's training", "cost": "pass@4 against its cost"}
+           "7": "pass@K as bars", "8": "PKPO's training", "9": "UpSkill's training", "cost": "pass@K against its cost"}
 
 
 def report(name: str, out: Path, marks: list[dict], missing: list[str]) -> Path:
@@ -237,48 +344,42 @@ def report(name: str, out: Path, marks: list[dict], missing: list[str]) -> Path:
     runs = tables.find(folders, paper_model=PAPER_MODEL)
     made = [evaluation for found in runs.found.values() for evaluation in found]
     commits = ", ".join(sorted({e.card.get("commit", "unknown")[:10] for e in made}))
-    ours = Report(runs, data.load_problems(f"runs/{name}-world/heldout.jsonl"))
-    hours = sum(mark["cpu_seconds"] for mark in marks) / 3600
+    ours = Report(runs)
     short = f"{out}/results/{name}-seed*".removeprefix("./")
-    command = "bash miniature/reproduce.sh"
 
-    def block(title: str, text: str, how: str) -> str:
-        beside = f"\n{best}" if "pass@" in text.replace("dev pass@", "") else ""      # dev has others
-        return f"### {title}\n\nCommit {commits}: `{how}`\n{beside}\n```\n{text}\n```\n"
+    def block(title: str, text: str, how: str, told: str = "") -> str:
+        return f"### {title}\n\nAttempts of commit {commits}: `{how.strip()}`\n\n```\n{text}\n```\n" + (f"\n{told}\n" if told else "")
 
-    ceilings = {n: runs.ceiling(ours.model, ours.benchmark, K, n) for n in ("constant", "independent", "coordinated")}
-    best = f"Best possible pass@{K}: " + ", ".join(f"{n} {v:.3f}" for n, v in ceilings.items()) + ".\n"
+    best, *facts = ours.summary()
+
+    def bounds(text: str) -> str:
+        return best if "pass@" in text and not all(name in text for name in tables.CEILINGS) else ""
+
     parts = [
-        "# Results of the miniature world\n",
-        f"Written by `{command}`; {len(folders)} seed(s), {len(ours.classes)} held-out problems, "
-        f"{len(marks)} of {len(marks) + len(missing)} jobs, "
-        f"{hours:.1f} CPU hours, attempts made at commit {commits}. pass@K is averaged over the posterior of each statement; "
-        "brackets are 95 % bootstrap intervals over problems, ± is the standard deviation over training seeds. Columns marked "
-        "(paper) are the "
-        f"paper's own figures for {PAPER_MODEL}, on real benchmarks: only their directions can be compared.\n",
-        "The best that a policy can reach: constant, four programs that never read the statement; independent, four draws from one "
-        f"distribution; coordinated, four different programs. {best}"]
+        "# Results of the miniature world\n", f"**{best} {facts[0] if facts else ''}**\n", *(f"- {fact}" for fact in facts[1:]), "",
+        f"Written by `bash miniature/reproduce.sh`: {len(folders)} seed(s), {len(ours.names)} held-out problems, "
+        f"{len(marks)} of {len(marks) + len(missing)} jobs, {sum(mark['cpu_seconds'] for mark in marks) / 3600:.1f} CPU hours. pass@K is "
+        "averaged over the posterior of each statement; brackets are 95 % bootstrap intervals over problems, ± is the standard deviation "
+        "over training seeds. The ceilings: constant, programs that never read the statement; independent, draws from one distribution; "
+        f"coordinated, different programs. (paper): its figures for {PAPER_MODEL} (Table 4: 4B) on real benchmarks, of which only the "
+        "direction can be compared. Where it differs, the reasons are at the end.\n"]
     if missing:
         parts.append(f"NOT DONE: {', '.join(missing)}.\n")
-    parts += ["## What must hold\n", block("Demands", attempts.render(ours.demands()), f"{command} --report"),
-              block("The paper's directions", attempts.render(ours.directions()), f"{command} --report"),
-              block("The gap to the coordinated ceiling", attempts.render(ours.gap()), f"{command} --report"),
-              "A method's class is independent draws or coordinated tuples. Solver noise is what its strategies would reach, "
-              "carried out to the letter, less what its programs reach; without strategies it is part of the optimisation.\n",
-              block("The sweep of learning rates, on seed 0", attempts.render(sweep_table(name)), f"{command} --report"),
-              "## Tables\n"]
+    mine = f"python miniature/results.py {short}"
+    parts += [block(title, text, mine, f"{told} {bounds(text)}".strip()) for title, text, told in ours.blocks()]
+    parts += [block("The sweep of learning rates, on seed 0", attempts.render(sweep_table(name)), "bash miniature/reproduce.sh --report"),
+              "## The paper's tables\n"]
     for number, title in TITLES.items():
-        paper_model = [] if number in (12, 13) else ["--paper-model", PAPER_MODEL]
-        printed = said(["table", str(number), *folders, *paper_model])
-        parts.append(block(f"Table {number}: {title}", printed, shlex.join(["python", "tables.py", "table", str(number), short,
-                                                                           *paper_model]).replace("'", "")))
-    parts.append("## Figures\n")
+        paper_model = [] if number == 12 else ["--paper-model", PAPER_MODEL.replace("2B", "4B") if number == 4 else PAPER_MODEL]
+        text = said(["table", str(number), *folders, *paper_model])
+        how = f"python tables.py table {number} {short} {' '.join(paper_model)}"
+        parts.append(block(f"Table {number}: {title}", text, how, bounds(text)))
+    parts.append("Table 13 needs annotators.\n\n## The paper's figures\n")
     for number, title in FIGURES.items():
         picture, trained = out / "results" / f"figure-{number}.png", number in "389"     # those read the logs of training
         given = [f"runs/{Path(folder).name}" for folder in folders] if trained else folders
         told = said(["figure", number, *given, "--out", str(picture)])
-        how = f"python tables.py figure {number} {f'runs/{name}-seed*' if trained else short}"
-        parts.append(f"### Figure {number}: {title}\n\nCommit {commits}: `{how}`\n\n"
+        parts.append(f"### Figure {number}: {title}\n\n`python tables.py figure {number} {f'runs/{name}-seed*' if trained else short}`\n\n"
                      + (f"![]({picture.relative_to(out)})\n" if told == str(picture) else f"{told}\n"))
     path = out / "RESULTS.md"
     by_hand = path.read_text(encoding="utf-8").partition(MARK)[2] if path.exists() else "\n"
@@ -287,13 +388,16 @@ def report(name: str, out: Path, marks: list[dict], missing: list[str]) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What must hold in the miniature world, and where the gap to its ceiling goes.")
+    import common       # and torch, which nothing else here needs
+
+    parser = argparse.ArgumentParser(description="Every method of the miniature world beside CPPO, its ceilings and the paper.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="runs/NAME-seedN")
-    parser.add_argument("--problems", default="runs/miniature-world/heldout.jsonl", help="evaluated (default: %(default)s)")
     args = parser.parse_args()
     with common.explain():
-        ours = Report(tables.find(args.runs), data.load_problems(args.problems))
-        print(attempts.render(ours.demands()), attempts.render(ours.gap()), sep="\n\n")
+        ours = Report(tables.find(args.runs))
+    print("\n".join(ours.summary()))
+    for title, text, told in ours.blocks():
+        print(f"\n{title}\n{text}\n{told}".rstrip())
 
 
 if __name__ == "__main__":

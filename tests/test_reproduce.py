@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -10,9 +11,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from miniature import reproduce, results
+import data
+import evaluate
+import metrics
+import tables
+from miniature import reproduce, results, world
 from miniature.reproduce import Job, Queue
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -95,9 +101,47 @@ def test_the_learning_rate_is_the_best_on_the_dev_problems_and_the_lowest_of_equ
     for lr, reached in (("1e-3", 0.5), ("3e-4", 0.75), ("1e-4", 0.75)):
         path = Path(f"runs/r-lr{lr}/dev/pkpo.jsonl")
         path.parent.mkdir(parents=True)
-        path.write_text("".join(json.dumps({"problem_id": f"p{i}", "tuple": 0, "index": 0, "outcome": "x", "status": "empty",
-                                            "posterior": float(i < 4 * reached)}) + "\n" for i in range(4)))
+        path.write_text("".join(json.dumps({"problem_id": f"p{i // 4}", "tuple": i % 4, "index": 0, "outcome": "x",
+                                            "status": "empty", "posterior": float(i < 16 * reached)}) + "\n" for i in range(16)))
     assert results.best_lr("r", "pkpo") == "1e-4"
+
+
+def write_attempts(path: Path, stage: str, method: str, problems: list, chosen) -> None:
+    """Four attempts a problem: `chosen` picks from the combinations that its statement allows, likeliest first."""
+    path, rng = path / stage / "eval" / f"heldout-{method}.jsonl", random.Random(0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for problem in problems:
+        posterior = world.understand(problem.statement).posterior
+        for i, combo in enumerate(chosen(sorted(posterior, key=posterior.get, reverse=True))):
+            outcome = data.outcome_hash(list(world.outcome(combo)))
+            rows.append({"problem_id": problem.id, "tuple": 0 if method == "tuple" else i, "index": i, "status": "wrong_answer",
+                         "strategy": world.say(combo, rng) if method == "tuple" else None, "program": world.program(combo),
+                         "outcome": outcome, "posterior": problem.classes[outcome], "answer": None})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    setting = {"method": method, "benchmark": "heldout", "num_strategies": 4, "shuffle_strategies": False}
+    path.with_suffix(".json").write_text(json.dumps({"setting": setting, "ceilings": evaluate.ceilings(problems, (2, 4), 4)}))
+
+
+def test_the_report_says_who_stands_above_the_independent_ceiling_and_where_the_gap_goes(tmp_path):
+    """An oracle's tuples leave no gap; four equal draws lose the policy class and more; what no independent sampler can do is
+    told of one that does it."""
+    run, problems = tmp_path / "m", world.problems("heldout")[:20]
+    write_attempts(run, "cppo", "tuple", problems, lambda likeliest: likeliest[:4])
+    write_attempts(run, ".", "direct", problems, lambda likeliest: likeliest[:1] * 4)
+    ours = results.Report(tables.find([run]))
+    gap = {line["method"]: [line[name] for name in ("gap", "policy class", "optimisation", "solver noise")] for line in ours.gap()}
+    assert gap["CPPO"] == ["0.000"] * 4
+    best = [max(p.classes.values()) for p in problems]
+    four = [metrics.coordinated_ceiling(list(p.classes.values()), 4) for p in problems]
+    assert float(gap["Direct Solve"][0]) == pytest.approx(np.mean(four) - np.mean(best), abs=6e-4)
+    assert sum(map(float, gap["Direct Solve"][1:3])) == pytest.approx(float(gap["Direct Solve"][0]), abs=2e-3)
+    text = "\n".join(ours.summary())
+    assert "CPPO is above the independent ceiling" in text and "none stands above" in text and "2 go its way" in text
+    assert [c.agrees for c in ours.compared if c.of == "pass@4" and c.b == "Direct Solve"] == ["yes"]
+    write_attempts(run, "pkpo", "direct", problems, lambda likeliest: likeliest[:4])
+    text = "\n".join(results.Report(tables.find([run])).summary())
+    assert "PKPO STAND ABOVE" in text and "Open, their intervals hold 0: pass@4, CPPO less PKPO (+0.000" in text
 
 
 @pytest.mark.slow
@@ -118,8 +162,7 @@ def test_the_whole_queue_in_small_survives_a_kill_and_ends_in_results(tmp_path):
     assert "NOT DONE" not in text and "error:" not in text and "nan" not in text
     for number in results.TITLES:
         assert f"### Table {number}:" in text
-    row = next(line for line in text.splitlines() if line.startswith("CPPO above the independent ceiling"))
-    assert re.search(r"[+-]\d\.\d{3} \[", row)
+    assert re.search(r"^- CPPO is .* the independent ceiling: [+-]\d\.\d{3} \[", text, re.MULTILINE)
     gaps = text.partition("### The gap")[2].partition("```\n")[2].partition("\n```")[0].splitlines()
     for line in gaps[2:]:               # gap = policy class + optimisation + solver noise
         *_, gap, policy, optimisation, noise = re.split(r"\s{2,}", line)
