@@ -4,6 +4,8 @@
     p = gate.p_pass([(problem, plan_text), ...])        # p(Pass | x, S), one a pair
     J = [x >= gate.tau for x in p]
 
+    python gate.py runs/NAME            # section 4.4: ROC, AUC, accepted x solved, from what the run has written
+
 A gate is a small language model that is asked for a verdict. p(Pass | x, S) is the softmax over the first
 tokens of its two verdict words, that is the sigmoid of the difference of two logits: nothing is generated,
 and no other logit is computed. `fit` trains it by binary cross-entropy on p (Algorithm 2, line 11);
@@ -22,14 +24,17 @@ Where the paper is silent, we chose:
 Shapes: B rows of one micro-batch, T tokens of its longest row, H hidden size, V vocabulary.
 """
 
+import argparse
+import gzip
 import hashlib
 import json
 import math
 import os
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -76,7 +81,7 @@ def load_labels(path: str, problems: dict | None = None) -> list[Label]:
             where = f"{path} line {number}"
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as e:
+            except (ValueError, RecursionError) as e:
                 raise ValueError(f"{where}: not JSON ({e})") from None
             if not isinstance(row, dict) or "problem_id" not in row or not isinstance(row.get("plan"), str):
                 raise ValueError(f'{where}: a gate label is an object with "problem_id", "plan" and "label"')
@@ -89,6 +94,9 @@ def load_labels(path: str, problems: dict | None = None) -> list[Label]:
                                      f"to take it from; pass the problem file by --problems")
                 problem = problems[problem_id]
                 row |= {name: getattr(problem, name) for name in ("statement", "starter_code", "fn_name")}
+            for name in ("statement", "kind", "starter_code", "fn_name"):
+                if not isinstance(row.get(name), str | None):
+                    raise ValueError(f"{where}: {name!r} must be text, not {row[name]!r:.60}")
             labels.append(Label(problem_id, row["statement"], row["plan"], int(row["label"]),
                                 row.get("kind") or "", row.get("starter_code") or "", row.get("fn_name")))
     if not labels:
@@ -96,11 +104,14 @@ def load_labels(path: str, problems: dict | None = None) -> list[Label]:
     return labels
 
 
-def save_labels(path: str, labels: list[Label]) -> None:
-    with open(path, "w", encoding="utf-8") as f:
-        for x in labels:
-            row = {k: v for k, v in asdict(x).items() if v not in ("", None)}
+def save_labels(path: str | os.PathLike, labels: list[Label], p: list[float] | None = None) -> None:
+    """JSON lines, with a gate's p(Pass) of each label as "p_pass" if given. The file appears whole or not at all."""
+    aside = f"{path}.part"
+    with open(aside, "w", encoding="utf-8") as f:
+        for i, x in enumerate(labels):
+            row = {k: v for k, v in asdict(x).items() if v not in ("", None)} | ({"p_pass": p[i]} if p else {})
             f.write(json.dumps(row, ensure_ascii=False) + "\n")
+    os.replace(aside, path)
 
 
 def split(labels: list[Label], share: float = 0.2, seed: int = 0) -> tuple[list[Label], list[Label]]:
@@ -451,3 +462,84 @@ def fit(module, tokenizer, labels: list[Label], optimizer: torch.optim.Optimizer
         norm, stepped = grpo.apply_gradients(module, optimizer, loss, max_grad_norm, rate)
         yield {"step": step + 1, "loss": loss.item(), "correct": correct.item(), "grad_norm": norm,
                "lr": rate, "skipped": int(not stepped)}
+
+
+# ---------------------------------------------------------------------------------------- diagnostics
+
+TAUS = (0.02, 0.05, 0.1, TAU, 0.3, 0.5, 0.7, 0.9)
+WRITTEN = ("gate/final/labels_val.jsonl", "cppo*/samples.jsonl", "*/eval/*-tuple.jsonl*", "*/eval/*-tuple-seed*.jsonl*")
+Decisions = list[tuple[float | None, int]]      # p(Pass) of a tuple, None of a plan that does not parse; and a verdict on it
+
+
+def read_decisions(path: Path) -> tuple[Decisions, Decisions]:
+    """p(Pass) beside what the judge said of each tuple (1 valid), and beside what the solver made of it (1 solved).
+
+    Of the held-out labels in a gate's folder, of samples.jsonl of stage 5, or of attempts of `evaluate.py --gate`.
+    """
+    judged: Decisions = []
+    solved: Decisions = []
+    tuples: dict[tuple, tuple[float | None, int]] = {}
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                row = json.loads(line)
+                if "label" in row:
+                    judged.append((row.get("p_pass"), int(row["label"])))
+                elif "R_plan" in row:
+                    judged += [(row["p_pass"], int(not row["faults"]))] if row["faults"] is not None else []
+                    solved += [(row["p_pass"], int(row["R_out"] > 0))] if row["R_out"] is not None else []
+                else:
+                    mark = row["problem_id"], row["seed"], row["tuple"]
+                    right = row["status"] == "accepted" or tuples.get(mark, (None, 0))[1]
+                    tuples[mark] = row.get("gate") if row["strategy"] is not None else None, int(right)
+            except (ValueError, LookupError, TypeError):
+                raise ValueError(f"{path} line {number} is no gate label, no tuple of samples.jsonl and no attempt "
+                                 f"at a tuple") from None
+    return judged, solved + list(tuples.values())
+
+
+def diagnose(path: Path, taus: Sequence[float] = TAUS) -> str:
+    """Section 4.4 of one file as text: AUCs, and a line a tau with its ROC point (judge) and the joint table (solver).
+
+    A plan that does not parse is rejected in the joint table; the gate was not asked about it, so no AUC counts it.
+    """
+    from attempts import render
+
+    judged, solved = read_decisions(path)
+    lines, rows = [str(path)], [{"tau": tau} for tau in taus]
+    for who, pairs in (("judge", judged), ("solver", solved)):
+        p, z = [p for p, _ in pairs if p is not None], [z for p, z in pairs if p is not None]
+        if p:
+            area = f"AUC {auc(p, z):.3f}" if 0 < sum(z) < len(z) else "no AUC, for all are alike"
+            lines.append(f"against the {who}: {area}; {sum(z)} of {len(z)} tuples are {'valid' if who == 'judge' else 'solved'}"
+                         + (f", {len(pairs) - len(z)} more do not parse" if len(z) < len(pairs) else ""))
+        for row in rows if p else ():
+            if who == "solver":
+                table = joint_table([-1.0 if p is None else p for p, _ in pairs], [z for _, z in pairs], row["tau"])
+                row |= {name.replace("_given_", " | ").replace("_", ", "): x for name, x in table.items() if name != "tuples"}
+            elif 0 < sum(z) < len(z):
+                figures = acceptance(p, z, row["tau"])
+                row |= {"valid accepted": figures["recall"], "faulty accepted": 1 - figures["specificity"]}
+    if len(lines) == 1:
+        return f"{path}: no p(Pass) in it; train_rm.py, train_cppo.py and `evaluate.py --gate` write one"
+    return "\n".join([*lines, render(rows)])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Section 4.4: what the gate accepts, beside the judge and the solver.")
+    parser.add_argument("paths", nargs="+", type=Path, metavar="RUN|FILE", help="a run's folder (its gate's held-out labels, "
+                        "samples of stage 5, evaluations with --gate), or such a file")
+    parser.add_argument("--tau", type=float, nargs="+", default=TAUS, metavar="T", help="(default: %(default)s)")
+    args = parser.parse_args(argv)
+    import common
+
+    with common.explain():
+        for path in args.paths:
+            files = sorted({f for pattern in WRITTEN for f in path.glob(pattern)}) if path.is_dir() else [path]
+            if not files:
+                raise ValueError(f"{path} holds none of {', '.join(WRITTEN)}: pass a run's folder, as in runs/NAME")
+            print(*(diagnose(f, args.tau) for f in files), sep="\n\n", end="\n\n")
+
+
+if __name__ == "__main__":
+    main()

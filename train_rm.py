@@ -84,9 +84,8 @@ def rare_kinds(labels: list[Label]) -> list[str]:
 
 # ---------------------------------------------------------------------------------------- what is printed
 
-def measure(judge: Gate | RuleGate, labels: list[Label], tau: float) -> dict:
+def measure(p: list[float], labels: list[Label], tau: float) -> dict:
     """Acceptance figures and the recall of each kind."""
-    p = judge.p_pass([(x, x.plan) for x in labels])
     kinds = gate.recall_per_kind(p, labels, tau)
     return gate.acceptance(p, [x.label for x in labels], tau) | {"kinds": kinds}
 
@@ -252,15 +251,14 @@ def main(args: argparse.Namespace) -> int:
     if ranks.main:
         best = model.load(folder / "best", compute, ranks.device)
         judge = Gate(best, tokenizer, k=args.num_strategies, token_budget=args.token_budget)
-        judge.tau = args.tau
-        if args.tau == "auto":
-            judge.tau = gate.choose_tau(judge.p_pass([(x, x.plan) for x in val]), [x.label for x in val])
-        rule_gate = RuleGate(args.num_strategies)
-        learned, rules = measure(judge, val, judge.tau), measure(rule_gate, val, rule_gate.tau)
+        rule_gate, pairs = RuleGate(args.num_strategies), [(x, x.plan) for x in val]
+        p = judge.p_pass(pairs)
+        judge.tau = gate.choose_tau(p, [x.label for x in val]) if args.tau == "auto" else args.tau
+        learned, rules = measure(p, val, judge.tau), measure(rule_gate.p_pass(pairs), val, rule_gate.tau)
         print(table(learned, rules))
         print(f"AUC above the rule gate's by {learned['auc'] - rules['auc']:.3f}")
         gate.save_labels(folder / "best" / "labels_train.jsonl", pool)
-        gate.save_labels(folder / "best" / "labels_val.jsonl", val)
+        gate.save_labels(folder / "best" / "labels_val.jsonl", val, p)
         gate.write_card(folder / "best", judge, learned, rule_gate=rules, base=args.model,
                         step=state["best_step"])
         common.publish(folder / "best", folder / "final")
