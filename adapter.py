@@ -21,7 +21,7 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
-from model import BUCKET, Model, Source, State, buffer_index, whole
+from model import BUCKET, Model, Source, State, buffer_index, whole, whole_buckets
 
 
 class Adapter(nn.Module):
@@ -138,7 +138,7 @@ class Adapter(nn.Module):
         return State(layers, torch.zeros(rows, dtype=torch.long, device=like.device), columns)
 
     def new_state(self, rows: int, capacity: int) -> State:
-        state = self._room(rows if self.can_fork else 0, -(-capacity // BUCKET) * BUCKET)
+        state = self._room(rows if self.can_fork else 0, whole_buckets(capacity))
         state.pos = state.pos.new_zeros(rows)
         return state
 

@@ -126,6 +126,12 @@ def up(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def alike(f: Callable, x: Tensor) -> Tensor:
+    """f of each number, to the same bits wherever it lies. On a CPU torch's vectorised loops leave the last n % 32 numbers to other
+    code, which may differ in the last bit; in float64 that is too little to survive rounding. Meant for a few numbers a token."""
+    return f(x.double()).to(x.dtype) if x.is_cpu else f(x)
+
+
 @dataclass
 class Span:
     """Where a segment lies in its rows. With `at`, past are decoding buffers, to be written in place."""
@@ -171,7 +177,7 @@ class Decay(nn.Module):
         self.A_log, self.dt_bias = nn.Parameter(torch.zeros(heads)), nn.Parameter(torch.ones(heads))
 
     def forward(self, a: Tensor) -> Tensor:
-        return -up(self.A_log).exp() * F.softplus(up(a) + up(self.dt_bias))
+        return -up(self.A_log).exp() * alike(F.softplus, up(a) + up(self.dt_bias))
 
 
 # The gated delta rule (Yang, Kautz, Hatamizadeh: Gated Delta Networks, arXiv 2412.06464).
@@ -283,7 +289,7 @@ class DeltaNet(nn.Module):
         B, T, _ = x.shape
         tail, S = past if past is not None else self.memory(B, 0, x)
         qkv, z = self.in_proj_qkv(x), self.in_proj_z(x).unflatten(-1, (self.hv, self.dv))
-        g, beta = self.decay(self.in_proj_a(x)), up(self.in_proj_b(x)).sigmoid()
+        g, beta = self.decay(self.in_proj_a(x)), alike(torch.sigmoid, up(self.in_proj_b(x)))
         window = torch.cat([tail.expand(B, -1, -1), qkv], 1)
         if span.lengths is None:
             tail = window[:, T:]
@@ -489,7 +495,7 @@ class Model(nn.Module):
         return angle.cos().to(like.dtype), angle.sin().to(like.dtype)
 
     def new_state(self, rows: int, capacity: int) -> State:
-        columns = -(-capacity // BUCKET) * BUCKET
+        columns = whole_buckets(capacity)
         like = self.embed_tokens.weight.detach()
         return State([block.mixer.memory(rows, columns + 1, like) for block in self.layers],
                      torch.zeros(rows, dtype=torch.long, device=like.device), columns,
@@ -506,7 +512,7 @@ class Model(nn.Module):
             raise ValueError(f"a row would hold {longest} tokens; this state has room for {state.columns}")
         i = torch.arange(ids.shape[1], device=ids.device)
         at = torch.where(i < lengths.unsqueeze(1), state.pos.unsqueeze(1) + i, state.columns)
-        x = self._advance(ids, at, -(-longest // BUCKET) * BUCKET, lengths, state)
+        x = self._advance(ids, at, whole_buckets(longest), lengths, state)
         state.pos += lengths
         last = x[torch.arange(len(ids), device=ids.device), lengths - 1]
         return self._logits(F.pad(last, (0, 0, 0, max(0, MIN_ROWS - len(ids)))))[:len(ids)]
@@ -516,9 +522,9 @@ class Model(nn.Module):
         """One token a row: ids (B,) -> logits (B, V). The first `limit` columns are looked at, more than the
         `pos` of any row that matters. A full row goes on in the spare column: idle rows may be left alone.
 
-        In fp32 on one CPU thread a row's bits depend neither on B, from 8 on, nor on `limit` in BUCKETs."""
+        In fp32 on one CPU thread a row's bits depend neither on B, from 8 on, nor on `limit`."""
         at = state.pos.clamp(max=state.columns).unsqueeze(1)
-        x = self._advance(ids.unsqueeze(1), at, min(limit, state.columns), None, state)
+        x = self._advance(ids.unsqueeze(1), at, min(whole_buckets(limit), state.columns), None, state)
         state.pos += 1
         return self._logits(x.squeeze(1))
 
@@ -573,6 +579,14 @@ class Model(nn.Module):
         if "text_config" in raw:
             raw["text_config"] = {k: v for k, v in raw["text_config"].items() if k != "torch_dtype"} | dtype
         write_json(folder / "config.json", raw)
+
+
+def whole_buckets(columns: int) -> int:
+    """Columns of a buffer, or to look at, for so many: a multiple of BUCKET, so that a row's bits do not depend on how many.
+    But torch's attention on a CPU takes keys by 512, and the matrix product over a rest of 256 or 320 (measured: of no other
+    multiple of 64) adds its terms in another order. So there the rest is 384."""
+    columns = -(-columns // BUCKET) * BUCKET
+    return columns + {256: 128, 320: 64}.get(columns % 512, 0)
 
 
 def buffer_index(at: Tensor, heads: int) -> tuple[Tensor, ...]:
