@@ -60,10 +60,13 @@ class Runs:
     paper_model: str | None = None
     labels: str | None = None       # file of annotators' labels, which may validate D_alg
 
-    def places(self) -> Iterator[tuple[str, str, dict]]:
-        """Every model on every benchmark, and the cells that say so."""
+    def places(self, of_programs: bool = True) -> Iterator[tuple[str, str, dict]]:
+        """Every model on every benchmark, and the cells that say so. Benchmarks whose outputs are predicted are for
+        majority votes alone (Table 7): pass@K is of programs."""
+        predicted = {key[:2] for key, found in self.found.items() if has(found[0], "answer") and not has(found[0], "program")}
         for model, benchmark in dict.fromkeys((model, benchmark) for model, benchmark, _ in self.found):
-            yield model, benchmark, {"model": model, "benchmark": benchmark}
+            if not (of_programs and (model, benchmark) in predicted):
+                yield model, benchmark, {"model": model, "benchmark": benchmark}
 
     def get(self, model: str, benchmark: str, row: str, k: int = 1) -> list[Evaluation]:
         """Evaluations with K attempts or more, of a row of the tables, or of a system by its own name."""
@@ -245,19 +248,21 @@ def duplicates(evaluation: Evaluation) -> np.ndarray:
 
 
 def majority_table(runs: Runs, k: int = 4) -> list[dict]:
-    """Table 7: maj@4 where attempts carry answers, and its mean over benchmarks."""
+    """Table 7: maj@4 where attempts carry answers, and its mean over the benchmarks whose outputs are predicted."""
     lines: dict[tuple, dict] = {}
     means = defaultdict(list)
 
     def right(evaluation: Evaluation) -> np.ndarray:
         return outcomes(evaluation, k, of=majority)
 
-    for model, benchmark, _ in runs.places():
+    with_programs = list(runs.places())
+    for place in runs.places(of_programs=False):
+        model, benchmark, _ = place
         for row in SYSTEMS:
             seeds = [e for e in runs.get(model, benchmark, row, k) if has(e, "answer")]
             line = lines.setdefault((model, row), {"method": row, "model": model})
             line[benchmark] = cell(seeds, right, is_trained(row))
-            means[model, row] += [mean(seeds, right)] if seeds else []
+            means[model, row] += [mean(seeds, right)] if seeds and place not in with_programs else []
     for (model, row), line in lines.items():
         average = float(np.mean(means[model, row])) if means[model, row] else None
         line |= {"average": average} | runs.printed(paper.MAJORITY, row, model)
@@ -267,7 +272,7 @@ def majority_table(runs: Runs, k: int = 4) -> list[dict]:
 def side_by_side(runs: Runs, name: str | None, left: str = "CPPO", right: str = "Direct Solve",
                  k: int = 4) -> str:
     """Table 12: two methods' attempts at one problem. Without a name: the first that only the left solves."""
-    for model, benchmark, _ in runs.places():
+    for model, benchmark, _ in runs.places(of_programs=False):
         a, b = (runs.get(model, benchmark, row) for row in (left, right))
         for problem in (p for p in a[0].problems if p in b[0].problems) if a and b else ():
             one, two = a[0].problems[problem][:k], b[0].problems[problem][:k]
