@@ -325,9 +325,9 @@ def parse_plan(text: str, k: int = 4) -> list[str]:
 
 
 SECOND_SENTENCE = re.compile(r"[.!?]\s+(\w)")
-CODE = re.compile(r"```|^\s*#include|\b(?:def|class)\s+\w+\s*[(:]|\bimport\s+\w+|\bfrom\s+\w+\s+import\b"
+CODE = re.compile(r"```|^\s*#include|\bdef\s+\w+\s*[(:]|\bclass\s+[A-Z]\w*\s*[(:]|(?:^|[:;`]\s*)import\s+\w+|\bfrom\s+\w+\s+import\b"
                   r"|\b(?:for|while)\b[^.]*:\s*$|\b(?:print|input|range|len|int|map|sorted|sum|max|min)\([^)]"
-                  r"|\w\s*(?:\+=|-=|==|!=|:=)\s*\w|;\s*$|[{}]\s*$")
+                  r"|\w\s*(?:\+=|-=|==|!=|:=)\s*\w|;\s*}?\s*$|{\s*$")
 
 
 def check_plan(strategies: list[str], text: str | None = None) -> list[str]:

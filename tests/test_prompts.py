@@ -43,13 +43,15 @@ def test_thoughts_are_cut_even_when_they_hold_a_plan():
 
 @pytest.mark.parametrize("strategy, breach", [
     ("word " * 46, "too_long"), ("First do this. Then do that.", "second_sentence"), ("Is it? Yes.", "second_sentence"),
-    ("Use ```x = 1```.", "code"), ("def f(x): return x", "code"), ("Then print(a + b).", "code"), ("Sort the  LIST", "duplicate")])
+    ("Use ```x = 1```.", "code"), ("def f(x): return x", "code"), ("Then print(a + b).", "code"),
+    ("import heapq", "code"), ("class Solution: pass", "code"), ("for (;;) { x++; }", "code"), ("if (a) {", "code"), ("Sort the  LIST", "duplicate")])
 def test_each_breach_of_the_contract_has_a_name(strategy, breach):
     assert check_plan([strategy, "Sort the list.", "Count pairs.", "Use a heap."]) == [breach]
 
 
 @pytest.mark.parametrize("strategy", [
-    "word " * 45, "Use Dijkstra, e.g. with a heap.", "Scale by 1.5 and round.", "For each k, count the pairs (i, j) with i < j."])
+    "word " * 45, "Use Dijkstra, e.g. with a heap.", "Scale by 1.5 and round.", "For each k, count the pairs (i, j) with i < j.",
+    "Model the import of goods as a flow.", "Group each class size (largest first).", "Take the mex of {a, b}"])
 def test_what_only_looks_like_a_breach_is_none(strategy):
     assert check_plan([strategy, "Sort the list."]) == []
 
