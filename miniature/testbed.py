@@ -361,7 +361,7 @@ def main() -> None:
 
     curves = {label: learn_direct(name, args.seed) for label, name in DIRECT.items()}
     tuples = learn_tuples(args.seed)
-    marks = [0, 50, 100, 200, STEPS]
+    marks = [m for m in (0, 50, 100, 200) if m < STEPS] + [STEPS]
     print(f"\nPart 2, sampled and learned: pass@{K} by step, mean of {SEEDS} seeds")
     for i, name in enumerate(POSTERIORS):
         p = posterior(name).tolist()

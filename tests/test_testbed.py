@@ -133,7 +133,7 @@ def test_the_two_findings(monkeypatch):
 
 def test_the_command_prints_both_tables_and_draws_or_says_why_not(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(testbed, "SEEDS", 1)
-    monkeypatch.setattr(testbed, "STEPS", 200)
+    monkeypatch.setattr(testbed, "STEPS", 50)
     monkeypatch.setattr("sys.argv", ["testbed.py", "--out", str(tmp_path / "x.png")])
     testbed.main()
     printed = capsys.readouterr().out
