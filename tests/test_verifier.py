@@ -167,6 +167,9 @@ def test_verdicts_come_in_the_order_of_the_items_and_futures_in_any():
      "print(hashlib.md5(b'').hexdigest()[:4], re.sub('a', 'b', 'aa'))", "", "d41d bb"),
     ("if __name__ == '__main__':\n  print('main', __file__ is not None)", "", "main True"),
     ("import sys\nprint(len(sys.argv), sys.stdin.fileno(), sys.stdout.isatty())", "", "1 0 False"),
+    ("import sys\nprint(sys.stdin.mode, sys.stdout.mode, sys.stdin.name)", "", "r w <stdin>"),     # as templates for fast input ask
+    ("from resource import *\nsetrlimit(RLIMIT_STACK, (1 << 29, RLIM_INFINITY))\nsetrlimit(RLIMIT_STACK, (-1, -1))\nprint('ok')", "", "ok"),
+    ("from concurrent.futures import ThreadPoolExecutor as T\nwith T(16) as p: print(sum(map(len, p.map(bytes, [1 << 20] * 16))) >> 20)", "", "16"),
     ("print('é€😀', input())", "ü", "é€😀 ü"),
     ("# -*- coding: latin-1 -*-\nprint('a')", "", "a"),
     ("import pickle, copy\nclass A: x = 1\nprint(pickle.loads(pickle.dumps(A())).x)", "", "1"),
@@ -318,8 +321,10 @@ TAME = [
     ("match 1:\n  case complex(real=x): print(x)", True), ("match 1:\n  case object(__class__=x): print(x)", False),
     ("class A: __match_args__ = ('x',)", False), ("import sys\nsys.stdin.buffer.raw", False), ("import string\nstring.Template._x", True),
     ("import random\nrandom.Random._randbelow", False),
-    ("class A:\n  x: int = 1\n  def __init__(self): super().__init__()\n  def __lt__(self, other): return True\ny: int = 2", True),
+    ("class A:\n  x: int = 1\n  def __init__(self): self.x = 1\n  def __lt__(self, other): return True\ny: int = 2", True),
     ("import math\nmath.__annotations__", False), ("from typing import List\nList.__init__(set, 1)", False),
+    ("class A:\n  def __init__(self): super().__init__()", False), ("class A:\n  def __hash__(self): return 1", False),
+    ("import numpy\nnumpy.testing", False), ("from numpy import ma", False), ("from typing import override", False),
     ("import numpy.linalg\nnumpy.random.rand()", True), ("class A: __array_interface__ = 1", False), ("type('A', (), {})", False), ("[x for x in ().__iter__.__self__]", False),
 ]
 
@@ -327,7 +332,7 @@ TAME = [
 @pytest.fixture(scope="module")
 def tameness():
     """Judged in an interpreter that has loaded what the warm one has, and nothing more."""
-    script = ("import json, sys, verifier\nimport queue, re, random, math, heapq, collections\ntry:\n  import numpy\nexcept ImportError: pass\n"
+    script = ("import json, sys, verifier\nimport queue, __future__, re, random, math, heapq, collections, string, typing\ntry:\n  import numpy\nexcept ImportError: pass\n"
               "tameness = verifier.Tameness()\nprint(json.dumps([tameness.read(compile(code, '', 'exec'))[0] for code in json.load(sys.stdin)]))")
     done = subprocess.run([sys.executable, "-c", script], input=json.dumps([code for code, _ in TAME]), capture_output=True, text=True,
                           cwd=ROOT, check=True)
@@ -355,6 +360,14 @@ def test_an_item_can_have_a_memory_limit_of_its_own(both):
     assert status(both, code, memory_mb=512) == "accepted"
     assert status(both, "x = bytearray(90 << 20)\nprint('ok')", memory_mb=100) == "memory_limit"
     assert status(both, f"x = [{'0, ' * 300_000}]", memory_mb=5) == "compile_error"     # no fault of the machinery
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root is told what processes share")
+def test_memory_that_processes_share_counts_once(strict):
+    code = ("import os, time\ndata = b'x' * (90 << 20)\nfor _ in range(6):\n  if os.fork() == 0: time.sleep(0.3); os._exit(0)\n"
+            "for _ in range(6): os.wait()\nprint('ok')")
+    assert status(strict, code) == "accepted"
+    assert status(strict, code.replace("time.", "data = data[1:]; time.")) == "memory_limit"
 
 
 def test_a_program_has_a_time_limit_over_all_its_tests():

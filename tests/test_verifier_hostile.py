@@ -44,14 +44,17 @@ class Surroundings:
         self.path, self.abstract = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
         self.path.bind(str(folder / "s"))
         self.abstract.bind(f"\0hostile-{os.getpid()}")
-        self.listeners = [self.tcp, self.udp, self.path, self.abstract]
+        self.datagrams = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.datagrams.bind(str(folder / "d"))
+        (folder / "d").chmod(0o777)
+        self.listeners = [self.tcp, self.udp, self.path, self.abstract, self.datagrams]
         for listener in self.listeners:
             listener.setblocking(False)
         self.path.listen()
         self.abstract.listen()
         self.given = json.dumps(dict(
             pid=os.getpid(), secret=str(self.secret), target=str(self.target), port=self.tcp.getsockname()[1],
-            udp=self.udp.getsockname()[1], path=str(folder / "s"), abstract=f"hostile-{os.getpid()}",
+            udp=self.udp.getsockname()[1], path=str(folder / "s"), datagrams=str(folder / "d"), abstract=f"hostile-{os.getpid()}",
             site=os.path.dirname(os.path.dirname(pytest.__file__)), verifier=verifier.__file__))
         self.places = [Path(p) for p in ("/tmp", "/dev/shm", "/var/tmp", "/etc", folder)]
 
@@ -65,7 +68,7 @@ class Surroundings:
             assert not (place / "hostile-test-file").exists() and not (place / "mark").exists()
         for listener in self.listeners:
             with pytest.raises(BlockingIOError):
-                listener.recvfrom(1) if listener is self.udp else listener.accept()
+                listener.recvfrom(1) if listener.type == socket.SOCK_DGRAM else listener.accept()
 
 
 @pytest.fixture(scope="module")
