@@ -241,7 +241,7 @@ class Report:
         lines = []
         for row in (*tables.SYSTEMS, *IID):
             if self.seeds(row):
-                line = {"method": row, "pass@4": tables.cell(self.seeds(row), self.runs.passing(K), tables.is_trained(SYSTEMS[row])),
+                line = {"method": row, "pass@4": self.runs.pass_cell(self.model, self.benchmark, SYSTEMS[row], K),
                         "less the independent ceiling": "{:+.3f}, {:+.1f} se".format(*self.standing(row))}
                 if row in beside:
                     line |= {"CPPO less it": signed(beside[row].here), "paper": beside[row].paper,
@@ -289,10 +289,11 @@ class Report:
                 continue
             reached, planned = self.passed(row).mean(), self.planned(row)
             best = (self.independent if row in IDENTICAL else self.coordinated).mean()
-            line = {"method": row, "pass@4": reached, "ceiling of its class": best, "coordinated ceiling": top, "gap": top - reached,
-                    "policy class": top - best, "optimisation": best - (reached if planned is None else planned.mean()),
-                    "solver noise": None if planned is None else planned.mean() - reached}
-            lines.append({k: f"{v:.3f}" if isinstance(v, float) else v for k, v in line.items()})
+            written = reached if planned is None else planned.mean()
+            line = {"method": row, "pass@4": reached, "ceiling of its class": best, "coordinated ceiling": top,
+                    "gap": top - reached, "policy class": top - best, "optimisation": best - written,
+                    "solver noise": None if planned is None else written - reached}
+            lines.append({name: f"{v:.3f}" if isinstance(v, float) else v for name, v in line.items()})
         return lines
 
     def blocks(self) -> Iterator[tuple[str, str, str]]:
@@ -300,8 +301,8 @@ class Report:
         yield "Every method", attempts.render(self.methods()), (
             "se: standard errors over problems. paper: CPPO's difference there, mean of its three benchmarks.")
         yield "The paper's other comparisons", attempts.render(self.others()), (
-            "M = 4, 2, 1 take 1/2, 1/4, 1/8 of CPPO's attempts a step, for as many steps. D_surf, D_sem and D_alg are of strategies, "
-            "or of programs where there are none; D_alg is by the world's own rule, not by a model.")
+            "M = 4, 2, 1 take 1/2, 1/4, 1/8 of CPPO's attempts a step, for as many steps. D_surf, D_sem and D_alg are of "
+            "strategies, or of programs where there are none; D_alg is by the world's own rule, not by a model.")
         yield "Which two of four attempts count (Appendix G)", attempts.render(self.places()), ""
         yield "The gap to the coordinated ceiling", attempts.render(self.gap()), (
             "gap = policy class + optimisation + solver noise. A method's class is independent draws or coordinated tuples. Solver "
@@ -335,8 +336,15 @@ FIGURES = {"2": "pass@K over K (Figures 2, 5, 6)", "3": "the gate", "4": "gain a
            "7": "pass@K as bars", "8": "PKPO's training", "9": "UpSkill's training", "cost": "pass@K against its cost"}
 
 
+READING = (
+    "pass@K is averaged over the posterior of each statement; brackets are 95 % bootstrap intervals over problems, ± is the "
+    "standard deviation over training seeds. The ceilings: constant, programs that never read the statement; independent, draws from one "
+    f"distribution; coordinated, different programs. (paper): its figures for {PAPER_MODEL} (Table 4: 4B) on real benchmarks, of "
+    "which only the direction can be compared. Where it differs, the reasons are at the end.")
+
+
 def report(name: str, out: Path, marks: list[dict], missing: list[str]) -> Path:
-    """RESULTS.md and results/ under `out`, from what there is; marks: the queue's, of jobs that are done; missing: the others."""
+    """RESULTS.md and results/ under `out`, from what there is. marks: the queue's, of jobs that are done; missing: the others."""
     packed = pack(name, out / "results")
     if not packed:
         raise ValueError(f"runs/{name}-seed* hold no attempts yet: run the queue first")
@@ -348,26 +356,25 @@ def report(name: str, out: Path, marks: list[dict], missing: list[str]) -> Path:
     short = f"{out}/results/{name}-seed*".removeprefix("./")
 
     def block(title: str, text: str, how: str, told: str = "") -> str:
-        return f"### {title}\n\nAttempts of commit {commits}: `{how.strip()}`\n\n```\n{text}\n```\n" + (f"\n{told}\n" if told else "")
+        lines = [f"### {title}", f"Attempts of commit {commits}: `{how.strip()}`", f"```\n{text}\n```", *([told] if told else [])]
+        return "\n\n".join(lines) + "\n"
 
     best, *facts = ours.summary()
 
     def bounds(text: str) -> str:
         return best if "pass@" in text and not all(name in text for name in tables.CEILINGS) else ""
 
+    hours = sum(mark["cpu_seconds"] for mark in marks) / 3600
     parts = [
         "# Results of the miniature world\n", f"**{best} {facts[0] if facts else ''}**\n", *(f"- {fact}" for fact in facts[1:]), "",
-        f"Written by `bash miniature/reproduce.sh`: {len(folders)} seed(s), {len(ours.names)} held-out problems, "
-        f"{len(marks)} of {len(marks) + len(missing)} jobs, {sum(mark['cpu_seconds'] for mark in marks) / 3600:.1f} CPU hours. pass@K is "
-        "averaged over the posterior of each statement; brackets are 95 % bootstrap intervals over problems, ± is the standard deviation "
-        "over training seeds. The ceilings: constant, programs that never read the statement; independent, draws from one distribution; "
-        f"coordinated, different programs. (paper): its figures for {PAPER_MODEL} (Table 4: 4B) on real benchmarks, of which only the "
-        "direction can be compared. Where it differs, the reasons are at the end.\n"]
+        f"Written by `bash miniature/reproduce.sh`: {len(folders)} seed(s), {len(ours.names)} held-out problems, {len(marks)} of "
+        f"{len(marks) + len(missing)} jobs, {hours:.1f} CPU hours. {READING}\n"]
     if missing:
         parts.append(f"NOT DONE: {', '.join(missing)}.\n")
     mine = f"python miniature/results.py {short}"
     parts += [block(title, text, mine, f"{told} {bounds(text)}".strip()) for title, text, told in ours.blocks()]
-    parts += [block("The sweep of learning rates, on seed 0", attempts.render(sweep_table(name)), "bash miniature/reproduce.sh --report"),
+    swept = attempts.render(sweep_table(name))
+    parts += [block("The sweep of learning rates, on seed 0", swept, "bash miniature/reproduce.sh --report"),
               "## The paper's tables\n"]
     for number, title in TITLES.items():
         paper_model = [] if number == 12 else ["--paper-model", PAPER_MODEL.replace("2B", "4B") if number == 4 else PAPER_MODEL]
@@ -379,8 +386,9 @@ def report(name: str, out: Path, marks: list[dict], missing: list[str]) -> Path:
         picture, trained = out / "results" / f"figure-{number}.png", number in "389"     # those read the logs of training
         given = [f"runs/{Path(folder).name}" for folder in folders] if trained else folders
         told = said(["figure", number, *given, "--out", str(picture)])
-        parts.append(f"### Figure {number}: {title}\n\n`python tables.py figure {number} {f'runs/{name}-seed*' if trained else short}`\n\n"
-                     + (f"![]({picture.relative_to(out)})\n" if told == str(picture) else f"{told}\n"))
+        shown = f"![]({picture.relative_to(out)})" if told == str(picture) else told
+        how = f"python tables.py figure {number} {f'runs/{name}-seed*' if trained else short}"
+        parts.append(f"### Figure {number}: {title}\n\n`{how}`\n\n{shown}\n")
     path = out / "RESULTS.md"
     by_hand = path.read_text(encoding="utf-8").partition(MARK)[2] if path.exists() else "\n"
     path.write_text("\n".join(parts) + f"\n{MARK}{by_hand}", encoding="utf-8")
