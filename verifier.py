@@ -1564,7 +1564,8 @@ def supervise(descriptor: int) -> None:
                 return
             work = functools.partial(judge.judge, pickle.loads(item))
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        with contextlib.suppress(SystemExit):       # it blocks first, then raises what came before
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         judge.close()
 
 
