@@ -245,20 +245,18 @@ class Model:
         for i, reply in self.progress(source.answers(missing, attempt, save), desc, len(missing)):
             if isinstance(reply, Unfit):
                 unfit[missing[i]] = reply
-                if len(unfit) >= GIVE_UP and not self.works:
-                    raise reply
             elif reply is None:
                 self.unanswered += 1
-                if self.unanswered >= GIVE_UP and not self.answered:
-                    raise OSError(f"{source.url} does not answer ({source.trouble}): start it or mend the "
-                                  f"address, then run the same command again")
             else:
                 self.answered += 1
                 self.works = True
                 replies[missing[i]] = reply
-        for text, error in unfit.items():
-            if not self.works:
-                raise error
+            if not self.works and len(unfit) + self.unanswered >= GIVE_UP:
+                break
+        if not self.works:
+            raise next(iter(unfit.values()), OSError(f"{source.url} does not answer ({source.trouble}): start it or mend the "
+                                                     f"address, then run the same command again"))
+        for text in unfit:
             save(text, "")
             replies[text] = ""
         return [replies[text] for text in texts]

@@ -343,7 +343,7 @@ def teacher_labels(teacher: Model | Teacher, judge: Model | Judge, problems: Seq
                 positives.append(gate.Label(p.id, p.statement, prompts.format_plan(chosen), 1, gate.POSITIVE))
     if len({p.id for p, _ in plans}) < 2:
         raise ValueError(f"{len(plans)} plans from {counts['problems offered']} problems passed the judge, "
-                         f"too few to make labels of: see the counts ({dict(counts)})")
+                         f"too few to make labels of: see the counts ({dict(+counts)})")
     kinds = [NEGATIVES[i % len(NEGATIVES)] for i in range(len(plans))]
     repeated = [i for i, kind in enumerate(kinds) if kind == "duplicate"]
     other_words: dict[int, str | None] = {}
@@ -556,7 +556,7 @@ def run(args: argparse.Namespace) -> None:
         gold, counts = make_gold(models["teacher"], models["judge"], problems, args.gold, k,
                                  args.num_candidates, not args.no_think)
         if not gold:
-            raise ValueError(f"no problem of {args.problems} has {k} clean candidates: {dict(counts)}")
+            raise ValueError(f"no problem of {args.problems} has {k} clean candidates: {dict(+counts)}")
         data.save_lines(out / "gold.jsonl", gold)
         written = [out / "gold.jsonl"]
         short = f"{len(gold)} of {args.gold} gold tuples" if len(gold) < args.gold else ""

@@ -319,6 +319,8 @@ def test_nobody_there_is_noticed_before_every_request_has_been_tried(tmp_path):
     with pytest.raises(OSError, match="does not answer .*run the same command again"):
         model.ask([f"x{i}" for i in range(1000)])
     assert model.unanswered == ask.GIVE_UP
+    with pytest.raises(OSError, match="does not answer"):       # nor is it no answer, where there is a single text
+        model_at("http://127.0.0.1:9/v1#m", tmp_path, retries=0).ask(["x"])
 
 
 def test_keys_come_from_the_environment_and_options_change_the_request(tmp_path, monkeypatch):
