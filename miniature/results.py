@@ -310,20 +310,26 @@ class Report:
             "it is part of the optimisation.")
 
 
+def spent(folder: Path) -> dict:
+    """What a training run was given."""
+    with open(folder / "samples.jsonl", encoding="utf-8") as rows:
+        samples = sum(len(json.loads(row)["branches"]) for row in rows)
+    steps = [json.loads(row) for row in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    tokens = sum(step["tokens_sampled"] for step in steps)
+    return {"steps": len(steps), "solver attempts": f"{samples:,}", "decoded tokens": f"{tokens:,}"}
+
+
 def sweep_table(name: str) -> list[dict]:
-    """What every trained method was given, and what it came to on the dev problems."""
-    lines = []
+    """Every trained method at every learning rate: what it was given, and what it came to on the dev problems."""
+    lines, best = [], {}
     for path in sorted(Path("runs").glob(f"{name}-lr*/dev/*.jsonl"), key=lambda path: (path.name, str(path))):
-        stage, folder = path.stem, path.parent.parent / path.stem
-        with open(folder / "samples.jsonl", encoding="utf-8") as rows:
-            samples = sum(len(json.loads(row)["branches"]) for row in rows)
-        steps = [json.loads(row) for row in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-        lr = path.parent.parent.name.removeprefix(f"{name}-lr")
-        lines.append({"method": stage, "learning rate": lr, "steps": len(steps), "solver attempts": f"{samples:,}",
-                      "decoded tokens": f"{sum(m['tokens_sampled'] for m in steps):,}", "dev pass@4": f"{dev_pass(path):.3f}",
-                      "taken": "*" if lr == best_lr(name, stage) else None})
-    best = next((attempts.load(path).card["ceilings"][str(K)] for path in Path("runs").glob(f"{name}-lr*/dev/*.jsonl")), {})
-    return lines + [{"method": f"ceiling: {name}", "dev pass@4": f"{value:.3f}"} for name, value in best.items()]
+        stage, lr = path.stem, path.parent.parent.name.removeprefix(f"{name}-lr")
+        lines.append({"method": stage, "learning rate": lr} | spent(path.parent.parent / stage) |
+                     {"dev pass@4": f"{dev_pass(path):.3f}", "taken": "*" if lr == best_lr(name, stage) else None})
+        best = attempts.load(path).card["ceilings"][str(K)]
+    warmup = Path(f"runs/{name}-seed0/warmup")
+    lines += [{"method": "warm-up, before cppo"} | spent(warmup)] if lines and warmup.exists() else []
+    return lines + [{"method": f"ceiling: {kind}", "dev pass@4": f"{value:.3f}"} for kind, value in best.items()]
 
 
 # ------------------------------------------------------------------------------------------ RESULTS.md
@@ -373,8 +379,12 @@ def report(name: str, out: Path, marks: list[dict], missing: list[str]) -> Path:
         parts.append(f"NOT DONE: {', '.join(missing)}.\n")
     mine = f"python miniature/results.py {short}"
     parts += [block(title, text, mine, f"{told} {bounds(text)}".strip()) for title, text, told in ours.blocks()]
-    swept = attempts.render(sweep_table(name))
-    parts += [block("The sweep of learning rates, on seed 0", swept, "bash miniature/reproduce.sh --report"),
+    swept = sweep_table(name)
+    rates = [float(line["learning rate"]) for line in swept if "learning rate" in line]
+    edge = [line["method"] for line in swept if line.get("taken") and float(line["learning rate"]) in (min(rates), max(rates))]
+    parts += [block("The sweep of learning rates, on seed 0", attempts.render(swept), "bash miniature/reproduce.sh --report",
+                    "CPPO alone had gold tuples, gate labels and a warm-up before; the rivals start from the base."
+                    + f" At an edge of the grid, so that others might be better still: {', '.join(edge)}." * bool(edge)),
               "## The paper's tables\n"]
     for number, title in TITLES.items():
         paper_model = [] if number == 12 else ["--paper-model", PAPER_MODEL.replace("2B", "4B") if number == 4 else PAPER_MODEL]
