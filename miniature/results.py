@@ -344,9 +344,10 @@ FIGURES = {"2": "pass@K over K (Figures 2, 5, 6)", "3": "the gate", "4": "gain a
 
 READING = (
     "pass@K is averaged over the posterior of each statement; brackets are 95 % bootstrap intervals over problems, ± is the "
-    "standard deviation over training seeds. The ceilings: constant, programs that never read the statement; independent, draws from one "
-    f"distribution; coordinated, different programs. (paper): its figures for {PAPER_MODEL} (Table 4: 4B) on real benchmarks, of "
-    "which only the direction can be compared. Where it differs, the reasons are at the end.")
+    "standard deviation over training seeds. The ceilings: constant, programs that never read the statement; independent, draws "
+    "from one distribution; coordinated, different programs. (paper): its figures for "
+    f"{PAPER_MODEL} (Table 4: 4B) on real benchmarks, of which only the direction can be compared. Where it differs, the reasons "
+    "are at the end.")
 
 
 def report(name: str, out: Path, marks: list[dict], missing: list[str]) -> Path:
