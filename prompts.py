@@ -381,14 +381,19 @@ def extract_code(text: str) -> str | None:
 
 def parse_list(text: str) -> list[str]:
     """The items of a numbered or dashed list, one a line."""
-    items = (re.match(r"\s*(?:\d+\s*[.):]|[-*])\s*(\S.*)", line) for line in cut_thought(text).split("\n"))
-    return [m[1].strip() for m in items if m]
+    items = (re.match(r"[\s*]*\d+\s*[.):]\**\s*(\S.*)|\s*[-*]\s+(\S.*)", line) for line in cut_thought(text).split("\n"))
+    return [(m[1] or m[2]).strip() for m in items if m]
+
+
+def _plain(text: str) -> str:
+    """The reply of a judge without its thought and the marks of bold and code."""
+    return re.sub("[*`]", "", cut_thought(text))
 
 
 def parse_verdicts(text: str, n: int) -> list[bool] | None:
     """KEEP or DROP for each of n candidates, or None unless every one is judged exactly once."""
     kept = {}
-    for number, word in re.findall(r"^\s*(\d{1,4})\s*[.):-]\s*(KEEP|DROP)\b", cut_thought(text), re.MULTILINE | re.IGNORECASE):
+    for number, word in re.findall(r"^\s*(\d{1,4})\s*[.):-]\s*(KEEP|DROP)\b", _plain(text), re.MULTILINE | re.IGNORECASE):
         if int(number) in kept:
             return None
         kept[int(number)] = word.upper() == "KEEP"
@@ -397,7 +402,7 @@ def parse_verdicts(text: str, n: int) -> list[bool] | None:
 
 def parse_faults(text: str) -> list[str] | None:
     """The faults that a judge named ([] for none), or None if the reply holds no verdict or a fault that does not exist."""
-    lines = re.findall(r"^\s*faults\s*:(.*)$", cut_thought(text), re.MULTILINE | re.IGNORECASE)
+    lines = re.findall(r"^\s*faults\s*:(.*)$", _plain(text), re.MULTILINE | re.IGNORECASE)
     if not lines:
         return None
     names = [w.strip(" .\t\r").lower() for w in lines[-1].split(",")]

@@ -104,7 +104,9 @@ def test_answers_and_lists_and_verdicts_parse():
     assert extract_answer("[ANSWER]'a == b'[/ANSWER]") == "'a == b'"
     assert extract_answer("nothing") is None
     assert prompts.parse_list("1. a\n2) b\nprose\n- c") == ["a", "b", "c"]
-    assert prompts.parse_verdicts("1: KEEP\n2: drop", 2) == [True, False]
+    assert prompts.parse_list("**1.** a\n  2. **b** c\n**Bold** prose\n-5 < x") == ["a", "**b** c"]
+    assert prompts.parse_verdicts("1: KEEP\n2: drop", 2) == [True, False] == prompts.parse_verdicts("**1: KEEP**\n2. `DROP`", 2)
+    assert prompts.parse_faults("**faults:** off_topic") == ["off_topic"]
     assert prompts.parse_verdicts("1: KEEP\n1: DROP\n2: DROP", 2) is None and prompts.parse_verdicts("1: KEEP", 2) is None
     assert prompts.parse_faults("faults: none") == [] and prompts.parse_faults("Faults: vague, duplicate.") == ["duplicate", "vague"]
     assert prompts.parse_faults("faults: ugly") is None and prompts.parse_faults("fine") is None
