@@ -42,11 +42,11 @@ What protects, in layers. Each is tried at start, and `Verifier.report` says whi
     tier C  landlock, seccomp; your own user id     tier D  less: refused unless min_tier="D" asks for it
 
 Not covered: bugs of the kernel (for truly hostile code put a virtual machine around it), covert channels from
-one test of a program to its next (clocks, process numbers), kernel memory behind pipes and socket pairs (at
-most 64 processes x 64 descriptors x 208 KiB); in tiers B and C also that a file exists, and the size of the
+one test of a program to its next (clocks, addresses, process numbers), kernel memory behind socket pairs and
+mappings (up to 1 GiB a program, while it runs); in tiers B and C also that a file exists, and the size of the
 scratch directory, which is on disk there, watched and not bounded; in tier C the number of processes,
-likewise. And correctness on the given tests is all that is looked at.
-"""
+likewise; without root, up to 20 MiB in each of 64 processes beyond the limit on all memory, towards which what
+they share counts for each. And correctness on the given tests is all that is looked at."""
 
 from __future__ import annotations
 
@@ -148,16 +148,14 @@ LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT, MOUNT_SETATTR = 444, 445, 446,
 
 class Kernel:
     """libc and system calls that the standard library lacks. Functions and structures are made before the
-    first fork: the first use of one through ctypes costs 150 us of page faults, and would again in every
-    child."""
+    first fork: the first use of one through ctypes costs 150 us of page faults, in each child anew."""
 
     def __init__(self):
         import ctypes
         self.ctypes = ctypes
         self.libc = ctypes.CDLL(None, use_errno=True)
         self.libc.syscall.restype = ctypes.c_long
-        # os.fork() runs hooks of random and threading that more than double what a child costs (277 -> 740
-        # us)
+        # os.fork() runs hooks of random and threading: a child then costs 740 us, not 277
         self.fork = ctypes.PyDLL(None).fork
 
     def call(self, name: str, *arguments, what: str = "") -> int:
@@ -179,8 +177,7 @@ PDEATHSIG, DUMPABLE, SUBREAPER, NO_NEW_PRIVS = 1, 4, 36, 38     # prctl
 
 
 def seccomp_filter(machine: str, isolated: bool, signals_stay: bool) -> bytes:
-    """The filter as classic BPF: a few calls by their arguments, then a binary search over the allowed
-    intervals."""
+    """The filter as classic BPF: a few calls by an argument, the others by binary search over intervals."""
     number, allowed = CALLS[machine], set()
     for interval in ALLOWED_CALLS[machine].split():
         first, _, last = interval.partition("-")
@@ -225,8 +222,7 @@ MAKE_DEVICES_AND_SOCKETS = 1 << 6 | 1 << 9 | 1 << 11
 
 
 def landlock_rules(kernel: Kernel, abi: int, readable: list[str], listable: list[str], scratch: str) -> int:
-    """A ruleset: `readable` trees, the names in `listable` folders, everything but execution below
-    `scratch`."""
+    """A ruleset: `readable` trees, names in `listable` folders, all but execution below `scratch`."""
     every = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(abi, 16)) - 1
     handled = struct.pack("<QQQ", every, 3, 3)      # files; TCP; signals and abstract sockets
     handled = handled[:24 if abi >= 6 else 16 if abi >= 4 else 8]
@@ -255,8 +251,7 @@ DETACH, AT_RECURSIVE = 2, 0x8000
 
 
 def in_image(path: str) -> str:
-    """Where a file of the host stands in the image: at its own path, unless the scratch directory takes
-    that."""
+    """Where a file of the host stands in the image: at its own path, unless that is the scratch's."""
     return "/host" + path if path.startswith("/tmp/") else path
 
 
@@ -618,8 +613,7 @@ class Zygote:
                 self.control.send(b"D" + struct.pack("i", status))
 
     def end(self, program: int) -> int:
-        """Kill and reap all that a program left, empty the scratch directory; the status of its first
-        process."""
+        """Kill and reap what is left of a program, empty the scratch; the status of its first process."""
         status = 0
         while True:
             if self.isolated:
@@ -933,9 +927,8 @@ class Program:
 
 
 def open_standard_streams() -> None:
-    """As a fresh interpreter has them, name and mode included, which templates for fast input look at. Made
-    once in the zygote, since in a test they would be a third of its page faults; made anew only between tests
-    that share a process."""
+    """As a fresh interpreter has them, with the mode that templates for fast input look at. Made in the zygote,
+    since in a test they would be a third of its page faults, and between tests that share a process."""
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         raw = FileIO(number, mode, closefd=False)
         raw.name = f"<{name}>"
@@ -1053,8 +1046,7 @@ def same_value(value, expected, tolerance: float | None) -> bool:
 
 
 def parse_json(text: str):
-    """JSON in which an integer of more than 4,300 digits becomes a Decimal, which is as exact and takes
-    linear time."""
+    """JSON; an integer of more than 4,300 digits becomes a Decimal, as exact and read in linear time."""
     try:
         return json.loads(text)
     except json.JSONDecodeError:
@@ -1075,8 +1067,7 @@ class Refused(Exception):
 
 def memory_file(content: bytes = b"") -> int:
     """A new file in memory for each input and output: nothing one test does to its descriptors reaches
-    another, there is no pipe to fill up, and no thread to empty it. By pwrite, so that reading starts at
-    0."""
+    another, there is no pipe to fill up, and no thread to empty it. By pwrite: reading starts at 0."""
     descriptor = os.memfd_create("verifier")
     written = 0
     while written < len(content):
@@ -1094,7 +1085,7 @@ def send_with_files(channel: socket.socket, message: bytes, *files: int) -> None
     channel.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
 
 
-def start_process(role: str, channel: socket.socket, *kept: int, **options) -> subprocess.Popen:
+def start_process(role: str, channel, *kept: int, **options) -> subprocess.Popen:
     """A clean interpreter of this file, with a channel to it; in a session of its own, out of ^C's reach."""
     return subprocess.Popen(
         [sys.executable, "-s", "-S", "-B", os.path.abspath(__file__), role, str(channel.fileno())],
@@ -1105,8 +1096,7 @@ def start_process(role: str, channel: socket.socket, *kept: int, **options) -> s
 
 
 def own_user_id() -> tuple[socket.socket, int]:
-    """A user id that no other sandbox on this machine has; an abstract socket is the lock, which the kernel
-    cannot forget."""
+    """A user id that no other sandbox on this machine has; the lock is an abstract socket, gone with us."""
     lock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     for uid in range(61_000, 65_000):
         with contextlib.suppress(OSError):
@@ -1195,8 +1185,7 @@ class Sandbox:
             send_with_files(self.talk, b"T", *files)
 
     def end(self) -> int:
-        """Kill what there is of the program and wait until the slot is clean; the status of the program
-        process."""
+        """Kill what there is of the program, wait until all is clean; the status of the program process."""
         self.poll.unregister(self.talk)
         self.talk.close()
         with self.or_fault():
@@ -1215,8 +1204,7 @@ class Sandbox:
         it says no more.
 
         A test that was ready to run while the machine ran something else is given that time back at the
-        deadline, up to `spare` seconds: a busy machine turns no right program into a late one. Not where the
-        test competed with itself."""
+        deadline, up to `spare` seconds, unless it competed with itself: no busy machine makes it late."""
         deadline, look, waited = start + limit, start + WATCH_SECONDS, self.waited_before
         self.lost, alone = 0.0, True
         while True:
@@ -1264,9 +1252,8 @@ class Sandbox:
         return total
 
     def waited(self, alive: list) -> tuple[dict[int, float], bool, bool]:
-        """For how many seconds of its life each of zygote, program and test was ready to run and did not (the
-        worst thread); whether one of the last two is ready now; and if it is, whether none has run since this
-        was last asked."""
+        """For how many seconds of its life each of zygote, program and test was ready and did not run (the
+        worst thread); whether one of the last two is ready now; if so, whether none ran since last asked."""
         seconds, ran, ready = {}, 0, False
         for pid in [self.zygote, *(pid for pid, _, _ in alive)]:
             with contextlib.suppress(OSError, ValueError):
@@ -1301,8 +1288,7 @@ class Sandbox:
 
 
 def directory_is_full(config: dict) -> bool:
-    """Scratch on disk: does it hold more than the one in memory could? Looked at to that size and no
-    further."""
+    """Does scratch on disk hold more than scratch in memory could? Looked at to that size, no further."""
     files, size, stack = 0, 0, [config["scratch"]]
     while stack:
         with contextlib.suppress(OSError), os.scandir(stack.pop()) as entries:
@@ -1347,8 +1333,7 @@ class Judge:
         return self.sandboxes[numpy]
 
     def close(self) -> None:
-        """End the sandboxes, and whatever a zygote that was killed has left: it has become ours, we are its
-        subreaper."""
+        """End the sandboxes, and what a killed zygote has left: we are the subreaper, it has become ours."""
         for sandbox in self.sandboxes.values():
             sandbox.close()
         self.sandboxes.clear()
@@ -1519,32 +1504,13 @@ def shorten(text: str) -> str:
     return repr(text if len(text) <= 60 else text[:57] + "...")
 
 
-def send(stream: socket.socket, data: bytes) -> None:
-    stream.sendall(struct.pack("<Q", len(data)) + data)
-
-
-def receive(stream: socket.socket) -> bytes:
-    """One message; empty where the other end is gone."""
-    def exactly(count: int) -> bytes:
-        parts = []
-        while count:
-            part = stream.recv(min(count, 1 << 20))
-            if not part:
-                return b""
-            parts.append(part)
-            count -= len(part)
-        return b"".join(parts)
-    head = exactly(8)
-    return exactly(*struct.unpack("<Q", head)) if head else b""
-
-
 def supervise(descriptor: int) -> None:
     """The supervisor: items come in, verdicts go out, until the caller is gone or says so by SIGTERM."""
-    import pickle       # between processes of ours alone; nothing from a sandbox is ever unpickled
+    from multiprocessing.connection import Connection       # pickles, between processes of ours alone
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    stream = socket.socket(fileno=descriptor)
-    config = pickle.loads(receive(stream))
+    caller = Connection(descriptor)
+    config = caller.recv()
     kernel = Kernel()
     kernel.prctl(SUBREAPER, 1)
     kernel.prctl(PDEATHSIG, signal.SIGTERM)        # of the thread that started us
@@ -1559,10 +1525,11 @@ def supervise(descriptor: int) -> None:
             except Fault as fault:
                 judge.close()
                 answer = "fault", str(fault)
-            send(stream, pickle.dumps(answer))
-            if not (item := receive(stream)):
+            try:
+                caller.send(answer)
+                work = functools.partial(judge.judge, caller.recv())
+            except (EOFError, OSError):     # the caller is gone
                 return
-            work = functools.partial(judge.judge, pickle.loads(item))
     finally:
         with contextlib.suppress(SystemExit):       # it blocks first, then raises what came before
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -1689,15 +1656,13 @@ class Verifier:
                 future.cancel()     # where an exception ended the waiting
 
     def worst_case_seconds(self, programs: int) -> float:
-        """So long may `programs` verdicts take, restarts of workers aside: each program may use its limit,
-        have one test repeated, and be given back what a busy machine took from it, up to PATIENCE times its
-        limit."""
+        """So long may `programs` verdicts take, restarts of workers aside: each may use its limit, have one
+        test repeated, and be given back what a busy machine took from it, up to PATIENCE times its limit."""
         each = (1 + PATIENCE) * self.program_seconds + min(self.test_seconds, self.program_seconds)
         return -(-programs // self.workers) * each
 
     def close(self) -> None:
-        """Now: programs that run are killed, items that wait are cancelled. Returns when no process is
-        left."""
+        """Now: what runs is killed, items that wait are cancelled. Returns when no process is left."""
         import queue
         if self._closed or os.getpid() != self._owner:      # a fork of the caller does not own them
             return
@@ -1719,8 +1684,7 @@ class Verifier:
 
 
 class Worker:
-    """The caller's end of one supervisor: a thread that sends an item, waits for its verdict, and replaces
-    what dies."""
+    """The caller's end of one supervisor: a thread that sends items, awaits verdicts, replaces what dies."""
 
     def __init__(self, config: dict, jobs):
         from concurrent.futures import Future
@@ -1757,9 +1721,9 @@ class Worker:
                     raise SandboxError(f"no verdict: {reason}") from None
 
     def start(self) -> dict:
-        """A new supervisor; what protects its sandbox. From this thread, whose end is the supervisor's
-        end."""
-        self.stream, theirs = socket.socketpair()
+        """A new supervisor; what protects its sandbox. It ends with the thread that starts it: this one."""
+        from multiprocessing.connection import Pipe
+        self.supervisor, theirs = Pipe()
         self.alive, held = os.pipe()        # all our processes hold its other end: at its end, all are gone
         with theirs, self.lock:
             if self.stopping:
@@ -1769,10 +1733,11 @@ class Worker:
         return self.ask(dict(self.config, alive=held))
 
     def ask(self, request: dict) -> dict:
-        import pickle
-        send(self.stream, pickle.dumps(request))
-        answer = receive(self.stream)
-        kind, content = pickle.loads(answer) if answer else ("fault", "the supervisor of a worker died")
+        try:
+            self.supervisor.send(request)
+            kind, content = self.supervisor.recv()
+        except (EOFError, OSError):
+            kind, content = "fault", "the supervisor of a worker died"
         if kind == "fault":
             raise SandboxError(content)
         return content
@@ -1795,7 +1760,7 @@ class Worker:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        self.stream.close()
+        self.supervisor.close()
         select.select([self.alive], [], [], 10.0)
         os.close(self.alive)
 
