@@ -6,7 +6,7 @@ Three rules, the first that applies: an official identifier that both have; the 
 statement; at least a tenth of the shorter statement's word 13-grams. One of fewer words is a gram as a whole,
 and the longer statement shares it that holds it word by word. Grams that stand in more than five
 statements are left out: the phrases of the trade ("the first line contains a single integer t, the number of
-test cases") stand in thousands. 13,000 training statements against 5,000 held-out ones take 12 s of one
+test cases") stand in thousands. 13,000 training statements against 5,000 held-out ones take 14 s of one
 core. What these rules cannot see is the same problem in other words.
 """
 

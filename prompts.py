@@ -326,8 +326,8 @@ def parse_plan(text: str, k: int = 4) -> list[str]:
 
 SECOND_SENTENCE = re.compile(r"[.!?]\s+(\w)")
 CODE = re.compile(r"```|^\s*#include|\bdef\s+\w+\s*[(:]|\bclass\s+[A-Z]\w*\s*[(:]|(?:^|[:;`]\s*)import\s+\w+|\bfrom\s+\w+\s+import\b"
-                  r"|\b(?:for|while)\b[^.]*:\s*$|\b(?:print|input|range|len|int|map|sorted|sum|max|min)\([^)]"
-                  r"|\w\s*(?:\+=|-=|==|!=|:=)\s*\w|;\s*}?\s*$|{\s*$")
+                  r"|\b(?:for|while)\b[^.]{0,300}:\s*$|\b(?:print|input|range|len|int|map|sorted|sum|max|min)\([^)]"
+                  r"|\w\s*(?:\+=|-=|==|!=|:=)\s*\w|;\s*(?:}\s*)?$|{\s*$")
 
 
 def check_plan(strategies: list[str], text: str | None = None) -> list[str]:
@@ -393,7 +393,7 @@ def _plain(text: str) -> str:
 def parse_verdicts(text: str, n: int) -> list[bool] | None:
     """KEEP or DROP for each of n candidates, or None unless every one is judged exactly once."""
     kept = {}
-    for number, word in re.findall(r"^\s*(\d{1,4})\s*[.):-]\s*(KEEP|DROP)\b", _plain(text), re.MULTILINE | re.IGNORECASE):
+    for number, word in re.findall(r"^[^\S\n]*(\d{1,4})\s*[.):-]\s*(KEEP|DROP)\b", _plain(text), re.MULTILINE | re.IGNORECASE):
         if int(number) in kept:
             return None
         kept[int(number)] = word.upper() == "KEEP"
@@ -402,7 +402,7 @@ def parse_verdicts(text: str, n: int) -> list[bool] | None:
 
 def parse_faults(text: str) -> list[str] | None:
     """The faults that a judge named ([] for none), or None if the reply holds no verdict or a fault that does not exist."""
-    lines = re.findall(r"^\s*faults\s*:(.*)$", _plain(text), re.MULTILINE | re.IGNORECASE)
+    lines = re.findall(r"^[^\S\n]*faults\s*:(.*)$", _plain(text), re.MULTILINE | re.IGNORECASE)
     if not lines:
         return None
     names = [w.strip(" .\t\r").lower() for w in lines[-1].split(",")]
@@ -413,10 +413,11 @@ def parse_faults(text: str) -> list[str] | None:
 
 def extract_answer(text: str) -> str | None:
     """The value of the last [ANSWER]...[/ANSWER], without an `assert f(x) ==` before it; None if there is none."""
-    found = re.findall(r"\[ANSWER\](.*?)\[/ANSWER\]", cut_thought(text), re.DOTALL)
-    if not found:
+    before, closed, _ = cut_thought(text).rpartition("[/ANSWER]")
+    _, opened, value = before.rpartition("[ANSWER]")
+    if not closed or not opened:
         return None
-    value = found[-1].strip()
+    value = value.partition("[/ANSWER]")[0].strip()
     if value.startswith("assert "):
         value = value.partition("==")[2].strip()
     return value or None

@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 
 import pytest
 
@@ -91,6 +92,19 @@ def test_parsers_are_total_and_parse_plan_agrees_with_a_second_reading_of_its_ru
     assert 1000 < accepted < 10_000                                    # neither side of the property is vacuous
 
 
+@pytest.mark.parametrize("piece", ["\n", "; ", "for: ", "[ANSWER]", "1 ", "A:", ". "])
+def test_no_parser_takes_more_than_linear_time(piece):
+    """A reply cut at its limit is often one piece again and again. 20,000 line ends once took parse_verdicts 2 s, 30,000 5 s."""
+    text = ";" + piece * 30_000 + "x"
+    begun = time.process_time()
+    check_plan([text], text)
+    extract_code(text), extract_answer(text), prompts.parse_list(text), prompts.parse_verdicts(text, 2)
+    prompts.parse_faults(text), prompts.parse_category(text)
+    with pytest.raises(PlanError):
+        parse_plan(text)
+    assert time.process_time() - begun < 2
+
+
 def test_the_program_is_the_last_closed_block():
     assert extract_code("```python\na\n```\nso\n```\nb\n\nc\n```") == "b\n\nc"
     assert extract_code("```python\na\n```\nand now\n```python\ncut") == "a"
@@ -102,7 +116,8 @@ def test_answers_and_lists_and_verdicts_parse():
     assert extract_answer("so [ANSWER] [1, 2] [/ANSWER]") == "[1, 2]"
     assert extract_answer("[ANSWER]assert f(1) == 'a'[/ANSWER]") == "'a'"
     assert extract_answer("[ANSWER]'a == b'[/ANSWER]") == "'a == b'"
-    assert extract_answer("nothing") is None
+    assert extract_answer("[ANSWER]1[/ANSWER] or [ANSWER]2[/ANSWER] and [ANSWER]3") == "2"
+    assert extract_answer("nothing") is None and extract_answer("[/ANSWER] [ANSWER]5") is None
     assert prompts.parse_list("1. a\n2) b\nprose\n- c") == ["a", "b", "c"]
     assert prompts.parse_list("**1.** a\n  2. **b** c\n**Bold** prose\n-5 < x") == ["a", "**b** c"]
     assert prompts.parse_verdicts("1: KEEP\n2: drop", 2) == [True, False] == prompts.parse_verdicts("**1: KEEP**\n2. `DROP`", 2)
