@@ -21,7 +21,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TypeVar
@@ -50,7 +50,7 @@ def seconds_asked(header: str | None) -> float:
     except ValueError:
         pass
     try:
-        return min(LONGEST_WAIT, (parsedate_to_datetime(header) - datetime.now(timezone.utc)).total_seconds())
+        return min(LONGEST_WAIT, (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds())
     except (ValueError, TypeError):
         return 0.0
 

@@ -18,7 +18,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import common
 import gate
-import grpo
 import model
 import prompts
 import train_rm
