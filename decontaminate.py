@@ -128,6 +128,8 @@ def find_overlaps(training: Sequence[Statement], held_out: Sequence[Statement],
 
     none = np.empty(0, np.uint64)
     words = {p.id: word_hashes(p.statement) for p in (*training, *held_out)}
+    # own: the 13-grams of a text, or the one gram of a short one; whole: the short ones, by how many words they have;
+    # short: those of them that a longer text holds
     own = {name: grams(found) for name, found in words.items()}
     whole = {n: np.unique([own[name][0] for name, found in words.items() if len(found) == n])
              for n in sorted({len(found) for found in words.values()} & set(range(1, NGRAM)))}
