@@ -124,9 +124,9 @@ ALLOWED_CALLS = {
 }
 CALLS = {
     "x86_64": dict(arch=0xC000003E, seccomp=317, clone=56, open=2, openat=257, sendto=44, socketpair=53,
-                   fcntl=72, ioctl=16, prlimit64=302, sched_setaffinity=203),
+                   fcntl=72, ioctl=16, prctl=157, prlimit64=302, sched_setaffinity=203),
     "aarch64": dict(arch=0xC00000B7, seccomp=277, clone=220, openat=56, sendto=206, socketpair=199,
-                    fcntl=25, ioctl=29, prlimit64=261, sched_setaffinity=122),
+                    fcntl=25, ioctl=29, prctl=167, prlimit64=261, sched_setaffinity=122),
 }
 # Those with an argument that is looked at: its number, the bits that count, what they may be.
 CREATING = (0, 1, 2, 3, 0x201, 0x202)       # O_TRUNC only to write: Landlock before Linux 6.2 does not ask
@@ -137,6 +137,7 @@ ARGUMENTS = {
     "socketpair": (0, -1, (1,)),            # AF_UNIX, which asyncio needs
     "fcntl": (1, -1, (*range(8), 1030)),    # duplicates, flags, locks; not F_SETOWN, which sends signals
     "ioctl": (1, -1, (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)),     # is it a terminal, how wide, ...
+    "prctl": (0, -1, (1, 2, 3, 15, 16)),    # death signal, name; not dumpable again: cores may go to the host
     "prlimit64": (0, -1, (0,)), "sched_setaffinity": (0, -1, (0,)),         # of oneself
 }
 SESSIONS = {"x86_64": {109, 112}, "aarch64": {154, 157}}        # setpgid, setsid
@@ -907,6 +908,9 @@ class Program:
                 if atexit._ncallbacks():        # both cost pages even where there is nothing to do
                     atexit._run_exitfuncs()
             flush(sys.stdout)
+            for name in [name for name, value in names.items()
+                         if not callable(value) and type(value) is not ModuleType]:
+                names[name] = None      # finalisers find modules, functions and classes still there
             names.clear()
             flush(output)
         except BaseException as error:
@@ -927,8 +931,8 @@ class Program:
 
 
 def open_standard_streams() -> None:
-    """As a fresh interpreter has them, with the mode that templates for fast input look at. Made in the zygote,
-    since in a test they would be a third of its page faults, and between tests that share a process."""
+    """As a fresh interpreter has them, with the mode that templates for fast input look at. Made in the
+    zygote, since in a test they would be a third of its page faults, and where tests share a process."""
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         raw = FileIO(number, mode, closefd=False)
         raw.name = f"<{name}>"
@@ -1882,7 +1886,7 @@ def command_doctor() -> int:
         given = dict(file=os.path.abspath(__file__), target=folder + "/canary", pid=os.getpid(),
                      port=listener.getsockname()[1], site=site, package=package)
         for name, attempt in CANARIES.items():
-            item = dict(code=CANARY.format(attempt), want_outputs=True, time_limit=1 if name == "time" else 5)
+            item = dict(code=CANARY.format(attempt), want_outputs=True, time_limit=0.5 if name == "time" else 5)
             for again in (False, True)[:1 + (name == "leftovers")]:
                 test = dict(input=json.dumps(dict(given, again=again)), output="")
                 verdict, = verifier.judge([dict(item, tests=[test])])

@@ -154,6 +154,7 @@ def test_verdicts_come_in_the_order_of_the_items_and_futures_in_any():
     ("import sys, os, io\nclass W:\n  def __init__(s): s.b = io.StringIO()\n  def write(s, x): s.b.write(x)\n"
      "  def flush(s): os.write(1, s.b.getvalue().encode())\nsys.stdout = W()\nprint('by a wrapper')", "", "by a wrapper"),
     ("import atexit, sys\natexit.register(lambda: print('last'))\nprint('first')", "", "first\nlast"),
+    ("import sys\nclass D:\n  def __del__(self): sys.stdout.write('last')\nd = D()", "", "last"),
     ("import threading, sys\nsys.setrecursionlimit(10**6)\nthreading.stack_size(1 << 26)\n"
      "def f(n): return 0 if n == 0 else 1 + f(n - 1)\n"
      "t = threading.Thread(target=lambda: print(f(50000)))\nt.start()", "", "50000"),
@@ -226,7 +227,7 @@ def test_calls_return_their_value_past_whatever_is_printed(both, code, arguments
     ("import os\nos.write(3, b'4')\ndef f(x): return 3", "wrong_answer"),
 ])
 def test_a_call_that_returns_the_wrong_thing_is_not_accepted(both, code, expected):
-    verdict, = both.judge([item(code, ("[1]", "3"), fn_name="f", time_limit=0.5 if expected == "time_limit" else 10)])
+    verdict, = both.judge([item(code, ("[1]", "3"), fn_name="f", time_limit=0.3 if expected == "time_limit" else 10)])
     assert verdict.status == expected, verdict
 
 
@@ -263,14 +264,19 @@ def test_millions_of_digits_do_not_hold_the_judge_up(both):
     start = time.monotonic()
     code = "print('1' * 3_000_000)"
     assert status(both, code, ("", "1" * 2_999_999 + "2"), compare="tokens") == "wrong_answer"
-    for end in ("x", ".x", "e", "1.1"):     # a number until its last character
-        assert not same_output("1" * 3_000_000 + end, "1", "tokens") and not same_output("1" * 3_000_000 + end, "1", "lines", 1e-6)
     assert status(both, code, ("", "+" + "1" * 3_000_000)) == "accepted"
     forged = "import os\ndef f():\n  os.write(3, b'1' * 3_000_000)\n  os._exit(0)"
     assert status(both, forged, ("[]", "1"), fn_name="f") == "wrong_answer"
     forged = "import os\ndef f():\n  os.write(3, b'[' * 3_000_000)\n  os._exit(0)"
     assert status(both, forged, ("[]", "1"), fn_name="f") == "wrong_answer"
     assert time.monotonic() - start < 20
+
+
+@pytest.mark.parametrize("end", ["x", ".x", "e", "1.1"])
+def test_what_is_a_number_until_its_last_character_does_not_either(end):
+    start = time.monotonic()
+    assert not same_output("1" * 1_000_000 + end, "1", "tokens") and not same_output("1" * 1_000_000 + end, "1", "lines", 1e-6)
+    assert time.monotonic() - start < 5
 
 
 # --------------------------------------------------------------------------------------------- strict and batch are one
@@ -292,7 +298,7 @@ SAME = [
 
 def test_strict_and_batch_give_the_same_verdicts_and_outputs(strict, batch):
     tests = [("1 2", "3"), ("2 3", "5"), ("3 4", "7"), ("4 5", "9")]
-    items = [item(code, *tests, want_outputs=wanted, time_limit=0.5) for code in SAME for wanted in (False, True)]
+    items = [item(code, *tests, want_outputs=wanted, time_limit=0.2 if "while" in code else 10) for code in SAME for wanted in (False, True)]
 
     def essence(verdict):
         return verdict.status, verdict.tests_passed, verdict.message, verdict.outputs
@@ -389,18 +395,18 @@ def test_a_large_input_arrives(both):
 
 
 def test_a_busy_machine_does_not_make_a_right_program_late():
-    """It needs 0.25 s of CPU of a limit of 0.5 s, and gets a sixth of a processor."""
-    code = "import time\nwhile time.process_time() < 0.25: pass\nprint('ok')"
+    """It needs 0.15 s of CPU of a limit of 0.3 s, and gets a sixth of a processor."""
+    code = "import time\nwhile time.process_time() < 0.15: pass\nprint('ok')"
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(before)})
     hogs = [subprocess.Popen([sys.executable, "-c", "while True: pass"], start_new_session=True) for _ in range(5)]
     try:
         with Verifier(1) as judge:
-            verdict, = judge.judge([one(code, time_limit=0.5)])
-            assert verdict.passed and verdict.seconds > 0.6, verdict
+            verdict, = judge.judge([one(code, time_limit=0.3)])
+            assert verdict.passed and verdict.seconds > 0.36, verdict
             start = time.monotonic()
-            assert status(judge, "while True: pass", time_limit=0.3) == "time_limit"
-            assert status(judge, "import time\ntime.sleep(60)", time_limit=0.3) == "time_limit"
+            assert status(judge, "while True: pass", time_limit=0.2) == "time_limit"
+            assert status(judge, "import time\ntime.sleep(60)", time_limit=0.2) == "time_limit"
             assert time.monotonic() - start < 60
     finally:
         os.sched_setaffinity(0, before)
@@ -462,9 +468,10 @@ print(*[pid for worker in judge._pool for pid in [worker.process.pid] + [p for p
 """
 
 
-@pytest.mark.parametrize("layers", ["namespaces,landlock,seccomp", "landlock,seccomp"])
-@pytest.mark.parametrize("end", ["signal.SIGKILL", "signal.SIGTERM", "signal.SIGINT", "return", "exit hook", "exception"])
-def test_nothing_outlives_the_caller_however_it_ends(tmp_path, end, layers):
+@pytest.mark.parametrize("layers, end", [
+    *[("namespaces,landlock,seccomp", end) for end in ("signal.SIGKILL", "signal.SIGTERM", "signal.SIGINT", "return", "exit hook", "exception")],
+    *[("landlock,seccomp", end) for end in ("signal.SIGKILL", "signal.SIGINT", "return")]])
+def test_nothing_outlives_the_caller_however_it_ends(tmp_path, layers, end):
     tail = {"return": "", "exit hook": "sys.exit(3)", "exception": "raise OSError"}.get(end, "judge.judge([])\ntime.sleep(600)")
     before = set(os.listdir("/tmp"))
     caller = subprocess.Popen([sys.executable, "-c", SCRIPT + tail, layers], cwd=ROOT, stdout=subprocess.PIPE, text=True,
@@ -532,8 +539,8 @@ def leaks(judge, count):
     assert pages_after - pages < 500        # 2 MB
 
 
-def test_three_hundred_verdicts_leak_nothing(batch):
-    leaks(batch, 300)
+def test_a_hundred_and_fifty_verdicts_leak_nothing(batch):
+    leaks(batch, 150)
 
 
 @pytest.mark.slow
@@ -552,16 +559,16 @@ def test_a_tier_that_the_machine_lacks_is_refused_with_its_reason():
         Verifier(1, min_tier="Z")
 
 
-@pytest.mark.parametrize("layers", [("landlock", "seccomp"), ("seccomp",), ()])
-def test_right_and_wrong_are_the_same_without_namespaces(layers):
+@pytest.mark.parametrize("layers, mode", [(("landlock", "seccomp"), "strict"), (("landlock", "seccomp"), "batch"), (("seccomp",), "strict"),
+                                          ((), "batch")])
+def test_right_and_wrong_are_the_same_without_namespaces(layers, mode):
     items = [item(ADD, ("1 2", "3"), ("2 3", "5")), item("print(3)", ("1 2", "3"), ("2 3", "5")), one("import os, decimal\nos.fork()"),
              one("from fractions import Fraction\nopen('f', 'w').write('x')\nprint('ok')", ("", "ok"), ("", "ok")),
              one("while True: pass", time_limit=0.3), one("import encodings.idna, xml.dom.minidom, unittest\nprint('ok')"),
              one("import numpy.polynomial\nprint('ok')")]
-    for mode in ("strict", "batch"):
-        with Verifier(1, mode, min_tier="D", layers=layers) as judge:
-            assert [v.status for v in judge.judge(items)] == [
-                "accepted", "wrong_answer", "wrong_answer", "accepted", "time_limit", "accepted", "accepted"]
+    with Verifier(1, mode, min_tier="D", layers=layers) as judge:
+        assert [v.status for v in judge.judge(items)] == [
+            "accepted", "wrong_answer", "wrong_answer", "accepted", "time_limit", "accepted", "accepted"]
 
 
 def test_only_listed_system_calls_are_allowed():
@@ -648,12 +655,13 @@ def test_items_may_come_by_standard_input():
     ('{"code": "x", "tests": [{"input": "[", "output": "1"}], "fn_name": "f"}', "test 1 of f is not JSON"),
     ('{"code": "x", "tests": [{"input": "[]", "output": "1"}], "fn_name": "f()"}', "fn_name is the name of a function"),
 ])
-def test_a_bad_line_is_one_clear_sentence_and_exit_2(tmp_path, line, message):
+def test_a_bad_line_is_one_clear_sentence_and_exit_2(tmp_path, monkeypatch, capsys, line, message):
     path = tmp_path / "items.jsonl"
     path.write_text(json.dumps(one("print('ok')")) + "\n" + line + "\n")
-    done = run("judge", str(path))
-    assert done.returncode == 2 and done.stdout == ""
-    assert len(done.stderr.splitlines()) == 1 and message in done.stderr and f"{path} line 2" in done.stderr
+    monkeypatch.setattr(sys, "argv", ["verifier.py", "judge", str(path)])
+    assert verifier.main() == 2
+    out, err = capsys.readouterr()
+    assert out == "" and len(err.splitlines()) == 1 and message in err and f"{path} line 2" in err
 
 
 def test_bad_arguments_are_one_clear_sentence_and_exit_2(tmp_path):
