@@ -1,18 +1,21 @@
 """Ranks by fork, as torchrun starts them but with torch imported once for all: importing is most of what a small test costs.
 
-    ran = ranks.run(2, "import train_sft", "assert train_sft.main(train_sft.parse_args([...])) == 0", cwd=folder)
+    ranks.run(2, "import train_sft", "assert train_sft.main(train_sft.parse_args([...])) == 0", cwd=folder)
 
-A fork is safe only before torch has threads. So `run` takes a process of its own, which imports and then forks.
+A fork is safe only before torch has threads. So conftest.py calls `serve` first of all: from then on a process waits that
+imports what it is told to and forks, and never computes anything itself.
 """
 
+import json
 import os
+import signal
 import socket
-import subprocess
 import sys
+import tempfile
+import traceback
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}"}
+server: list = []       # the ends of two pipes: jobs to it, exit statuses from it
 
 
 def fork(world: int, work) -> list[int]:
@@ -32,8 +35,10 @@ def fork(world: int, work) -> list[int]:
         status = 1
         try:
             status = work(rank) or 0
-        except BaseException as error:      # a forked child must not go on with its parent's program
-            print(f"rank {rank}: {error!r}", file=sys.stderr)
+        except SystemExit as end:
+            status = end.code
+        except BaseException:               # a forked child must not go on with its parent's program
+            traceback.print_exc()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -45,14 +50,55 @@ def wait(children: list[int]) -> list[int]:
     return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
 
 
-def run(world: int, imports: str, work: str, cwd=None, timeout: float = 240) -> None:
-    """Run the statements `work` in `world` ranks after the statements `imports`; AssertionError with what they said if one fails."""
-    ran = subprocess.run([sys.executable, __file__, str(world), imports, work], cwd=cwd, capture_output=True, text=True,
-                         timeout=timeout, env=ENV)
-    assert ran.returncode == 0, ran.stderr + ran.stdout
+def run(world: int, imports: str, work: str, cwd=None, timeout: int = 240) -> None:
+    """Run the statements `work` in `world` ranks after the statements `imports`; AssertionError with what they said if one fails
+    or takes more than `timeout` seconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        said = Path(folder, "said")
+        jobs, statuses = server
+        print(json.dumps([world, imports, work, str(cwd or os.getcwd()), str(said), timeout]), file=jobs, flush=True)
+        status = statuses.readline().strip()
+        assert status == "0", f"ended with {status}\n{said.read_text()}"
 
 
-if __name__ == "__main__":
+def serve() -> None:
+    """Fork the process that `run` talks to; it ends with this one."""
+    (jobs, to), (back, statuses) = os.pipe(), os.pipe()
+    if os.fork():
+        os.close(jobs)
+        os.close(statuses)
+        server[:] = os.fdopen(to, "w"), os.fdopen(back)
+        return
+    os.close(to)
+    try:
+        for line in os.fdopen(jobs):
+            os.write(statuses, f"{do(*json.loads(line))}\n".encode())
+    finally:
+        os._exit(0)
+
+
+def do(world: int, imports: str, work: str, cwd: str, said: str, timeout: int) -> int:
+    """In the server: one job, in a process group of its own, what it says in the file `said` -> 0 or what it ended with."""
     names: dict = {}
-    exec(sys.argv[2], names)
-    sys.exit(any(wait(fork(int(sys.argv[1]), lambda rank: exec(sys.argv[3], names)))))
+    try:
+        exec(imports, names)
+    except Exception:
+        Path(said).write_text(traceback.format_exc())
+        return 1
+
+    def ranks(_) -> bool:
+        os.setpgid(0, 0)
+        signal.alarm(timeout)
+        os.chdir(cwd)
+        file = os.open(said, os.O_WRONLY | os.O_CREAT)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)       # pytest has put others there
+        return any(wait(fork(world, lambda rank: exec(work, names | {"rank": rank}))))
+    [pid] = fork(1, ranks)
+    [status] = wait([pid])
+    try:
+        os.killpg(pid, signal.SIGKILL)      # ranks that outlived it
+    except ProcessLookupError:
+        pass
+    return status

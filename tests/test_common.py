@@ -1,7 +1,4 @@
-"""common.py: folders, logs, errors, and a run that is killed and resumed as if nothing had happened.
-
-Run as a script this file is a small training run and its tormentor (see `torment`): it forks the ranks, so
-that twenty kills do not import torch twenty times."""
+"""common.py: folders, logs, errors, and a run that is killed and resumed as if nothing had happened."""
 
 import argparse
 import json
@@ -16,13 +13,12 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import ranks
 import torch
 
-sys.path[:0] = [str(Path(__file__).parents[1])]
-import common  # noqa: E402
-import grpo  # noqa: E402
-import model  # noqa: E402
-import ranks  # noqa: E402
+import common
+import grpo
+import model
 
 CONFIG = dict(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
               num_attention_heads=2, num_key_value_heads=1, head_dim=16,
@@ -51,14 +47,14 @@ def rows_of_step(step, rank, world):
 def small_run(folder, steps, phase):
     """A stage as the training scripts have it: rollout, update, log, checkpoint, final weights. `phase` is
     for the observer: a byte, the place in PHASES."""
-    ranks = common.setup(seed=0, device="cpu")
+    group = common.setup(seed=0, device="cpu")
     stop = common.stop_flag()
     policy = grpo.shard(model.build(CONFIG), torch.float32)
     reference = grpo.shard(model.build(CONFIG, seed=1).requires_grad_(False), torch.float32)
     optimizer = grpo.make_optimizer(policy, 1e-2, weight_decay=0.1)
     newest = common.newest_checkpoint(folder)
     state = common.load_checkpoint(newest, policy, optimizer) if newest else {"step": 0, "logs": {}}
-    log = common.Log(folder, state["logs"], ranks)
+    log = common.Log(folder, state["logs"], group)
     step, stopped = state["step"], False
     while step < steps and not stopped:
         phase[0] = 1
@@ -66,19 +62,19 @@ def small_run(folder, steps, phase):
             time.sleep(0.001)
             if stop():
                 break
-        stopped = ranks.any(stop())         # the rollout is abandoned, on all ranks or on none
+        stopped = group.any(stop())         # the rollout is abandoned, on all ranks or on none
         if not stopped:
             phase[0] = 2
-            metrics = grpo.update(policy, reference, optimizer, rows_of_step(step, ranks.rank, ranks.world),
-                                  token_budget=40, updates=2, lr=common.warmup(1e-2, step, 3))
+            metrics = grpo.update(policy, reference, optimizer, rows_of_step(step, group.rank, group.world),
+                                  lr=common.warmup(1e-2, step, 3))
             log.write("metrics", {"step": step, **metrics})
-            for rank in ranks.gather(ranks.rank):
+            for rank in group.gather(group.rank):
                 log.write("samples", {"step": step, "rank": rank})
             step += 1
         phase[0] = 3
         common.save_checkpoint(folder, step, policy, optimizer, {"logs": log.offsets()}, keep=2)
     whole = {n: p.full_tensor() if hasattr(p, "full_tensor") else p for n, p in policy.named_parameters()}
-    if ranks.main and not stopped:
+    if group.main and not stopped:
         with common.published(folder / "final") as aside:
             torch.save(whole, aside / "weights.pt")
     phase[0] = 4
@@ -121,10 +117,14 @@ def outcome(folder):
 
 def run_and_hurt(folder, worlds, blows, seed=0):
     """`torment` for each number of ranks, in folder/WORLD -> {world: where the blows struck}."""
-    command = [sys.executable, __file__, folder, json.dumps([worlds, blows, seed])]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=500, env=ranks.ENV)
-    assert ran.returncode == 0, ran.stderr
-    return {int(world): struck for world, struck in json.loads(ran.stdout.splitlines()[-1]).items()}
+    found = {}
+    for world in worlds:
+        hurt = folder / str(world)
+        hurt.mkdir()
+        ranks.run(1, "import json, pathlib, test_common, torch._dynamo", "pathlib.Path('struck').write_text(json.dumps("
+                  f"test_common.torment(pathlib.Path('.'), {world}, {list(map(int, blows))}, {seed})))", hurt, timeout=500)
+        found[world] = json.loads((hurt / "struck").read_text())
+    return found
 
 
 def assert_undisturbed(folder, blows):
@@ -372,10 +372,3 @@ def test_a_rank_that_dies_takes_the_job_down_with_its_reason(tmp_path):
     ran = subprocess.run([*launch, tmp_path / "job.py"], capture_output=True, text=True, timeout=120)
     assert ran.returncode != 0 and "error on rank 1: the seventh problem has no tests" in ran.stderr
     assert time.monotonic() - began < 60
-
-
-if __name__ == "__main__":
-    import torch._dynamo  # noqa: F401  what the first optimizer loads, once for all children
-    worlds, blows, seed = json.loads(sys.argv[2])
-    found = {world: torment(Path(sys.argv[1], str(world)), world, list(map(signal.Signals, blows)), seed) for world in worlds}
-    print(json.dumps(found))

@@ -2,6 +2,7 @@
 to write plans and programs for four toy problems."""
 
 import json
+import math
 import os
 import random
 import signal
@@ -28,8 +29,8 @@ import train_cppo
 from test_teacher import Server
 
 ROOT = Path(__file__).resolve().parent.parent
-SHORT = {"plan": "{statement} plan", "solve": "{statement} S: {strategy}", "direct": "{statement} solve", "skill": "{z} {statement} solve",
-         "gate": "{statement} {plan} ok?"}
+SHORT = {"plan": "{statement} plan", "solve": "{statement} S: {strategy}", "direct": "{statement} solve",
+         "skill": "{z} {statement} solve", "gate": "{statement} {plan} ok?"}
 WAYS = "12345"                          # a strategy is "use 3"; its program adds 3
 STATEMENTS = {"sum": "2", "top": "3", "gap": "4", "end": "5"}
 
@@ -39,8 +40,9 @@ def program(way: str) -> str:
 
 
 def problems() -> list[data.Problem]:
-    return [data.Problem(f"toy/{s}", s, tests=[{"input": f"{n}\n", "output": f"{n + int(way)}\n"} for n in (7, 9, 3)])
-            for s, way in STATEMENTS.items()]
+    """Each statement four times: with fewer problems it would be chance whether the toy model solves one at all."""
+    return [data.Problem(f"toy/{s}{copy}", s, tests=[{"input": f"{n}\n", "output": f"{n + int(way)}\n"} for n in (7, 9, 3)])
+            for s, way in STATEMENTS.items() for copy in ("", 2, 3, 4)]
 
 
 def taught(folder: Path, steps: int, num_rows: int, lr: float) -> torch.nn.Module:
@@ -98,9 +100,9 @@ def run(world, tmp_path, monkeypatch):
 
 
 def arguments(world: Path, *flags: str, model: str = "base") -> list[str]:
-    return ["--model", str(world / model), "--run-name", "toy", "--problems", str(world / "problems.jsonl"), "--prompts", str(world / "prompts.json"),
-            "--num-strategies", "2", "--num-tuples", "4", "--problems-per-step", "3", "--max-plan-tokens", "24",
-            "--max-solve-tokens", "28", "--slots", "32", "--temperature", "1.0", "--lr", "1e-3", "--workers", "1", *flags]
+    return ["--model", str(world / model), "--run-name", "toy", "--problems", str(world / "problems.jsonl"),
+            "--prompts", str(world / "prompts.json"), "--num-strategies", "2", "--num-tuples", "4", "--problems-per-step", "3",
+            "--max-plan-tokens", "24", "--max-solve-tokens", "28", "--slots", "32", "--temperature", "1.0", "--lr", "1e-3", "--workers", "1", *flags]
 
 
 def read(path: Path) -> list[dict]:
@@ -121,7 +123,7 @@ def test_stage_5_teaches_planner_and_solver_and_leaves_a_folder_that_loads(run, 
     assert any(t["A"] for t in samples) and any(b["a"] for t in samples for b in t["branches"])
     assert all(m["grad_norm"] > 0 and m["step_norm"] > 0 for m in steps)
     assert all(m["plan/gap_max"] < 1e-3 and m["solve/gap_max"] < 1e-3 for m in steps)      # sampler and trainer agree
-    assert any(m["strategy_use"] > 0.1 for m in steps)
+    assert all(-4 < m["strategy_use"] <= math.log(2) for m in steps)
     for t in samples:
         r = torch.tensor([b["r"] for b in t["branches"]], dtype=torch.float64)
         assert t["R_out"] == (r.max().item() if len(r) else 0.0) and t["R_plan"] == t["J"] * t["R_out"]
@@ -134,12 +136,31 @@ def test_stage_5_teaches_planner_and_solver_and_leaves_a_folder_that_loads(run, 
     assert config["verifier"]["tier"] in "ABCD" and config["checkpoints"]["start"]["sha256"]
 
 
+def test_strategy_use_is_its_formula_over_whole_logits(world):
+    """log p(y_i | x, s_i) - log mean_j p(y_i | x, s_j), summed over the tokens of a reply; the first tuple that parsed counts."""
+    module, rng = model.load(world / "base"), random.Random(0)
+    ids = lambda n: [rng.randrange(300) for _ in range(n)]
+    branch = lambda: rollout.Branch(ids(rng.randint(3, 9)), 0, rollout.Sample(ids(rng.randint(1, 7)), [], "", "eos"), None)
+    plan = rollout.Tuple([1], None, None, "does not parse", [])
+    tuples = [[plan], [plan, rollout.Tuple([1], None, ["a"] * 3, None, [branch() for _ in range(3)])]]
+
+    @torch.no_grad()
+    def logp(prompt: list[int], reply: list[int]) -> torch.Tensor:
+        z = module(torch.tensor([prompt + reply]))[0, len(prompt) - 1:-1, :390].double() / 0.7
+        return z.log_softmax(-1).gather(1, torch.tensor(reply)[:, None]).sum()
+    branches = tuples[1][1].branches
+    under = torch.stack([torch.stack([logp(b.prompt, reply.sample.ids) for b in branches]) for reply in branches])
+    by_hand = (under.diagonal() - under.exp().mean(1).log()).mean()
+    assert train_cppo.strategy_use(module, tuples, 0.7, 390) == [pytest.approx(float(by_hand), abs=1e-5)]
+
+
 def test_planner_and_solver_each_have_a_gradient_of_their_own(run):
     """The warm-up trains planner tokens alone; with solver weight 0 and no KL only the planner's rows could move anything."""
-    status, stage = run("--steps", "1", "--stage", "warmup", "--gate", "rule")
+    many = "--problems-per-step", "8"
+    status, stage = run("--steps", "1", "--stage", "warmup", "--gate", "rule", *many)
     metrics = read(stage / "metrics.jsonl")[0]
     assert status == 0 and metrics["grad_norm"] > 0 and "solve/kl" not in metrics and "R_out" not in metrics
-    both, planner = (read(run("--steps", "1", "--beta", "0", "--solver-weight", w)[1] / "metrics.jsonl")[0] for w in ("1", "0"))
+    both, planner = (read(run("--steps", "1", "--beta", "0", "--solver-weight", w, *many)[1] / "metrics.jsonl")[0] for w in "10")
     assert both["grad_norm"] > 0 and planner["grad_norm"] > 0 and abs(both["grad_norm"] - planner["grad_norm"]) > 1e-4
 
 
@@ -176,9 +197,11 @@ def test_a_gemma_policy_goes_through_stage_5_gated_by_a_qwen(run, world, tmp_pat
     assert any("layers.0." in n for n in moved) and not any("per_layer.weight" in n or "vision" in n for n in moved)
 
 
-@pytest.mark.parametrize("flags", [("--policy", "independent"), ("--policy", "independent", "--advantage", "passk"),
-                                   ("--policy", "independent", "--advantage", "pkpo"), ("--policy", "skills", "--num-attempts", "3"),
-                                   ("--reward", "outcome"), ("--reward", "gate"), ("--num-tuples", "1"), ("--updates-per-rollout", "2")])
+@pytest.mark.parametrize("flags", [
+    ("--policy", "independent"), ("--policy", "independent", "--advantage", "passk"),
+    ("--policy", "independent", "--advantage", "pkpo"),
+    ("--policy", "skills", "--num-attempts", "3", "--problems-per-step", "9"), ("--reward", "outcome"), ("--reward", "gate"),
+    ("--num-tuples", "1", "--problems-per-step", "16"), ("--updates-per-rollout", "2")])
 def test_every_rival_and_ablation_takes_a_step(run, flags):
     status, stage = run("--steps", "1", "--skip-audit", *flags)
     metrics = read(stage / "metrics.jsonl")[0]
@@ -191,24 +214,29 @@ def test_a_random_checkpoint_is_refused_by_the_audit(run, capsys):
     assert not (stage / "final").exists()
 
 
-@pytest.mark.parametrize("flags, said", [
-    (("--num-strategies", "0"), "must be 1 or more"), (("--num-tuples", "0"), "must be 1 or more"),
+MISTAKES = [
+    (("--num-strategies", "0"), "must be 1 or more"), (("--num-tuples", "0"), "must be 1 or more"), (("--beta", "-1"), "0 or more"),
     (("--model", "/nowhere"), "/nowhere"), (("--gate", "/nowhere"), "/nowhere"), (("--problems", "/nowhere"), "/nowhere"),
     (("--advantage", "pkpo"), "does not fit"), (("--judge", "nothing:here"), "module:name"),
-    (("--problems-per-step", "9"), "fewer than"), (("--beta", "-1"), "0 or more"), (("--refresh-every", "2"), "--judge")])
-def test_a_user_s_mistake_is_one_line_with_the_mend_and_costs_nothing(run, capsys, flags, said):
+    (("--problems-per-step", "99"), "fewer than"), (("--refresh-every", "2"), "--judge")]
+
+
+def test_a_user_s_mistake_is_one_line_with_the_mend_and_costs_nothing(run, capsys):
     run("--steps", "1")
-    done = Path("runs/toy/cppo-m4/final/config.json").stat().st_mtime_ns
+    final = Path("runs/toy/cppo-m4/final/config.json")
+    done = final.stat().st_mtime_ns
     capsys.readouterr()
-    with pytest.raises(SystemExit) as stopped:
-        run("--steps", "1", "--fresh", *flags)
-    err = capsys.readouterr().err
-    errors = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert stopped.value.code == 2 and len(errors) == 1 and said in errors[0] and "Traceback" not in err
-    assert Path("runs/toy/cppo-m4/final/config.json").stat().st_mtime_ns == done
+    for flags, said in MISTAKES:
+        with pytest.raises(SystemExit) as stopped:
+            run("--steps", "1", "--fresh", *flags)
+        err = capsys.readouterr().err
+        errors = [line for line in err.splitlines() if line.startswith("error: ")]
+        assert stopped.value.code == 2 and len(errors) == 1 and said in errors[0] and "Traceback" not in err, flags
+        assert final.stat().st_mtime_ns == done, flags
 
 
-@pytest.mark.parametrize("text, said", [("{", "line 1"), ('{"id": "a", "statement": "s", "tests": []}', "tests"), ("", "no problems")])
+@pytest.mark.parametrize("text, said", [("{", "line 1"), ('{"id": "a", "statement": "s", "tests": []}', "tests"),
+                                        ("", "no problems")])
 def test_a_broken_problem_file_is_named_with_its_line(run, world, tmp_path, capsys, text, said):
     bad = tmp_path / "bad.jsonl"
     bad.write_text(text + "\n" if text else "")
@@ -242,31 +270,33 @@ def test_a_gate_refresh_appends_labels_and_keeps_the_old_gate_if_the_new_one_fai
     old = gate.Gate(module, tokenizer, tau=0.0, k=2)
     gate.write_card(str(folder), old, {"accepted": True, "failed": []}, base="none")
     labels = [gate.Label(f"toy/{s}", s, f"A: use 1\nB: use {way}", int(way != "1")) for s in STATEMENTS for way in "12"]
-    labels += [gate.Label(f"other {i}", f"other {i}", f"A: use 1\nB: use {way}", int(way != "1")) for i in range(30) for way in "13"]
+    labels += [gate.Label(f"other {i}", f"other {i}", f"A: use 1\nB: use {way}", int(way != "1"))
+               for i in range(10) for way in "13"]
     for part in ("train", "val"):
         gate.save_labels(str(folder / f"labels_{part}.jsonl"), labels)
     sys.modules["toy_judge"] = type(sys)("toy_judge")
     sys.modules["toy_judge"].judge = lambda statement, plan: [] if len(set(plan.split())) == 5 else ["duplicate"]
-    flags = ("--steps", "2", "--gate", str(folder), "--refresh-every", "1", "--judge", "toy_judge:judge")
+    flags = ("--steps", "2", "--problems-per-step", "1", "--skip-audit", "--use-every", "0", "--gate", str(folder),
+             "--refresh-every", "1", "--judge", "toy_judge:judge")
     status, stage = run(*flags)
     refresh = read(stage / "gate.jsonl")[0]
     assert status == 0 and not refresh["accepted"] and refresh["gate"] == str(folder)
     pool = gate.load_labels(str(stage / "gate_pool" / "000001.jsonl"))
-    assert len(pool) == len(labels) + refresh["fresh"] and refresh["fresh"] == 2 * len(STATEMENTS)
+    assert len(pool) == len(labels) + refresh["fresh"] and refresh["fresh"] == 2 * len(problems())
     monkeypatch.setattr(gate, "ACCEPTANCE", {"auc": 0.0})
     status, stage = run(*flags, "--fresh")
     refresh = read(stage / "gate.jsonl")[0]
     assert refresh["accepted"] and Path(refresh["gate"]) == stage / "gate_000001" and refresh["tau"] == 0.0
     gate.Gate.load(refresh["gate"])
     # stopped in a refresh: the step before it is kept, and the refresh is made when the run goes on
-    labels_then = (stage / "gate_pool" / "000001.jsonl").read_text()
+    pool = (stage / "gate_pool" / "000001.jsonl").read_text()
     with monkeypatch.context() as stopping:
         stopping.setattr(common, "stop_flag", lambda: lambda: (stage / "step_000001").exists())
         assert run(*flags, "--fresh", "--save-every", "1")[0] == 143
     assert not (stage / "gate_000001").exists() and run(*flags)[0] == 0
-    assert (stage / "gate_pool" / "000001.jsonl").read_text() == labels_then and read(stage / "gate.jsonl")[0] == refresh
+    assert (stage / "gate_pool" / "000001.jsonl").read_text() == pool and read(stage / "gate.jsonl")[0] == refresh
     # the same judge behind an endpoint gives the same labels; the log asks it about the first step only
-    pool, judged = (stage / "gate_pool" / "000001.jsonl").read_text(), [m.get("valid_judged") for m in read(stage / "metrics.jsonl")]
+    judged = [m.get("valid_judged") for m in read(stage / "metrics.jsonl")]
 
     def answer(text: str, seed: int) -> str:
         plan = text.split("Proposed methods:\n")[1].split("\n\n")[0]
@@ -281,19 +311,6 @@ def test_a_gate_refresh_appends_labels_and_keeps_the_old_gate_if_the_new_one_fai
 
 # ------------------------------------------------------------------------------------------------ processes
 
-def start(world: Path, cwd: Path, *flags: str, processes: int = 1) -> subprocess.Popen:
-    launcher = [sys.executable] if processes == 1 else [sys.executable, "-m", "torch.distributed.run", "--standalone",
-                                                        f"--nproc_per_node={processes}"]
-    return subprocess.Popen([*launcher, str(ROOT / "train_cppo.py"), *arguments(world, *flags)], cwd=cwd, stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-
-
-def finish(process: subprocess.Popen) -> str:
-    out, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, out
-    return out
-
-
 CLOCKS = ("seconds", "tokens_per_second")
 
 
@@ -301,61 +318,51 @@ def logged(stage: Path) -> list[dict]:
     return [{k: v for k, v in m.items() if not k.startswith(CLOCKS)} for m in read(stage / "metrics.jsonl")]
 
 
-@pytest.mark.parametrize("how", [(), ("--replicate",)], ids=["torchrun, sharded", "replicated"])
-def test_two_processes_sample_what_one_samples_and_take_the_same_step(run, world, tmp_path, how):
-    flags = ("--steps", "1", "--skip-audit")
+def test_two_processes_sample_what_one_samples_and_take_the_same_step(run, world, tmp_path):
+    """Under torchrun, as users start them; sharded, and with whole weights on each."""
+    ways, flags = {"sharded": (), "replicated": ("--replicate",)}, ("--steps", "1", "--skip-audit")
     status, stage = run(*flags)
-    (tmp_path / "two").mkdir()
-    if how:
-        argv = arguments(world, *flags, *how)
-        ranks.run(2, "import train_cppo, torch._dynamo", f"assert train_cppo.main(train_cppo.parse_args({argv})) == 0", tmp_path / "two")
-    else:
-        finish(start(world, tmp_path / "two", *flags, processes=2))
-    one, two = stage.resolve(), tmp_path / "two/runs/toy/cppo-m4"
-    assert read(one / "samples.jsonl") == read(two / "samples.jsonl")
-    a, b = logged(one)[0], logged(two)[0]
-    assert abs(a["grad_norm"] - b["grad_norm"]) < 1e-5 * a["grad_norm"]
-    ours, theirs = weights(one), weights(two)
-    # Adam's first step is the sign of the gradient: compare what moved by less than the rounding of a sum could turn
-    moved = torch.cat([(ours[n] - theirs[n]).abs().flatten() for n in ours])
-    assert (moved > 1e-4).float().mean() < 0.01
+    runs = [arguments(world, *flags, *how, "--run-name", name) for name, how in ways.items()]
+    (tmp_path / "job.py").write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\nimport train_cppo\n"
+                                     f"for argv in {runs}:\n    assert train_cppo.main(train_cppo.parse_args(argv)) == 0\n")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "job.py"]
+    ran = subprocess.run(launch, cwd=tmp_path, capture_output=True, text=True, timeout=240,
+                         env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert ran.returncode == 0, ran.stderr
+    for name in ways:
+        two = tmp_path / "runs" / name / "cppo-m4"
+        assert read(stage / "samples.jsonl") == read(two / "samples.jsonl")
+        a, b = logged(stage)[0], logged(two)[0]
+        assert abs(a["grad_norm"] - b["grad_norm"]) < 1e-5 * a["grad_norm"]
+        ours, theirs = weights(stage), weights(two)
+        # Adam's first step is the sign of the gradient: compare what moved by less than the rounding of a sum could turn
+        moved = torch.cat([(ours[n] - theirs[n]).abs().flatten() for n in ours])
+        assert (moved > 1e-4).float().mean() < 0.01
 
 
-# starts the stage again and again, each time in a fork, and says the process id of each and how it ended
-STARTER = """import ranks, sys, torch._dynamo, train_cppo
-while sys.stdin.readline():
-    children = ranks.fork(1, lambda rank: train_cppo.main(train_cppo.parse_args(ARGV)))
-    print(children[0], flush=True)
-    print(ranks.wait(children)[0], flush=True)
-"""
+def kill_and_start_again(argv: list[str], stage: Path, kills: int, seed: int) -> None:
+    """A run that is struck `kills` times, each time after a step of its own: in a checkpoint, a rollout, an update."""
+    rng, log = random.Random(seed), stage / "metrics.jsonl"
+    steps = lambda: log.read_bytes().count(b"\n") if log.exists() else 0
+    for blow in [*["kill"] * kills, None]:
+        done, deadline = steps(), time.time() + 120
+        [pid] = ranks.fork(1, lambda rank: train_cppo.main(train_cppo.parse_args(argv)))
+        if blow:
+            while time.time() < deadline and steps() <= done:
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0, 0.12))
+            os.kill(pid, signal.SIGKILL)
+        assert ranks.wait([pid]) == [-signal.SIGKILL if blow else 0]
+        assert all((c / "state.json").exists() for c in stage.glob("step_*") if not c.name.endswith(common.PARTIAL))
 
 
 def test_killed_at_random_moments_a_run_ends_as_if_it_had_never_stopped(run, world, tmp_path):
-    flags = ("--steps", "8", "--problems-per-step", "2", "--save-every", "1", "--skip-audit")
+    flags = ("--steps", "6", "--problems-per-step", "2", "--save-every", "1", "--skip-audit")
     status, calm = run(*flags)
-    killed, rng, kills, ended = tmp_path / "killed", random.Random(0), 0, None
-    killed.mkdir()
-    stage = killed / calm
-    with (killed / "said").open("w") as said, subprocess.Popen(
-            [sys.executable, "-c", STARTER.replace("ARGV", repr(arguments(world, *flags)))], cwd=killed, text=True, env=ranks.ENV,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said) as starter:
-        tell = lambda: next(int(line) for line in starter.stdout if line.strip().lstrip("-").isdigit())
-        steps = lambda: (stage / "metrics.jsonl").read_bytes().count(b"\n") if (stage / "metrics.jsonl").exists() else 0
-        while ended != 0:
-            done = steps()
-            print(file=starter.stdin, flush=True)
-            pid, deadline = tell(), time.time() + 120
-            if kills < 3:       # struck after a step of its own: in a checkpoint, a rollout, an update
-                while time.time() < deadline and steps() <= done:
-                    time.sleep(0.01)
-                time.sleep(rng.uniform(0, 0.12))
-                os.kill(pid, signal.SIGKILL)
-                kills += 1
-            ended = tell()
-            assert ended in (0, -signal.SIGKILL), (killed / "said").read_text()
-            assert all((c / "state.json").exists() for c in stage.glob("step_*") if not c.name.endswith(common.PARTIAL))
-        starter.stdin.close()
-    assert kills == 3
+    stage = tmp_path / "killed" / calm
+    (tmp_path / "killed").mkdir()
+    again = f"test_e2e.kill_and_start_again({arguments(world, *flags)}, test_e2e.Path({str(stage)!r}), kills=3, seed=0)"
+    ranks.run(1, "import test_e2e, torch._dynamo", again, tmp_path / "killed")
     assert logged(stage) == logged(calm) and read(stage / "samples.jsonl") == read(calm / "samples.jsonl")
     ours, theirs = weights(stage), weights(calm)
     assert all(torch.equal(ours[n], theirs[n]) for n in ours)
