@@ -364,6 +364,13 @@ def family(root: int) -> list[tuple[int, int, float]]:
     return found
 
 
+def reset_signals() -> None:
+    """Nothing that the caller ignores or blocks: where SIGCHLD is ignored, there is no exit status."""
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE, signal.SIGXFSZ}:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
 # ----------------------------------------------------------------------------- inside the sandbox: the zygote
 
 class Zygote:
@@ -380,8 +387,7 @@ class Zygote:
         os.environ.update(HOME="/tmp", PATH="/nonexistent", LC_ALL="C.UTF-8", OPENBLAS_NUM_THREADS="1",
                           OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")     # OpenBLAS with two aborts in 256 MiB
         os.umask(0o022)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        signal.signal(signal.SIGINT, signal.SIG_DFL)        # pid 1 is immune to what it does not handle
+        reset_signals()     # SIGINT as well: pid 1 is immune to what it does not handle
         with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")      # if the machine runs out of memory, not the caller is to go
         self.isolated = "namespaces" in config["layers"]
@@ -647,15 +653,13 @@ class Zygote:
 
 def names_for_calls() -> dict:
     """What solutions in the style of LeetCode use without importing it. Builtins stay: pow is not math's."""
-    import bisect, collections, copy, datetime, functools, heapq, itertools, math       # noqa: E401
-    import operator, random, re, string, typing         # noqa: E401
-    modules = [typing, string, random, operator, math, itertools, functools, copy, bisect, heapq, datetime,
-               collections]
+    starred = ("typing string random operator math itertools functools copy bisect heapq datetime "
+               "collections").split()
     names: dict = {}
-    for module in modules:
+    for module in map(sys.modules.get, starred):
         for name in getattr(module, "__all__", None) or [name for name in vars(module) if name[0] != "_"]:
             names[name] = getattr(module, name)
-    names.update((module.__name__, module) for module in [*modules, re, sys] if module is not datetime)
+    names.update((name, sys.modules[name]) for name in [*starred, "re", "sys"] if name != "datetime")
     return {name: value for name, value in names.items() if not hasattr(builtins, name)}
 
 
@@ -1511,8 +1515,8 @@ def shorten(text: str) -> str:
 def supervise(descriptor: int) -> None:
     """The supervisor: items come in, verdicts go out, until the caller is gone or says so by SIGTERM."""
     from multiprocessing.connection import Connection       # pickles, between processes of ours alone
+    reset_signals()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     caller = Connection(descriptor)
     config = caller.recv()
     kernel = Kernel()
@@ -1780,14 +1784,12 @@ for path in sys.argv[1:]:
 maps = [line.rstrip().split(None, 5) for line in open("/proc/self/maps")]
 print(*sorted({fields[5] for fields in maps if len(fields) == 6 and ".so" in fields[5]}), sep="\\n")
 """
-_image: dict = {}
 
 
+@functools.cache
 def find_image() -> dict:
     """Which files programs may see: the standard library, numpy, and the shared objects that they need, which
     are found by loading every extension module in a throwaway interpreter (40 ms, once a process)."""
-    if _image:
-        return _image
     import importlib.util
     stdlib = os.path.realpath(os.path.dirname(os.__file__))
     numpy = importlib.util.find_spec("numpy")
@@ -1802,13 +1804,12 @@ def find_image() -> dict:
              if entry.is_symlink() and ".so" in entry.name]
     others = [path for path in ("/etc/ld.so.cache", "/usr/share/zoneinfo") if os.path.exists(path)]
     third_party = [f"{stdlib}/{name}-packages" for name in ("site", "dist")]
-    _image.update(
+    return dict(
         stdlib=stdlib, site=os.path.dirname(folder) if folder else None,
         readable=packages + sorted(objects) + others,
         aliases=[(path, os.path.realpath(path)) for path in links if os.path.realpath(path) in objects],
         third_party=[path for path in third_party if os.path.isdir(path)],
         links=[(path, os.readlink(path)) for path in ("/lib", "/lib64", "/lib32") if os.path.islink(path)])
-    return _image
 
 
 # --------------------------------------------------------------------------------------------------- commands

@@ -455,6 +455,15 @@ def test_a_fault_is_retried_once_and_then_raised_never_scored():
         assert judge.judge([one("print('ok')")])[0].passed
 
 
+def test_a_caller_may_ignore_and_block_signals():
+    script = ("import signal, verifier\nfor n in (signal.SIGCHLD, signal.SIGALRM): signal.signal(n, signal.SIG_IGN)\n"
+              "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGALRM})\nwith verifier.Verifier(1, 'strict') as judge:\n"
+              "  print(*[v.status for v in judge.judge([dict(code=c, tests=[dict(input='', output='ok')]) for c in ("
+              "\"print('ok')\", \"print('ok')\\nexit(1)\", \"import signal\\nsignal.setitimer(0, 0.1)\\nsignal.pause()\")])])")
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == ["accepted", "runtime_error", "runtime_error"], done.stderr
+
+
 SCRIPT = """
 import os, signal, sys, time
 import verifier
@@ -520,7 +529,7 @@ def descriptors(pid):
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
-def leaks(judge, count):
+def leaks(judge, count, folder):
     mixed = [item(ADD, ("1 2", "3"), ("2 3", "5")), one("import os\nos.fork()\nprint('ok')"), one("1/0"), one("open('f', 'w').write('x')"),
              one("x = (", ("", "")), item("def f(x): return x", ("[1]", "1"), fn_name="f")]
     judge.judge(mixed * 5)
@@ -530,7 +539,7 @@ def leaks(judge, count):
         family = verifier.family(supervisor)
         with open(f"/proc/{supervisor}/statm") as file:
             return (descriptors(os.getpid()), descriptors(supervisor), [descriptors(pid) for pid, _, _ in family], len(family),
-                    [name for name in os.listdir("/tmp") if name.startswith("verifier-")]), int(file.read().split()[1])
+                    os.listdir(folder)), int(file.read().split()[1])
     before, pages = state()
     for _ in range(count // len(mixed)):
         judge.judge(mixed)
@@ -539,13 +548,12 @@ def leaks(judge, count):
     assert pages_after - pages < 500        # 2 MB
 
 
-def test_a_hundred_and_fifty_verdicts_leak_nothing(batch):
-    leaks(batch, 150)
-
-
-@pytest.mark.slow
-def test_fifty_thousand_verdicts_leak_nothing(batch):
-    leaks(batch, 50_000)
+@pytest.mark.parametrize("count", [150, pytest.param(50_000, marks=pytest.mark.slow)])
+def test_many_verdicts_leak_nothing(tmp_path, monkeypatch, count):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with Verifier(1) as judge:
+        leaks(judge, count, tmp_path)
+    assert not os.listdir(tmp_path)
 
 
 # --------------------------------------------------------------------------------------------------------------- tiers
