@@ -1160,11 +1160,12 @@ class Sandbox:
                 return json.loads(message[1:])
             if message[:1] == b"M":
                 self.map_users(*struct.unpack("i", message[1:]))
-            elif message[:1] == b"X" and isolated:
-                self.close()
-                raise Refused(message[1:].decode())
             else:
-                raise Fault(f"the sandbox did not start: {message[1:].decode() or last_text(self.errors)}")
+                reason = message[1:].decode() or last_text(self.errors)
+                self.close()
+                if message[:1] == b"X" and isolated:
+                    raise Refused(reason)
+                raise Fault(f"the sandbox did not start: {reason}")
 
     def map_users(self, pid: int) -> None:
         """Root of the namespace is root of this one, its user 1 the sandbox's user id; or root alone, in a

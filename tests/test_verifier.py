@@ -464,6 +464,17 @@ def test_a_caller_may_ignore_and_block_signals():
     assert done.stdout.split() == ["accepted", "runtime_error", "runtime_error"], done.stderr
 
 
+def test_a_sandbox_that_does_not_start_leaves_nothing(tmp_path, monkeypatch):
+    """As where the folder of numpy has gone since it was looked for."""
+    gone = dict(verifier.find_image(), stdlib=str(tmp_path / "gone"))
+    monkeypatch.setattr(verifier, "find_image", lambda: gone)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    for layers in (verifier.LAYERS, ("landlock", "seccomp")):
+        with pytest.raises(SandboxError, match="did not start"):
+            Verifier(1, layers=layers)
+    assert not os.listdir(tmp_path)
+
+
 SCRIPT = """
 import os, signal, sys, time
 import verifier
