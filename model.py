@@ -524,12 +524,14 @@ class Model(nn.Module):
 
         In fp32 on one CPU thread a row's bits depend neither on B, from 8 on, nor on `limit`."""
         at = state.pos.clamp(max=state.columns).unsqueeze(1)
-        x = self._advance(ids.unsqueeze(1), at, min(whole_buckets(limit), state.columns), None, state)
+        x = self._advance(ids.unsqueeze(1), at, min(limit, state.columns), None, state)
         state.pos += 1
         return self._logits(x.squeeze(1))
 
     def _advance(self, ids: Tensor, at: Tensor, limit: int, lengths: Tensor | None, state: State) -> Tensor:
         """Hidden states (B, T, H) of ids at positions `at` (B, T); the state's buffers change."""
+        if self.config.num_attention_heads > 3 * self.config.num_key_value_heads:
+            limit = min(whole_buckets(limit), state.columns)
         x = self.embed_tokens(ids)
         mask = (torch.arange(limit, device=ids.device) <= at.unsqueeze(-1)).unsqueeze(1)        # (B, 1, T, n)
         index = buffer_index(at, self.config.num_key_value_heads)
@@ -583,8 +585,8 @@ class Model(nn.Module):
 
 def whole_buckets(columns: int) -> int:
     """Columns of a buffer, or to look at, for so many: a multiple of BUCKET, so that a row's bits do not depend on how many.
-    But torch's attention on a CPU takes keys by 512, and the matrix product over a rest of 256 or 320 (measured: of no other
-    multiple of 64) adds its terms in another order. So there the rest is 384."""
+    But torch's attention on a CPU takes keys by 512, and the matrix product of four queries or more with a rest of 256 or 320
+    (measured: of no other multiple of 64) adds its terms in another order. So there the rest is 384."""
     columns = -(-columns // BUCKET) * BUCKET
     return columns + {256: 128, 320: 64}.get(columns % 512, 0)
 
