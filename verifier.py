@@ -905,6 +905,8 @@ class Program:
         except BaseException as error:
             status = 1
             os.write(2, explain(error))
+        if status != 0:     # no exit function is to make that good
+            return status
         try:        # the end of an interpreter: threads, exit functions, output, what the program still holds
             if not self.together:
                 if threading.active_count() > 1:
@@ -918,7 +920,7 @@ class Program:
             names.clear()
             flush(output)
         except BaseException as error:
-            status = status or 1
+            status = 1
             os.write(2, explain(error))
         return status
 
