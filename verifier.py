@@ -1482,7 +1482,7 @@ class Judge:
             except (ValueError, RecursionError, OverflowError):
                 same = False
         if same:
-            return Outcome("accepted", output=output)
+            return Outcome("accepted", output=output if self.every_test else None)
         return Outcome("wrong_answer", f"expected {shorten(test['output'])}, got {shorten(output)}", output)
 
     def verdict(self) -> dict:
@@ -1890,7 +1890,8 @@ def command_doctor() -> int:
         given = dict(file=os.path.abspath(__file__), target=folder + "/canary", pid=os.getpid(),
                      port=listener.getsockname()[1], site=site, package=package)
         for name, attempt in CANARIES.items():
-            item = dict(code=CANARY.format(attempt), want_outputs=True, time_limit=0.5 if name == "time" else 5)
+            seconds = 0.5 if name == "time" else 5
+            item = dict(code=CANARY.format(attempt), want_outputs=True, time_limit=seconds)
             for again in (False, True)[:1 + (name == "leftovers")]:
                 test = dict(input=json.dumps(dict(given, again=again)), output="")
                 verdict, = verifier.judge([dict(item, tests=[test])])
