@@ -714,7 +714,8 @@ def main(args: argparse.Namespace) -> int:
                 updated = grpo.update(policy, reference, optimizer, rows, temperature=args.temperature, clip=args.clip,
                                       beta=args.beta, vocab=vocab, token_budget=args.token_budget,
                                       updates=args.updates_per_rollout, max_grad_norm=args.max_grad_norm, lr=lr,
-                                      shared=sampler.shares_prompts, want_entropy=True)
+                                      # every skill's prompt is its own, from the first words on: one row shares nothing
+                                      shared=sampler.shares_prompts and args.policy != "skills", want_entropy=True)
             grpo.refresh(sampler, policy)
             done = time.perf_counter()
             state["step"] += 1
