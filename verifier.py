@@ -691,7 +691,7 @@ rxor ixor lshift rlshift rshift rrshift neg pos abs invert int float index round
 format copy deepcopy future""".split())
 
 
-IMMUTABLE = 1 << 8      # Py_TPFLAGS_IMMUTABLETYPE
+IMMUTABLE, MANAGED_DICT = 1 << 8, 1 << 4        # Py_TPFLAGS_..., of types
 
 
 class Tameness:
@@ -705,6 +705,7 @@ class Tameness:
     def __init__(self):
         import opcode
         self.wild = set(WILD_NAMES) | (vars(sys).keys() - SAFE_IN_SYS)
+        self.variables: set[str] = set()        # typing's: from 3.12 on they have attributes, but no __dict__
         self.modules = TAME_MODULES & sys.modules.keys()        # of no other are the names known
         waiting = [sys.modules[name] for name in self.modules]
         for module in waiting:      # numpy imports numpy.testing where it is first mentioned
@@ -721,6 +722,8 @@ class Tameness:
                 elif hasattr(value, "__dict__") and id(value) not in shared:
                     shared[id(value)] = value
                     waiting.append(value)
+                elif not hasattr(value, "__dict__") and type(value).__flags__ & MANAGED_DICT:
+                    self.variables.add(name)
         self.wild -= TAME_DUNDERS
         self.shared = [vars(owner) for owner in shared.values()
                        if not (isinstance(owner, type) and owner.__flags__ & IMMUTABLE)]
@@ -763,6 +766,7 @@ class Tameness:
                     high = argument << 8 if operation == self.extended else 0
         tame = (not deletes and modules <= self.modules and self.wild.isdisjoint(names)
                 and self.taken.isdisjoint(stored) and not loaded
+                and not (stored and names & self.variables and names & {"typing", "AnyStr"})
                 and all(name[:2] != "__" or name in TAME_DUNDERS for name in names))
         return tame, modules, bool(stored)
 
