@@ -44,8 +44,10 @@ def draw(number: str, runs: Runs, folders: Iterable[str], out: str | None) -> No
         for axis, (model, benchmark) in zip(axes, places, strict=False):
             (bars if number == "7" else lines)(axis, runs, model, benchmark)
     elif number == "cost":
-        figure, axes = panels(plt, 3)
-        cost(axes, runs)
+        places = list(runs.places())
+        figure, axes = panels(plt, 3 * len(places))
+        for i, (model, benchmark, _) in enumerate(places):
+            cost(axes[3 * i: 3 * i + 3], runs, model, benchmark)
     elif number == "4":
         figure, axes = panels(plt, 1)
         gain_over_diversity(axes[0], runs)
@@ -56,14 +58,16 @@ def draw(number: str, runs: Runs, folders: Iterable[str], out: str | None) -> No
         figure, axes = panels(plt, 4)
         dynamics(axes, folders, *PANELS[number])
     path = Path(out or f"figure-{number}.png")
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
+    labels = {label: drawn for axis in axes for drawn, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    if labels and number != "3":
+        figure.legend(labels.values(), labels.keys(), loc="outside right upper", fontsize=7)
+    figure.savefig(path, dpi=120)
     plt.close(figure)
     print(path)
 
 
 def panels(plt, n: int):
-    figure, axes = plt.subplots(1, n, figsize=(4.5 * n, 3.6), squeeze=False)
+    figure, axes = plt.subplots(1, n, figsize=(4 * n + 1.6, 3.6), squeeze=False, layout="constrained")
     return figure, axes[0]
 
 
@@ -93,7 +97,6 @@ def lines(axis, runs: Runs, model: str, benchmark: str) -> None:
             axis.plot(*zip(*known, strict=True), dashes, color="grey", linewidth=1, label=f"{name} ceiling")
     axis.set(xlabel="attempts K", ylabel="pass@K", title=f"{benchmark}, {model}")
     powers(axis, SWEEP)
-    axis.legend(fontsize=6)
 
 
 def powers(axis, ticks: Iterable[int]) -> None:
@@ -108,27 +111,24 @@ def bars(axis, runs: Runs, model: str, benchmark: str) -> None:
         axis.bar(at, passing, width=0.8 / len(drawn), label=row, color=style(row)["color"])
     axis.set(xlabel="attempts K", ylabel="pass@K", title=f"{benchmark}, {model}")
     axis.set_xticks(range(len(SWEEP)), map(str, SWEEP))
-    axis.legend(fontsize=6)
 
 
-def cost(axes, runs: Runs) -> None:
+def cost(axes, runs: Runs, model: str, benchmark: str) -> None:
     """Seconds: of the whole evaluation, sampling and judging, a problem, in proportion to its attempts."""
-    for model, benchmark, _ in runs.places():
-        for row, ks, passing in curves(runs, model, benchmark):
-            seeds = runs.get(model, benchmark, row)
-            tokens = [np.mean([sum(decoded(e, k)) for e in seeds]) for k in ks]
-            timed = [e for e in seeds if e.card.get("seconds_for_problems")]
-            each = [e.card["seconds"] / e.card["seconds_for_problems"] / e.setting["attempts"] for e in timed]
-            seconds = [k * np.mean(each) for k in ks] if each else []
-            for axis, xs in zip(axes, (ks, tokens, seconds), strict=True):
-                if len(xs) and all(x > 0 for x in xs):
-                    axis.plot(xs, passing, label=f"{row}, {benchmark}, {model}", **style(row))
+    for row, ks, passing in curves(runs, model, benchmark):
+        seeds = runs.get(model, benchmark, row)
+        tokens = [np.mean([sum(decoded(e, k)) for e in seeds]) for k in ks]
+        timed = [e for e in seeds if e.card.get("seconds_for_problems")]
+        each = [e.card["seconds"] / e.card["seconds_for_problems"] / e.setting["attempts"] for e in timed]
+        seconds = [k * np.mean(each) for k in ks] if each else []
+        for axis, xs in zip(axes, (ks, tokens, seconds), strict=True):
+            if len(xs) and all(x > 0 for x in xs):
+                axis.plot(xs, passing, label=row, **style(row))
     for axis, name in zip(axes, ("attempts", "decoded tokens a problem", "seconds a problem"), strict=True):
-        axis.set(xscale="log", xlabel=name, ylabel="pass@K")
+        axis.set(xscale="log", xlabel=name, ylabel="pass@K", title=f"{benchmark}, {model}")
         axis.xaxis.set_major_formatter("{x:g}")
         axis.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:.0e}"[0] in "25" else "")
     powers(axes[0], SWEEP)
-    axes[0].legend(fontsize=5)
 
 
 def gain_over_diversity(axis, runs: Runs) -> None:
@@ -140,11 +140,10 @@ def gain_over_diversity(axis, runs: Runs) -> None:
             if direct and seeds and row != "Direct Solve":
                 gain = mean(seeds, runs.passing(4)) - mean(direct, runs.passing(4))
                 points.append((mean(seeds, recorded("D_alg")), gain))
-                axis.annotate(row, points[-1], fontsize=6)
+                axis.scatter(*points[-1], s=16, color=style(row)["color"], label=row)
     if len(points) < 3:
         raise ValueError("figure 4 needs Direct Solve, and D_alg (diversity.py) of three methods beside it")
     x, y = np.array(points).T
-    axis.scatter(x, y, s=12)
     grid = np.linspace(x.min(), x.max(), 50)
     axis.plot(grid, np.polyval(np.polyfit(x, y, 1), grid), "--", color="grey")
     rng = np.random.default_rng(0)
@@ -206,4 +205,3 @@ def dynamics(axes, folders: Iterable[str], stage: str, names: dict[str, str]) ->
             axis.set(xlabel="step", title=name)
     if not drawn:
         raise ValueError(f"these runs hold no {stage}/metrics.jsonl")
-    axes[0].legend(fontsize=7)
