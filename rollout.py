@@ -17,7 +17,8 @@ What a row samples depends on its own random stream (`Job.key`) and its own logi
 mapped through the inverse of the cumulative distribution. So neither neighbours, nor slots, nor the order of admission change a
 sample, except through the rounding of batched matrix products. In fp32 on a CPU with one thread per process even that is the
 same at any slot count, because a batch has 8 rows or more, a prefill a multiple of 8 positions (a matrix product of fewer rows, or
-the odd row of attention's blocks of 64, takes another kernel), and attention runs over a multiple of 64 positions.
+the odd row of attention's blocks of 64, takes another kernel), and attention runs over a multiple of 64 positions (not over
+any: `model.whole_buckets`).
 
 Log-probs are those of the distribution that was sampled from (temperature applied, ids beyond the tokenizer's excluded). Training
 samples from the full softmax; top-k, top-p and greedy decoding are for evaluation. `Sample.ids` keeps the end-of-turn token as it

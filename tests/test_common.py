@@ -122,7 +122,7 @@ def run_and_hurt(folder, worlds, blows, seed=0):
         hurt = folder / str(world)
         hurt.mkdir()
         ranks.run(1, "import json, pathlib, test_common, torch._dynamo", "pathlib.Path('struck').write_text(json.dumps("
-                  f"test_common.torment(pathlib.Path('.'), {world}, {list(map(int, blows))}, {seed})))", hurt, timeout=500)
+                  f"test_common.torment(pathlib.Path('.'), {world}, {list(map(int, blows))}, {seed})))", hurt, timeout=1000)
         found[world] = json.loads((hurt / "struck").read_text())
     return found
 

@@ -1,5 +1,6 @@
 """memory.py: the count of what is alive, the plan's arithmetic, and the probe's decision."""
 
+import functools
 import json
 from contextlib import nullcontext
 
@@ -18,6 +19,7 @@ def skeleton(config, dtype):
         return model.cast(model.Model(model.Config.from_json(config | {"rope_theta": 1e7})), dtype)
 
 
+@functools.cache
 def planned(dtype=torch.bfloat16, checkpointing=False, world=8, **changes):
     module = skeleton(tiny.QWEN, dtype)
     module.checkpointing = checkpointing

@@ -41,7 +41,7 @@ def test_samples_are_bit_for_bit_the_same_at_any_slot_count_and_in_any_order(loa
     module, tokenizer, _ = loaded
     want = run(module, tokenizer, ragged_jobs(), 8)
     assert len(want) == 60 and len({tuple(s.ids) for s in want.values()}) > 50
-    for slots, order in ((24, 1), (64, 1), (256, 1), (16, -1)):
+    for slots, order in ((24, 1), (256, -1)):
         assert run(module, tokenizer, ragged_jobs()[::order], slots) == want
 
 

@@ -326,7 +326,7 @@ def test_a_user_s_mistake_is_one_line_and_exit_status_2(folder, runs, capsys, mo
 def test_two_processes_train_both_stages_like_one(folder, runs):
     """Losses and weights of two gloo ranks, FSDP-sharded, beside those of a plain process, up to the order of
     summation."""
-    sft = arguments(folder, runs, "--steps", "4", "--token-budget", "150")
+    sft = arguments(folder, runs, "--steps", "2", "--token-budget", "150")
     labels = [gate.Label(f"q{i}", f"Problem {i}.", f"{word} {i}", z)
               for i in range(8) for z, word in ((1, "sort"), (0, "code"))]
     gate.save_labels("labels.jsonl", labels)
