@@ -94,8 +94,8 @@ TIERS = "ABCD"
 BEGIN = struct.Struct("<BQQQ")
 BATCH, CALL = 1, 2
 # supervisor -> program: for each test the files of input, result and error output. Back: "T" with wait
-# status, seconds and flags. "C" with a message: no compiling.
-REPLY = struct.Struct("<cidB")
+# status, seconds, CPU seconds of the program process so far, and flags. "C" with a message: no compiling.
+REPLY = struct.Struct("<ciddB")
 TOGETHER, SPENT = 1, 2      # tests share the program process; it ends with this test
 UNCONFINED = 125            # exit status of a program process that could not be confined
 
@@ -831,7 +831,8 @@ class Program:
                 seconds = clock() - start
                 fit = self.zygote.can_sweep and self.zygote.scratch_state() == self.zygote.clean
             ends = status != 0 or not fit
-            self.talk.send(REPLY.pack(b"T", status, seconds, TOGETHER * self.together | SPENT * ends))
+            flags = TOGETHER * self.together | SPENT * ends
+            self.talk.send(REPLY.pack(b"T", status, seconds, time.process_time(), flags))
             if ends:
                 _exit(0)
 
@@ -1190,7 +1191,7 @@ class Sandbox:
         self.talk, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.poll.register(self.talk, select.POLLIN)
         flags = BATCH * batch | CALL * (function is not None)
-        self.ran, self.waited_before = 0, self.waited([])[0]
+        self.ran, self.cpu_before, self.waited_before = 0, 0.0, self.waited([])[0]
         message = b"B" + BEGIN.pack(flags, memory, file_size, cpu_seconds) + (function or "").encode()
         with theirs, self.or_fault():
             send_with_files(self.control, message, code, theirs.fileno())
@@ -1215,8 +1216,8 @@ class Sandbox:
             raise Fault(f"the sandbox was lost: {last_text(self.errors) or error}") from None
 
     def next_reply(self, start: float, limit: float, spare: float, memory: int) -> tuple:
-        """What the program process says next: ("T", wait status, seconds, flags). Or (status, message) where
-        it says no more.
+        """What the program process says next: (wait status, seconds, flags). Or (status, message) where it
+        says no more.
 
         A test that was ready to run while the machine ran something else is given that time back at the
         deadline, up to `spare` seconds, unless it competed with itself: no busy machine makes it late."""
@@ -1228,17 +1229,22 @@ class Sandbox:
                 if descriptor == self.control.fileno():
                     raise Fault(f"the sandbox was lost: {last_text(self.errors)}")
                 message, self.waited_before = self.last_words(), waited
+                if self.lost:       # and in the same measure since this was last looked at
+                    self.lost = min(spare, self.lost * (time.monotonic() - start) / looked)
                 if message[:1] == b"C":
                     return "compile_error", message[1:].decode("utf-8", "replace").strip()
-                return REPLY.unpack(message) if len(message) == REPLY.size else ("died", "")
+                if len(message) != REPLY.size:
+                    return "died", ""
+                _, status, seconds, self.cpu_before, flags = REPLY.unpack(message)
+                return status, seconds, flags
             now, spent, alive = time.monotonic(), time.process_time(), family(self.zygote)
-            cpu = sum(cpu for _, _, cpu in alive)
+            cpu, looked = sum(cpu for _, _, cpu in alive) - self.cpu_before, now - start
             alone = alone and len(alive) <= 2       # the program process and the test
             if alone and cpu < limit:
                 waited, ready, starved = self.waited(alive)
                 lost = sum(waited[pid] - self.waited_before.get(pid, 0.0) for pid in waited)
-                if starved or ready and lost > 0.1 * (now - start):
-                    lost = now - start - cpu        # all but CPU time: a wait that lasts is in no count yet
+                if starved or ready and lost > 0.1 * looked:
+                    lost = looked - cpu     # all but CPU time: a wait that lasts is in no count yet
                 self.lost = min(spare, lost)
             if now >= deadline:
                 deadline = start + limit + self.lost
@@ -1438,8 +1444,8 @@ class Judge:
                 took, start = now - start, now
                 self.spare -= box.lost
                 status, alone = None, not batch or n == first
-                if reply[0] == b"T":
-                    _, status, seconds, flags = reply
+                if len(reply) == 3:
+                    status, seconds, flags = reply
                     took = seconds if 0.0 <= seconds <= took else took      # the nearer clock, within reason
                     alone, ended = alone or not flags & TOGETHER, bool(flags & SPENT)
                     if ended:
