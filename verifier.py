@@ -45,8 +45,8 @@ Not covered: bugs of the kernel (for truly hostile code put a virtual machine ar
 one test of a program to its next (clocks, addresses, process numbers), kernel memory behind socket pairs and
 mappings (up to 1 GiB a program, while it runs); in tiers B and C also that a file exists, and the size of the
 scratch directory, which is on disk there, watched and not bounded; in tier C the number of processes,
-likewise; without root, up to 20 MiB in each of 64 processes beyond the limit on all memory, towards which what
-they share counts for each. And correctness on the given tests is all that is looked at."""
+likewise; without root, up to 20 MiB in each of 64 processes beyond the limit on all memory, and what they
+share counts for each. And correctness on the given tests is all that is looked at."""
 
 from __future__ import annotations
 
