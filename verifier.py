@@ -1245,7 +1245,7 @@ class Sandbox:
                 lost = sum(waited[pid] - self.waited_before.get(pid, 0.0) for pid in waited)
                 if starved or ready and lost > 0.1 * looked:
                     lost = looked - cpu     # all but CPU time: a wait that lasts is in no count yet
-                self.lost = min(spare, lost)
+                self.lost = max(0.0, min(spare, lost))
             if now >= deadline:
                 deadline = start + limit + self.lost
                 if now >= deadline:
