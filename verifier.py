@@ -1191,7 +1191,8 @@ class Sandbox:
         self.talk, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.poll.register(self.talk, select.POLLIN)
         flags = BATCH * batch | CALL * (function is not None)
-        self.ran, self.cpu_before, self.waited_before = 0, 0.0, self.waited([])[0]
+        self.ran, self.cpu_before = 0, 0.0
+        self.waited_before, _, _ = self.waited([])
         message = b"B" + BEGIN.pack(flags, memory, file_size, cpu_seconds) + (function or "").encode()
         with theirs, self.or_fault():
             send_with_files(self.control, message, code, theirs.fileno())
@@ -1274,7 +1275,8 @@ class Sandbox:
 
     def waited(self, alive: list) -> tuple[dict[int, float], bool, bool]:
         """For how many seconds of its life each of zygote, program and test was ready and did not run (the
-        worst thread); whether one of the last two is ready now; if so, whether none ran since last asked."""
+        worst thread); whether one is ready now, the zygote only before there is another; if so, whether none
+        ran since last asked."""
         seconds, ran, ready = {}, 0, False
         for pid in [self.zygote, *(pid for pid, _, _ in alive)]:
             with contextlib.suppress(OSError, ValueError):
@@ -1282,11 +1284,11 @@ class Sandbox:
                     with open(f"/proc/{pid}/task/{thread}/schedstat", "rb", 0) as file:
                         run, wait, _ = map(int, file.read().split())
                     seconds[pid] = max(seconds.get(pid, 0.0), wait / 1e9)
-                    if pid != self.zygote:
+                    if pid != self.zygote or not alive:
                         with open(f"/proc/{pid}/task/{thread}/stat", "rb", 0) as file:
                             ready |= file.read().rpartition(b")")[2].split()[0] == b"R"
                         ran += run
-        starved, self.ran = ready and ran == self.ran, ran
+        starved, self.ran = ready and ran in (0, self.ran), ran
         return seconds, ready, starved
 
     def last_words(self) -> bytes:
