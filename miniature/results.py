@@ -267,6 +267,22 @@ class Report:
         best = self.runs.ceilings(self.model, self.benchmark, 2) if lines else {}
         return lines + [{"CPPO, pass@2": name, "here": value} for name, value in best.items()]
 
+    def made_of(self) -> list[dict]:
+        """What tuples differ in: the reading that a strategy spells out, or only the words that it opens with."""
+        lines = []
+        for row in ("Tuple Planner SFT", "+ RM warm-up", "CPPO", "without J (R_out)", *IID):
+            groups = [[a["strategy"] for a in group] for e in self.seeds(row) for group in attempts.tuples(e)]
+            whole = [strategies for strategies in groups if None not in strategies]
+            if not whole:
+                continue
+            openings = [[strategy.split()[0] for strategy in strategies] for strategies in whole]
+            every = [word for words in openings for word in words]
+            lines.append({"method": row,
+                          "readings a tuple": f"{np.mean([len({world.read(s) for s in one} - {None}) for one in whole]):.2f}",
+                          "first words a tuple": f"{np.mean([len(set(words)) for words in openings]):.2f}",
+                          "share of the commonest first word": f"{max(map(every.count, set(every))) / len(every):.2f}"})
+        return lines
+
     # ---- the gap
 
     def planned(self, row: str) -> np.ndarray | None:
@@ -304,6 +320,8 @@ class Report:
             "M = 4, 2, 1 take 1/2, 1/4, 1/8 of CPPO's attempts a step, for as many steps. D_surf, D_sem and D_alg are of "
             "strategies, or of programs where there are none; D_alg is by the world's own rule, not by a model.")
         yield "Which two of four attempts count (Appendix G)", attempts.render(self.places()), ""
+        yield "What a tuple's strategies differ in", attempts.render(self.made_of()), (
+            "Of four strategies: different readings, which is what can solve more; different first words, which is what D_surf sees.")
         yield "The gap to the coordinated ceiling", attempts.render(self.gap()), (
             "gap = policy class + optimisation + solver noise. A method's class is independent draws or coordinated tuples. Solver "
             "noise is what its strategies would reach, carried out to the letter, less what its programs reach; without strategies "

@@ -132,6 +132,7 @@ def test_the_report_says_who_stands_above_the_independent_ceiling_and_where_the_
     ours = results.Report(tables.find([run]))
     gap = {line["method"]: [line[name] for name in ("gap", "policy class", "optimisation", "solver noise")] for line in ours.gap()}
     assert gap["CPPO"] == ["0.000"] * 4
+    assert [line["readings a tuple"] for line in ours.made_of()] == ["4.00"]
     best = [max(p.classes.values()) for p in problems]
     four = [metrics.coordinated_ceiling(list(p.classes.values()), 4) for p in problems]
     assert float(gap["Direct Solve"][0]) == pytest.approx(np.mean(four) - np.mean(best), abs=6e-4)
