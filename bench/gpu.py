@@ -170,7 +170,8 @@ def sampling(report: Report, s, bandwidth: float) -> None:
             if captures and s.device == "cuda" and not engine.captures:
                 raise RuntimeError("the step could not be captured: see the warning above")
             rate = slots * s.new / engine.stats.seconds
-            report.add(f"{slots} slots: {name}", rate, "tokens/s", f"{rate / floor:.0%} of the floor, prefill and captures included")
+            report.add(f"{slots} slots: {name}", rate, "tokens/s",
+                       f"{rate / floor:.0%} of the floor, prefill and captures included")
         alike = np.mean([a == b for a, b in zip(tokens["captured"], tokens["eager"], strict=True)])
         report.add(f"{slots} slots: rows alike, captured and eager", float(alike), "", "they attend over other widths: rounding")
         ids = torch.randint(0, ours.config.vocab_size, (slots, s.prefix + s.suffix), device=s.device)

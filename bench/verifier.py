@@ -194,7 +194,8 @@ OTHERS = [
 
 def workload() -> list[Program]:
     tests = {make: [make(1000 * k + n) for n in range(10 + 2 * k)] for k, make in enumerate(RIGHT)}
-    programs = [Program("numpy" if "numpy" in code else "right", code, tests[make]) for make, codes in RIGHT.items() for code in codes]
+    programs = [Program("numpy" if "numpy" in code else "right", code, tests[make])
+                for make, codes in RIGHT.items() for code in codes]
     programs += [Program(kind, code, tests[make]) for kind, make, code in OTHERS]
     random.Random(7).shuffle(programs)
     return programs
@@ -326,7 +327,8 @@ def compare(title, adapters, programs, rounds):
     print(f"\n{title}: {len(programs)} programs, {tests} tests, median of {rounds} (and from, to)")
     for name, times in seconds.items():
         middle, mean = statistics.median(times), statistics.median(cpu[name])
-        print(f"  {name:<22}{len(programs) / middle:7.1f} programs/s ({len(programs) / max(times):.1f}, {len(programs) / min(times):.1f})"
+        slowest, fastest = len(programs) / max(times), len(programs) / min(times)
+        print(f"  {name:<22}{len(programs) / middle:7.1f} programs/s ({slowest:.1f}, {fastest:.1f})"
               f"{tests / middle:7.0f} tests/s{mean:8.1f} CPU ms a program ({min(cpu[name]):.1f}, {max(cpu[name]):.1f})   "
               f"{', '.join(sorted(set(wrong[name]))) or 'no wrong verdict'}", flush=True)
 
@@ -349,12 +351,14 @@ def costs():
     """CPU milliseconds of a program and of a test, with each layer and without."""
     print("\ncost in CPU ms, one worker                    a program    a test strict   a test in batch")
     for label, layers in (("all layers", verifier.LAYERS), ("without landlock", ("namespaces", "seccomp")),
-                          ("without seccomp", ("namespaces", "landlock")), ("without namespaces", ("landlock", "seccomp")), ("none", ())):
+                          ("without seccomp", ("namespaces", "landlock")),
+                          ("without namespaces", ("landlock", "seccomp")), ("none", ())):
         cells = []
         for mode in ("strict", "batch"):
             with verifier.Verifier(1, mode, min_tier="D", layers=layers) as judge:
                 def cost(tests, count, judge=judge):
-                    items = [{"code": "print(sum(map(int, input().split())))", "tests": [{"input": "1 2\n", "output": "3\n"}] * tests}] * count
+                    item = {"code": "print(sum(map(int, input().split())))", "tests": [{"input": "1 2\n", "output": "3\n"}] * tests}
+                    items = [item] * count
                     judge.judge(items[:3])
                     start = cpu_seconds()
                     judge.judge(items)

@@ -321,7 +321,7 @@ class Report:
             "strategies, or of programs where there are none; D_alg is by the world's own rule, not by a model.")
         yield "Which two of four attempts count (Appendix G)", attempts.render(self.places()), ""
         yield "What a tuple's strategies differ in", attempts.render(self.made_of()), (
-            "Of four strategies: different readings, which is what can solve more; different first words, which is what D_surf sees.")
+            "Of four strategies: different readings, which can solve more; different first words, which D_surf sees.")
         yield "The gap to the coordinated ceiling", attempts.render(self.gap()), (
             "gap = policy class + optimisation + solver noise. A method's class is independent draws or coordinated tuples. Solver "
             "noise is what its strategies would reach, carried out to the letter, less what its programs reach; without strategies "
