@@ -30,15 +30,15 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer
 
-import attempts
-import common
 import gate as gates
-import metrics
 import model
 import prompts
-import teacher
-from data import Problem, load_problems
-from methods import METHODS, Attempt, Grader, Reply, Setting, attempts_a_draw, attempts_at
+from lib import errors, files, metrics, progress
+from lib import run as lib_run
+from lib.problems import Problem, load_problems
+from paper import attempts
+from prepare import teacher
+from rivals.methods import METHODS, Attempt, Grader, Reply, Setting, attempts_a_draw, attempts_at
 from rollout import Engine
 from verifier import SandboxError, Verifier
 
@@ -113,7 +113,7 @@ def collect(out: Path, expected: dict[str, int]) -> dict[str, list[dict]]:
 
 
 def write(path: Path, problems: dict[str, list[dict]]) -> None:
-    common.write_file(path, "".join(json.dumps(a) + "\n" for attempts in problems.values() for a in attempts))
+    files.write_file(path, "".join(json.dumps(a) + "\n" for attempts in problems.values() for a in attempts))
 
 
 def refuse_another(out: Path, setting: dict) -> None:
@@ -130,7 +130,7 @@ def refuse_another(out: Path, setting: dict) -> None:
 
 def begin(out: Path, card: dict, expected: dict[str, int]) -> None:
     """The card beside `out`, and one part with what an interrupted evaluation left."""
-    common.write_file(out.with_suffix(".json"), json.dumps(card, indent=1) + "\n")
+    files.write_file(out.with_suffix(".json"), json.dumps(card, indent=1) + "\n")
     write(part(out, 0), collect(out, expected))
     for path in set(parts(out)) - {part(out, 0)}:
         path.unlink()
@@ -219,7 +219,7 @@ def check(args: argparse.Namespace) -> None:
 def default_out(args: argparse.Namespace) -> Path:
     """eval/<benchmark>-<method>.jsonl in the checkpoint's run folder, or in runs/NAME."""
     path = Path(args.model or args.programs)
-    folder = common.run_folder(str(path if args.model else path.with_suffix("")), args.run)
+    folder = lib_run.run_folder(str(path if args.model else path.with_suffix("")), args.run)
     if path.name == "final" and not args.run:
         folder = path.parent
     shuffled, seed = "-shuffled" * args.shuffle_strategies, f"-seed{args.seed}" * bool(args.seed)
@@ -235,7 +235,7 @@ def made_with(args: argparse.Namespace, dtype: str) -> dict:
     if args.model:
         files["model"] = model.find(args.model, args.revision)      # of a hub id the snapshot that is loaded
     return ({name: getattr(args, name) for name in names} | {"dtype": dtype, "with_think": args.with_think or None}
-            | {f"{name}_sha256": common.tree_hash(path) for name, path in files.items() if path})
+            | {f"{name}_sha256": files.tree_hash(path) for name, path in files.items() if path})
 
 
 def donors(problems: list[Problem], seed: int) -> dict[str, Problem]:
@@ -286,7 +286,7 @@ def commit() -> str:
 
 def main(args: argparse.Namespace) -> int:
     # ---- what is asked for
-    with common.explain():
+    with errors.explain():
         check(args)
         if args.prompts:
             prompts.load(args.prompts)
@@ -312,9 +312,9 @@ def main(args: argparse.Namespace) -> int:
                       f"missing has failed", file=sys.stderr)
         rivals = [attempts.load(path) for path in args.against]
         out = args.out or default_out(args)
-        ranks = common.setup(args.seed, args.device, args.threads, timeout=SLOWEST_RANK)
+        ranks = lib_run.setup(args.seed, args.device, args.threads, timeout=SLOWEST_RANK)
         judge = teacher.open_source(args.judge, "judge", teacher.Cache(out.parent / "answers"), k=args.num_strategies,
-                                    temperature=0.0, device=args.device, progress=common.progress
+                                    temperature=0.0, device=args.device, progress=progress.progress
                                     ) if args.judge and ranks.main else None
         dtype = args.dtype if args.dtype != "auto" else "bf16" if ranks.device.type == "cuda" else "fp32"
         if ranks.main:
@@ -325,7 +325,7 @@ def main(args: argparse.Namespace) -> int:
 
     # ---- attempts
     if args.fresh or not out.exists():
-        with common.explain():
+        with errors.explain():
             compute = {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
             gate = None
             if args.gate:
@@ -358,8 +358,8 @@ def main(args: argparse.Namespace) -> int:
             limits = (args.max_plan_tokens, args.max_solve_tokens)
             attempted = attempts_at(mine, args.method, setting, engine, limits, grader, gate)
         try:
-            with verifier, common.explain(), open(part(out, ranks.rank), "a", encoding="utf-8") as file:
-                for made in common.progress(attempted, f"{args.benchmark}, {args.method}", len(mine)):
+            with verifier, errors.explain(), open(part(out, ranks.rank), "a", encoding="utf-8") as file:
+                for made in progress.progress(attempted, f"{args.benchmark}, {args.method}", len(mine)):
                     file.write("".join(json.dumps(asdict(attempt)) + "\n" for attempt in made))
                     file.flush()
         except SandboxError as error:       # a fault of the machinery is no verdict; what was judged is kept
@@ -371,7 +371,7 @@ def main(args: argparse.Namespace) -> int:
                      "verifier": verifier.report | {"tier": verifier.tier}, "tau": gate.tau if gate else None,
                      "seconds": time.perf_counter() - started,
                      "seconds_for_problems": len(problems) - len(done)}
-            common.write_file(out.with_suffix(".json"), json.dumps(card, indent=1) + "\n")
+            files.write_file(out.with_suffix(".json"), json.dumps(card, indent=1) + "\n")
             write(out, collect(out, expected))
             for path in parts(out):
                 path.unlink()
@@ -380,12 +380,12 @@ def main(args: argparse.Namespace) -> int:
     if ranks.main:
         evaluation = attempts.load(out)
         if judge and args.method in attempts.PLANNED:
-            with common.explain():
+            with errors.explain():
                 evaluation.card["faults"] = faults(evaluation, problems, setting.k, judge)
-            common.write_file(out.with_suffix(".json"), json.dumps(evaluation.card, indent=1) + "\n")
+            files.write_file(out.with_suffix(".json"), json.dumps(evaluation.card, indent=1) + "\n")
         print(f"{args.benchmark}, {args.method}: {len(evaluation.problems)} problems, {out}")
         print(attempts.render([{"K": k} | attempts.figures(evaluation, k, args.select) for k in args.k]))
-        with common.explain():
+        with errors.explain():
             compared = [attempts.compare(evaluation, rival, k, args.select)
                         for rival in rivals for k in args.k]
         for rows in ([attempts.tuple_figures(evaluation)], compared):

@@ -209,7 +209,7 @@ def shard(module: nn.Module, compute_dtype: torch.dtype, device: torch.device | 
         return module
     if not dist.is_initialized():
         raise ValueError(f"computing in {compute_dtype} over other master weights needs a process group, if "
-                         f"only of one: call common.setup first, or compute in the dtype of the weights")
+                         f"only of one: call lib.run.setup first, or compute in the dtype of the weights")
     wide = torch.promote_types(compute_dtype, torch.float32)
     low = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=wide, cast_forward_inputs=False)
     full = MixedPrecisionPolicy(param_dtype=wide, reduce_dtype=wide, cast_forward_inputs=False)

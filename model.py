@@ -659,7 +659,7 @@ def load(path_or_id: str | Path, dtype: torch.dtype = torch.float32, device: tor
         module.source = Source(folder, raw)
         fill(module.to_empty(device=device))
     else:
-        from adapter import Adapter         # which imports this file
+        from lib.adapter import Adapter  # which imports this file
         module = Adapter.load(folder, raw, dtype, device)
     generation = folder / "generation_config.json"
     for holder in (raw, raw.get("text_config", {}), read_json(generation) if generation.exists() else {}):
@@ -676,7 +676,7 @@ def find(path_or_id: str | Path, revision: str | None = None) -> Path:
         return folder
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path_or_id)):
         raise FileNotFoundError(f"{path_or_id}: no such folder, and not a hub id (owner/name) either")
-    from huggingface_hub import snapshot_download       # not needed for folders
+    from huggingface_hub import snapshot_download  # not needed for folders
     try:
         return Path(snapshot_download(str(path_or_id), revision=revision, ignore_patterns=["*/*"],
                                       allow_patterns=["*.json", "*.safetensors", *CARRIED]))

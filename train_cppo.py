@@ -36,17 +36,18 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
-import common
-import data
 import gate as gates
 import grpo
-import memory
 import model
 import prompts
 import reward
 import rollout
-import teacher
 import verifier
+from lib import checkpoints, errors, files, memory, progress
+from lib import run as lib_run
+from lib.problems import load_problems, verifier_item
+from prepare import corpora, exposure, teacher
+from rivals import advantages
 
 METHODS = {"tuple": ("cppo",), "independent": ("grpo", "passk", "pkpo"), "skills": ("upskill",)}
 ATTEMPTS = {"independent": 16, "skills": 4}      # N: PKPO's n (Appendix P), UpSkill's number of skills (Appendix R)
@@ -56,7 +57,7 @@ MAX_SKIPPED = 3                                  # non-finite steps in a row tha
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    common.add_common_flags(parser)
+    lib_run.add_common_flags(parser)
     g = parser.add_argument_group("method")
     g.add_argument("--stage", choices=STAGES, default="joint", help="warmup: stage 3; joint: stages 4 and 5")
     g.add_argument("--policy", choices=METHODS, default="tuple", help="how the attempts of a problem are drawn")
@@ -77,8 +78,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                    "http://host/v1#model (key in JUDGE_API_KEY), a model's folder or hub id")
     g.add_argument("--judge-every", type=int, metavar="STEPS", help="steps between those whose tuples are judged for the log; 0: "
                    "never (1; of a model, which has to be asked, 10)")
-    g.add_argument("--alpha-mi", type=float, default=reward.UPSKILL_ALPHA, help="weight of UpSkill's information reward")
-    g.add_argument("--aggregate", choices=reward.SKILL_AGGREGATES, default="mean", help="of UpSkill's information over tokens")
+    g.add_argument("--alpha-mi", type=float, default=advantages.UPSKILL_ALPHA, help="weight of UpSkill's information reward")
+    g.add_argument("--aggregate", choices=advantages.SKILL_AGGREGATES, default="mean", help="of UpSkill's information over tokens")
     g = parser.add_argument_group("optimisation")
     g.add_argument("--lr", type=float, default=5e-7, help="peak learning rate of AdamW")
     g.add_argument("--lr-warmup", type=int, default=0, metavar="STEPS", help="linear warm-up")
@@ -173,7 +174,7 @@ class Judge:
     def __call__(self, problem, program: str | None):
         key = (problem.id, program)
         if key not in self.seen:
-            self.seen[key] = self.verifier.submit(data.verifier_item(problem, program, official_limits=self.official_limits))
+            self.seen[key] = self.verifier.submit(verifier_item(problem, program, official_limits=self.official_limits))
         return self.seen[key]
 
     def settle(self, branches: list) -> float:
@@ -244,10 +245,10 @@ def cross_scores(sampler, prompts_of: list[list[int]], replies: list[list[int]],
 
 def information(sampler, prompts_of: list[list[int]], replies: list[list[int]], temperature: float, vocab: int,
                 aggregate: str) -> torch.Tensor:
-    """How much each reply tells about which prompt it answers (reply i answers prompt i): reward.skill_information, (replies,)."""
+    """How much each reply tells about which prompt it answers (reply i answers prompt i): advantages.skill_information, (replies,)."""
     scores = cross_scores(sampler, prompts_of, replies, temperature, vocab)
     mask = torch.tensor([[float(t < len(ids)) for t in range(scores.shape[-1])] for ids in replies])
-    return reward.skill_information(scores, torch.arange(len(replies)), mask, aggregate)
+    return advantages.skill_information(scores, torch.arange(len(replies)), mask, aggregate)
 
 
 def strategy_use(sampler, tuples: list[list[rollout.Tuple]], temperature: float, vocab: int) -> list[float]:
@@ -277,7 +278,7 @@ def open_judge(args, folder: Path) -> tuple[Callable, int]:
                                  device=args.device)
 
     def judge_plans(pairs: list) -> list[list[str] | None]:
-        with common.explain():                             # nobody there, a wrong key: one line
+        with errors.explain():                             # nobody there, a wrong key: one line
             return teacher.judge_plans(source, pairs, args.num_strategies)
 
     asked = isinstance(source, teacher.Model)
@@ -371,14 +372,14 @@ def line(step: int, steps: int, m: dict) -> str:
 
 
 def sampling_progress() -> Callable[[rollout.Engine], None]:
-    """A line now and then in a long rollout, for the engine to call: every common.PROGRESS_SECONDS of sampling."""
+    """A line now and then in a long rollout, for the engine to call: every progress.PROGRESS_SECONDS of sampling."""
     last = 0.0
 
     def show(engine: rollout.Engine) -> None:
         nonlocal last
         s = engine.stats
         last = last if s.seconds >= last else 0.0           # another rollout has begun
-        if s.seconds - last >= common.PROGRESS_SECONDS:
+        if s.seconds - last >= progress.PROGRESS_SECONDS:
             last = s.seconds
             rate = s.live_row_steps / s.seconds
             print(f"sampling: {s.rows} rows done, {len(engine.owner)} decode, {len(engine.queue)} wait; {rate:,.0f} tokens/s, "
@@ -483,7 +484,7 @@ def refresh_gate(gate: gates.Gate, path: str, engine, problems: list, judge_plan
     found = gates.acceptance(candidate.p_pass([(x, x.plan) for x in held_out]), [x.label for x in held_out], gate.tau)
     if found["accepted"]:
         if ranks.main:
-            with common.published(target) as aside:
+            with files.published(target) as aside:
                 model.save(whole, aside, gate.tokenizer)
                 gates.write_card(str(aside), candidate, found, base=path)
                 for part, labels in (("train", train), ("val", held_out)):
@@ -510,7 +511,7 @@ def stage_name(args) -> str:
 
 def main(args: argparse.Namespace) -> int:
     # ---- setup
-    with common.explain():
+    with errors.explain():
         check(args)
         if args.plan:
             if os.environ.get("RANK", "0") == "0":
@@ -526,33 +527,33 @@ def main(args: argparse.Namespace) -> int:
         a_problem = args.num_tuples * k if tuples_mode else attempts                # solver attempts
         args.problems_per_step = args.problems_per_step or (8 if tuples_mode else max(1, 8 * args.num_tuples * k // attempts))
         worst = (1 + verifier.PATIENCE) * verifier.PROGRAM_SECONDS + verifier.TEST_SECONDS      # of one program
-        timeout = common.collective_timeout(-(-args.problems_per_step // world) * a_problem, worst, args.workers)
-        ranks = common.setup(args.seed, args.device, args.threads, timeout)
+        timeout = lib_run.collective_timeout(-(-args.problems_per_step // world) * a_problem, worst, args.workers)
+        ranks = lib_run.setup(args.seed, args.device, args.threads, timeout)
         say = print if ranks.main else (lambda *_, **__: None)
 
         # ---- problems
         if not args.problems:
             pool = "warmup" if args.stage == "warmup" else "joint"
-            args.problems = str(data.default_pool(pool)) if ranks.main else ""     # built on first use, by one rank
+            args.problems = str(corpora.default_pool(pool)) if ranks.main else ""     # built on first use, by one rank
             ranks.barrier()
-            args.problems = args.problems or str(data.default_pool(pool))
-        problems = data.load_problems(args.problems)
-        doubt = data.audit_pool(args.problems)             # raises if the pool holds an evaluation problem
+            args.problems = args.problems or str(corpora.default_pool(pool))
+        problems = load_problems(args.problems)
+        doubt = exposure.audit_pool(args.problems)             # raises if the pool holds an evaluation problem
         if doubt:
             say(f"WARNING: {doubt}", file=sys.stderr)
 
         # ---- where the stage starts; independent policies start from the base model, for stage 1 trains nothing they use
-        run = common.run_folder(args.model, args.run, args.seed)
+        run = lib_run.run_folder(args.model, args.run, args.seed)
         folder = run / stage_name(args)
         if (folder / "final" / "config.json").exists() and not args.fresh:
             say(f"{folder / 'final'} is there already (--fresh does the stage again)")
             return 0
         earlier = ("sft",) if args.stage == "warmup" else ("warmup", "sft") if tuples_mode else ()
-        start, said = common.stage_model(run, earlier, args.model) if earlier else (args.model, f"starting from {args.model}")
+        start, said = lib_run.stage_model(run, earlier, args.model) if earlier else (args.model, f"starting from {args.model}")
         say(said)
 
     # ---- models
-    with common.explain():
+    with errors.explain():
         compute = {"bf16": torch.bfloat16, "fp32": torch.float32,
                    "auto": torch.bfloat16 if ranks.device.type == "cuda" else torch.float32}[args.dtype]
         sampling = {"bf16": torch.bfloat16, "fp32": torch.float32, "auto": compute}[args.sampler_dtype]
@@ -604,27 +605,27 @@ def main(args: argparse.Namespace) -> int:
 
     # ---- where a killed run left off
     if args.fresh and ranks.main and folder.exists():      # only now: a mistake in the flags has cost nothing
-        common.remove(folder)
+        files.remove(folder)
     ranks.barrier()
-    newest = common.newest_checkpoint(folder)
+    newest = checkpoints.newest_checkpoint(folder)
     state = {"step": 0, "logs": {}, "accepted": [], "skipped": 0, "gate": gate_path, "refreshed": 0}
     if newest:
-        state = common.load_checkpoint(newest, policy, optimizer)
+        state = checkpoints.load_checkpoint(newest, policy, optimizer)
         say(f"resuming after step {state['step']} from {newest}")
         if state["gate"] != gate_path:
             gate = gates.Gate.load(state["gate"], ranks.device, compute)       # a refreshed one
     grpo.refresh(sampler, policy)
-    log = common.Log(folder, state["logs"], ranks, args.wandb)
+    log = lib_run.Log(folder, state["logs"], ranks, args.wandb)
 
-    with common.explain():
+    with errors.explain():
         checker = verifier.Verifier(args.workers, mode=args.verifier_mode)
     if ranks.main:
         used = {"start": start} | ({"gate": gate_path} if gate_path not in (None, "rule") else {})
-        common.write_config(folder, args, {"stage": args.stage, "gate": gate_path, "pool": doubt,
+        lib_run.write_config(folder, args, {"stage": args.stage, "gate": gate_path, "pool": doubt,
                                            "verifier": {"tier": checker.tier, **checker.report}}, used)
-    stop = common.stop_flag()
+    stop = lib_run.stop_flag()
     # -- the worst micro-batch goes through before step 0; on a GPU the budget may shrink, once
-    with common.explain():
+    with errors.explain():
         engine = rollout.Engine(sampler, tokenizer, args.slots, args.temperature, stop_flag=stop,
                                 progress=sampling_progress() if ranks.main else None)
         args.token_budget, said = memory.probe(policy, reference, prompt_tokens=min(max(lengths), room),
@@ -633,7 +634,7 @@ def main(args: argparse.Namespace) -> int:
             say(f"WARNING: {said}", file=sys.stderr)
 
     def save() -> None:
-        common.save_checkpoint(folder, state["step"], policy, optimizer, {**state, "logs": log.offsets()}, args.keep)
+        checkpoints.save_checkpoint(folder, state["step"], policy, optimizer, {**state, "logs": log.offsets()}, args.keep)
 
     with checker:
         judge = Judge(checker, args.official_limits, stop)
@@ -709,8 +710,8 @@ def main(args: argparse.Namespace) -> int:
                 break
 
             # -- the update (line 8): one clipped, KL-regularised loss over both regions
-            sampled, lr = time.perf_counter(), common.warmup(args.lr, step, args.lr_warmup)
-            with common.explain():                         # out of memory in spite of the probe: one line with the flag
+            sampled, lr = time.perf_counter(), lib_run.warmup(args.lr, step, args.lr_warmup)
+            with errors.explain():                         # out of memory in spite of the probe: one line with the flag
                 updated = grpo.update(policy, reference, optimizer, rows, temperature=args.temperature, clip=args.clip,
                                       beta=args.beta, vocab=vocab, token_budget=args.token_budget,
                                       updates=args.updates_per_rollout, max_grad_norm=args.max_grad_norm, lr=lr,
@@ -744,7 +745,7 @@ def main(args: argparse.Namespace) -> int:
                     state["accepted"].append(found["J"])
             if state["skipped"] >= MAX_SKIPPED:
                 path = folder / f"rows_rank{ranks.rank}.json"
-                common.write_file(path, json.dumps([vars(row) for row in rows]))
+                files.write_file(path, json.dumps([vars(row) for row in rows]))
                 print(f"error: {MAX_SKIPPED} steps in a row had a non-finite loss or gradient; their rows are in {path}",
                       file=sys.stderr)
                 return 1
@@ -757,12 +758,12 @@ def main(args: argparse.Namespace) -> int:
 
     # ---- the end of the stage
     if stopped and not finished:
-        newest = common.newest_checkpoint(folder)
+        newest = checkpoints.newest_checkpoint(folder)
         if not newest or not newest.name.endswith(f"{state['step']:06d}"):
             save()                                         # the rollout that was under way is abandoned
         say(f"stopped after step {state['step']}; the same command goes on from there")
         return 143
-    with common.published(folder / "final") if ranks.main else nullcontext(folder) as aside:
+    with files.published(folder / "final") if ranks.main else nullcontext(folder) as aside:
         model.save(policy, aside, tokenizer)               # fp32: every rank brings its shards, the main one writes
     ranks.barrier()
     say(f"{folder / 'final'} written after {state['step']} steps")
@@ -792,12 +793,12 @@ def rival_step(engine, batch, key, judge, args, n, sampler, vocab, step) -> tupl
         mi = torch.stack([information(sampler, [b.prompt for b in of], [b.sample.ids for b in of], args.temperature, vocab,
                                       args.aggregate) for of in drawn])
         total = r + args.alpha_mi * mi
-    advantages = reward.set_advantages("grpo" if skills else args.advantage, total, args.num_strategies)
+    credits = advantages.set_advantages("grpo" if skills else args.advantage, total, args.num_strategies)
     # PKPO's transform holds its 1/N already; the others average over the attempts
     weight = 1 / ((1 if args.advantage == "pkpo" else n) * args.problems_per_step)
-    rows = [branch_row(b, advantages[p, i].item(), weight) for p, of in enumerate(drawn) for i, b in enumerate(of)]
+    rows = [branch_row(b, credits[p, i].item(), weight) for p, of in enumerate(drawn) for i, b in enumerate(of)]
     records = [{"step": step, "problem_id": problem.id, "r_mi": mi[p].tolist() if skills else None, "reward": total[p].tolist(),
-                "branches": [branch_record(b, advantages[p, i].item()) for i, b in enumerate(of)]}
+                "branches": [branch_record(b, credits[p, i].item()) for i, b in enumerate(of)]}
                for p, (problem, of) in enumerate(zip(batch, drawn, strict=True))]
     return rows, records, waited
 

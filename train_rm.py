@@ -33,13 +33,15 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
-import common
-import data
 import gate
 import grpo
 import model
 import prompts
 from gate import ACCEPTANCE, Gate, Label, RuleGate
+from lib import checkpoints, errors, files
+from lib import run as lib_run
+from lib.problems import load_problems
+from prepare import exposure
 
 MIN_KIND_SHARE = 0.10       # of the negatives, for each kind: below it the gate has hardly met that fault
 MAX_SKIPPED = 3             # steps without a finite gradient, one after the other, that end the run
@@ -55,9 +57,9 @@ def load_pools(args: argparse.Namespace) -> tuple[list[Label], list[Label]]:
         args.labels, args.val = "corpora/labels_train.jsonl", args.val or "corpora/labels_val.jsonl"
     for path in filter(None, (args.labels, args.val)):
         if not Path(path).is_file():
-            raise FileNotFoundError(f"no gate labels at {path}: make them with `python teacher.py labels`, "
+            raise FileNotFoundError(f"no gate labels at {path}: make them with `python -m prepare.teacher labels`, "
                                     f"or pass --labels FILE")
-    problems = {p.id: p for p in data.load_problems(args.problems)} if args.problems else {}
+    problems = {p.id: p for p in load_problems(args.problems)} if args.problems else {}
     train = gate.load_labels(args.labels, problems)
     if args.val:
         val = gate.load_labels(args.val, problems)
@@ -129,7 +131,7 @@ def tau_or_auto(text: str) -> float | str:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Stage 2: the validity gate.")
-    common.add_common_flags(parser)
+    lib_run.add_common_flags(parser)
     add = parser.add_argument_group("data").add_argument
     add("--labels", metavar="FILE", help="gate labels (default: corpora/labels_train.jsonl and _val.jsonl)")
     add("--val", metavar="FILE", help="held-out gate labels (default: split --labels by problem)")
@@ -151,17 +153,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> int:
-    with common.explain():
+    with errors.explain():
         # -------------------------------------------------------------------------------- setup
         for flag in ("num_strategies", "epochs", "batch_size", "token_budget", "save_every"):
             if getattr(args, flag) < 1:
                 raise ValueError(f"--{flag.replace('_', '-')} must be at least 1, not {getattr(args, flag)}")
         if args.steps is not None and args.steps < 1:
             raise ValueError(f"--steps must be at least 1, not {args.steps}")
-        ranks = common.setup(args.seed, args.device, args.threads)
+        ranks = lib_run.setup(args.seed, args.device, args.threads)
         say = print if ranks.main else (lambda *_, **__: None)
-        stop = common.stop_flag()
-        folder = common.run_folder(args.model, args.run, args.seed) / "gate"
+        stop = lib_run.stop_flag()
+        folder = lib_run.run_folder(args.model, args.run, args.seed) / "gate"
         if not args.fresh and (folder / "final" / "gate.json").exists():
             say(f"{folder / 'final'} is there already (--fresh does the stage again)")
             return verdict(folder / "final", ranks.main)
@@ -170,7 +172,7 @@ def main(args: argparse.Namespace) -> int:
 
         # -------------------------------------------------------------------------------- data
         pool, val = load_pools(args)
-        doubt = data.audit_pools(args.labels, args.val, args.problems)  # raises if one holds an evaluation problem
+        doubt = exposure.audit_pools(args.labels, args.val, args.problems)  # raises if one holds an evaluation problem
         train = gate.balance(pool, args.seed)
         rare = rare_kinds(train)
         if rare:
@@ -198,16 +200,16 @@ def main(args: argparse.Namespace) -> int:
         optimizer = grpo.make_optimizer(module, args.lr)
         judge = Gate(module, tokenizer, k=args.num_strategies, token_budget=args.token_budget)
         if args.fresh and ranks.main and folder.exists():   # now that nothing is left to complain about
-            common.remove(folder)
+            files.remove(folder)
         ranks.barrier()
-        newest = common.newest_checkpoint(folder)
-        state = (common.load_checkpoint(newest, module, optimizer) if newest else
+        newest = checkpoints.newest_checkpoint(folder)
+        state = (checkpoints.load_checkpoint(newest, module, optimizer) if newest else
                  {"step": 0, "skipped": 0, "best_auc": -1.0, "best_step": 0, "logs": {}})
-        log = common.Log(folder, state["logs"], ranks)
+        log = lib_run.Log(folder, state["logs"], ranks)
         if ranks.main:
             counts = {"num_train": len(train), "num_val": len(val), "rare_kinds": rare, "pool": doubt}
-            files = {"model": start, "labels": args.labels} | ({"val": args.val} if args.val else {})
-            common.write_config(folder, args, counts, files)
+            used = {"model": start, "labels": args.labels} | ({"val": args.val} if args.val else {})
+            lib_run.write_config(folder, args, counts, used)
         say(f"{len(train)} balanced labels of {len(pool)}, {len(val)} held out; {num_steps} steps, starting "
             f"from {newest or args.model}")
 
@@ -225,7 +227,7 @@ def main(args: argparse.Namespace) -> int:
             metrics["val_auc"] = gate.auc(p, [x.label for x in val])
             if metrics["val_auc"] > state["best_auc"]:
                 state["best_auc"], state["best_step"] = metrics["val_auc"], state["step"]
-                with common.published(folder / "best") if ranks.main else nullcontext(folder) as aside:
+                with files.published(folder / "best") if ranks.main else nullcontext(folder) as aside:
                     model.save(module, aside, tokenizer)   # every rank brings its shards, the main one writes
         seconds, started = time.perf_counter() - started, time.perf_counter()
         log.write("metrics", metrics | {"seconds": seconds})
@@ -242,7 +244,7 @@ def main(args: argparse.Namespace) -> int:
         stopped = ranks.any(stop()) and not finished
         if stopped or epoch_ends or state["step"] % args.save_every == 0:
             extra = {**state, "logs": log.offsets()}
-            common.save_checkpoint(folder, state["step"], module, optimizer, extra, args.keep)
+            checkpoints.save_checkpoint(folder, state["step"], module, optimizer, extra, args.keep)
         if stopped:
             say(f"stopped after step {state['step']}; the same command goes on from there")
             return STOPPED
@@ -261,7 +263,7 @@ def main(args: argparse.Namespace) -> int:
         gate.save_labels(folder / "best" / "labels_val.jsonl", val, p)
         gate.write_card(folder / "best", judge, learned, rule_gate=rules, base=args.model,
                         step=state["best_step"])
-        common.publish(folder / "best", folder / "final")
+        files.publish(folder / "best", folder / "final")
     ranks.barrier()
     return verdict(folder / "final", ranks.main)
 

@@ -31,13 +31,15 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
-import common
-import data
 import grpo
 import model
 import prompts
 import rollout
 from gate import learning_rate, schedule
+from lib import checkpoints, errors, files
+from lib import run as lib_run
+from lib.problems import Problem, load_problems
+from prepare import exposure
 
 MAX_SKIPPED = 3         # steps without a finite gradient, one after the other, that end the run
 STOPPED = 143           # exit status after SIGTERM, as a shell reports it
@@ -46,17 +48,17 @@ STOPPED = 143           # exit status after SIGTERM, as a shell reports it
 # ---------------------------------------------------------------------------------------- gold tuples
 
 def load_gold(path: str, k: int,
-              problems: dict[str, data.Problem]) -> list[tuple[data.Problem, str, list[str]]]:
+              problems: dict[str, Problem]) -> list[tuple[Problem, str, list[str]]]:
     """(problem, think, strategies) of each line. A line without a statement takes its problem from
     `problems`.
 
     Raises ValueError, naming file and line, for a line that is not a strict-K tuple.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"no gold tuples at {path}: make them with `python teacher.py gold`, or pass "
+        raise FileNotFoundError(f"no gold tuples at {path}: make them with `python -m prepare.teacher gold`, or pass "
                                 f"--gold FILE")
     gold = []
-    for number, row in data.read_lines(path):
+    for number, row in files.read_lines(path):
         where = f"{path} line {number}"
         strategies = row.get("strategies") if isinstance(row, dict) else None
         if not isinstance(strategies, list) or not all(isinstance(s, str) for s in strategies):
@@ -72,7 +74,7 @@ def load_gold(path: str, k: int,
                              f"be one line of text that is not empty and has no label of its own")
         problem = problems.get(str(row.get("problem_id")))
         if row.get("statement"):
-            problem = data.Problem(str(row.get("problem_id", "")), row["statement"])
+            problem = Problem(str(row.get("problem_id", "")), row["statement"])
         if problem is None:
             raise ValueError(f'{where}: it has no "statement" and no problem {row.get("problem_id")!r} is '
                              f"known to take it from; pass the problem file by --problems")
@@ -82,7 +84,7 @@ def load_gold(path: str, k: int,
     return gold
 
 
-def make_row(tokenizer, problem: data.Problem, think: str, strategies: list[str],
+def make_row(tokenizer, problem: Problem, think: str, strategies: list[str],
              with_think: bool) -> grpo.Row:
     """The prompt, and after it what is trained: the thought if asked for, the plan, the end of the turn."""
     prompt, plan = prompts.plan(problem, len(strategies)), prompts.format_plan(strategies)
@@ -106,7 +108,7 @@ def make_row(tokenizer, problem: data.Problem, think: str, strategies: list[str]
 
 # ---------------------------------------------------------------------------------------- loss
 
-def token_loss(policy, rows: list[grpo.Row], ranks: common.Ranks, token_budget: int, vocab: int,
+def token_loss(policy, rows: list[grpo.Row], ranks: lib_run.Ranks, token_budget: int, vocab: int,
                train: bool) -> torch.Tensor:
     """Mean negative log-prob of the rows' trained tokens, the same on every rank; `train` adds its gradient.
 
@@ -134,7 +136,7 @@ def token_loss(policy, rows: list[grpo.Row], ranks: common.Ranks, token_budget: 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Stage 1: planner SFT on strict-K gold tuples.")
-    common.add_common_flags(parser)
+    lib_run.add_common_flags(parser)
     add = parser.add_argument_group("data").add_argument
     add("--gold", metavar="FILE", default="corpora/gold.jsonl", help="gold tuples (default %(default)s)")
     add("--val", metavar="FILE", help="gold tuples whose loss is printed after every epoch (default: none)")
@@ -154,17 +156,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> int:
-    with common.explain():
+    with errors.explain():
         # -------------------------------------------------------------------------------- setup
         for flag in ("num_strategies", "epochs", "batch_size", "token_budget", "save_every"):
             if getattr(args, flag) < 1:
                 raise ValueError(f"--{flag.replace('_', '-')} must be at least 1, not {getattr(args, flag)}")
         if args.steps is not None and args.steps < 1:
             raise ValueError(f"--steps must be at least 1, not {args.steps}")
-        ranks = common.setup(args.seed, args.device, args.threads)
+        ranks = lib_run.setup(args.seed, args.device, args.threads)
         say = print if ranks.main else (lambda *_, **__: None)
-        stop = common.stop_flag()
-        folder = common.run_folder(args.model, args.run, args.seed) / "sft"
+        stop = lib_run.stop_flag()
+        folder = lib_run.run_folder(args.model, args.run, args.seed) / "sft"
         if not args.fresh and (folder / "final" / "config.json").exists():
             say(f"{folder / 'final'} is there already (--fresh does the stage again)")
             return 0
@@ -172,10 +174,10 @@ def main(args: argparse.Namespace) -> int:
             prompts.load(args.prompts)
 
         # -------------------------------------------------------------------------------- data
-        problems = {p.id: p for p in data.load_problems(args.problems)} if args.problems else {}
+        problems = {p.id: p for p in load_problems(args.problems)} if args.problems else {}
         gold = load_gold(args.gold, args.num_strategies, problems)
         held_out = load_gold(args.val, args.num_strategies, problems) if args.val else []
-        doubt = data.audit_pools(args.gold, args.val, args.problems)    # raises if one holds an evaluation problem
+        doubt = exposure.audit_pools(args.gold, args.val, args.problems)    # raises if one holds an evaluation problem
         start = model.find(args.model, args.revision)
         if start.resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"--model {start} lies in {folder}, which this stage writes: name another --run")
@@ -207,16 +209,16 @@ def main(args: argparse.Namespace) -> int:
         policy = grpo.shard(policy, compute, ranks.device)
         optimizer = grpo.make_optimizer(policy, args.lr)
         if args.fresh and ranks.main and folder.exists():   # now that nothing is left to complain about
-            common.remove(folder)
+            files.remove(folder)
         ranks.barrier()
-        newest = common.newest_checkpoint(folder)
-        state = (common.load_checkpoint(newest, policy, optimizer) if newest else
+        newest = checkpoints.newest_checkpoint(folder)
+        state = (checkpoints.load_checkpoint(newest, policy, optimizer) if newest else
                  {"step": 0, "skipped": 0, "logs": {}})
-        log = common.Log(folder, state["logs"], ranks)
+        log = lib_run.Log(folder, state["logs"], ranks)
         if ranks.main:
             counts = {"num_gold": len(gold), "gold_breaches": dict(breaches), "pool": doubt}
-            files = {"model": start, "gold": args.gold} | ({"val": args.val} if args.val else {})
-            common.write_config(folder, args, counts, files)
+            used = {"model": start, "gold": args.gold} | ({"val": args.val} if args.val else {})
+            lib_run.write_config(folder, args, counts, used)
         num_tokens = sum(len(row.suffix) for row in rows)
         say(f"{len(rows)} gold tuples with {num_tokens} tokens to learn; {len(steps)} steps, starting from "
             f"{newest or args.model}")
@@ -248,14 +250,14 @@ def main(args: argparse.Namespace) -> int:
         stopped = ranks.any(stop()) and not finished
         if stopped or not finished and state["step"] % args.save_every == 0:
             extra = {**state, "logs": log.offsets()}
-            common.save_checkpoint(folder, state["step"], policy, optimizer, extra, args.keep)
+            checkpoints.save_checkpoint(folder, state["step"], policy, optimizer, extra, args.keep)
         if stopped:
             say(f"stopped after step {state['step']}; the same command goes on from there")
             return STOPPED
 
     # ------------------------------------------------------------------------------------ final
     # in fp32: the RL stages move weights by less than bf16 can tell apart
-    with common.published(folder / "final") if ranks.main else nullcontext(folder) as aside:
+    with files.published(folder / "final") if ranks.main else nullcontext(folder) as aside:
         model.save(policy, aside, tokenizer)               # every rank brings its shards, the main one writes
     ranks.barrier()
     say(f"{folder / 'final'} written after {state['step']} steps")

@@ -1,7 +1,7 @@
 """What a GPU has to say about this project, all of it in one go of a few minutes: a table, and JSON.
 
-    python bench/gpu.py --out gpu.json          # the 2 B shape on one GPU of 80 GB or more; nothing is downloaded
-    python bench/gpu.py --tiny                  # the same code on a CPU, with sizes whose figures mean nothing
+    python -m bench.gpu --out gpu.json          # the 2 B shape on one GPU of 80 GB or more; nothing is downloaded
+    python -m bench.gpu --tiny                  # the same code on a CPU, with sizes whose figures mean nothing
 
     sampling    tokens per second at 64, 128 and 256 slots with captured steps, with eager ones, beside `generate` of
                 transformers, and beside the floor: weights, recurrent state (read and written) and keys and values at the
@@ -31,13 +31,13 @@ import transformers
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-import common  # noqa: E402
 import grpo  # noqa: E402
-import memory  # noqa: E402
 import model  # noqa: E402
 import rollout  # noqa: E402
 from bench import logprob  # noqa: E402
 from bench.rollout import SIZES, NoWords  # noqa: E402
+from lib import memory  # noqa: E402
+from lib import run as lib_run
 from rollout import Engine, Job  # noqa: E402
 
 BF16 = torch.bfloat16
@@ -292,7 +292,7 @@ def main() -> int:
         return 2
     s, report = TINY if args.tiny else REAL, Report()
     transformers.logging.set_verbosity_error()
-    common.setup(0, s.device, threads=1 if args.tiny else 0)
+    lib_run.setup(0, s.device, threads=1 if args.tiny else 0)
     name = "a CPU, tiny sizes: no figure means anything" if args.tiny else torch.cuda.get_device_name()
     print(f"{name}; torch {torch.__version__}, transformers {transformers.__version__}", flush=True)
     bandwidth, flops = machine(report, s)

@@ -1,7 +1,7 @@
 """Log-probs of given tokens over a large vocabulary, forward and backward: memory and time of five ways.
 
-    python bench/logprob.py                              # 2,048 tokens, 248,320 words, hidden 1,024, bf16
-    python bench/logprob.py --vocab 151936 --repeats 5
+    python -m bench.logprob                              # 2,048 tokens, 248,320 words, hidden 1,024, bf16
+    python -m bench.logprob --vocab 151936 --repeats 5
 
 Each way runs in processes of its own. Memory is the high-water mark above the inputs (of the process on a
 CPU, of the allocator on a GPU), time is CPU seconds of the process (on a GPU: seconds), the median over
@@ -19,7 +19,6 @@ from pathlib import Path
 import torch
 from torch.utils.checkpoint import checkpoint
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 import grpo  # noqa: E402
 
 

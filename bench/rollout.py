@@ -1,7 +1,7 @@
 """Sampling beside `transformers.generate`: the same weights, prompts, and number of tokens for every row.
 
-    python bench/rollout.py ragged      # 192 rows of 6 prompts, replies of 2 to 64 tokens: the whole engine
-    python bench/rollout.py step        # one step of a 0.75 B model in bf16 at batch 8: the model alone
+    python -m bench.rollout ragged      # 192 rows of 6 prompts, replies of 2 to 64 tokens: the whole engine
+    python -m bench.rollout step        # one step of a 0.75 B model in bf16 at batch 8: the model alone
 
 One thread, CPU seconds of this process, the two sides in turn, the median over repeats. The floor
 is printed before anything is timed; it is what this machine would need for the unavoidable alone:
@@ -24,7 +24,6 @@ import numpy as np
 import torch
 import transformers
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 import model  # noqa: E402
 from rollout import Engine, Job  # noqa: E402
 

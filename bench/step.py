@@ -1,7 +1,7 @@
 """A whole GRPO step, sampling and update, beside TRL's GRPOTrainer on the same work.
 
-    python bench/step.py                                     # ours
-    python bench/step.py --trl-python ../trl/bin/python      # and TRL's, in an environment that has it
+    python -m bench.step                                     # ours
+    python -m bench.step --trl-python ../trl/bin/python      # and TRL's, in an environment that has it
 
 One thread, fp32, CPU seconds of the process, medians over the steps after the first. The model is a random
 Qwen3.5 with a tokenizer of bytes, the reward the share of letters in a completion. A step samples 32
@@ -25,8 +25,6 @@ from pathlib import Path
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 GROUP, LR, BETA, CLIP = 32, 1e-4, 0.04, 0.2
 PARTS = ("sampling", "reference", "forward", "backward", "optimizer")

@@ -1,8 +1,8 @@
 """Programs judged per second, beside peers on the same work, and what each layer of the sandbox costs.
 
-    python bench/verifier.py                                    # ours alone: about a minute
-    python bench/verifier.py --peer PATH --peer PATH            # checkouts of LiveCodeBench, verl or human-eval
-    python bench/verifier.py --torch                            # measure again with torch loaded in the caller
+    python -m bench.verifier                                    # ours alone: about a minute
+    python -m bench.verifier --peer PATH --peer PATH            # checkouts of LiveCodeBench, verl or human-eval
+    python -m bench.verifier --torch                            # measure again with torch loaded in the caller
 
 The work is made here: 22 right programs for six problems (four use numpy), 10 wrong ones of every kind, 2 that need too much
 memory, and 2 that never end (only with --endless, since each costs its time limit by definition). 10 to 20 tests each,
@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import verifier         # noqa: E402
+import verifier  # noqa: E402
 
 WORKERS = 2
 SECONDS = 2
@@ -335,7 +335,7 @@ def compare(title, adapters, programs, rounds):
 
 def floor(milliseconds=400):
     """Fork and exit of the same warm interpreter, by the same raw fork, one after another on one processor."""
-    import array, bisect, collections, copy, datetime, functools, heapq, itertools, queue, re, string, typing      # noqa: E401, F401
+    import array  # noqa: E401, F401
     kernel, count = verifier.Kernel(), 0
     start = sum(os.times()[:4])
     while sum(os.times()[:4]) - start < milliseconds / 1000:
@@ -396,7 +396,7 @@ def main():
     if not args.no_costs:
         costs()
     if args.torch:
-        import torch        # noqa: F401
+        import torch  # noqa: F401
         adapters = [Ours("batch"), Ours("strict")] + [Pool(*peer) for peer in peers]
         for adapter in adapters:
             adapter.judge(right[:2 * WORKERS])

@@ -1,0 +1,1 @@
+"""The paper in miniature: a small world in which the best possible pass@K is known."""

@@ -2,7 +2,7 @@
 
     torchrun --nproc_per_node=2 miniature/base.py --out runs/base               # the policy's, on two cores
     torchrun --nproc_per_node=2 miniature/base.py --out runs/gate-base --gate   # a smaller one, for the gate
-    python miniature/base.py --out runs/base                                    # the same on one core
+    python -m miniature.base --out runs/base                                    # the same on one core
 
 It stands for a pretrained model and is as sloppy as one. It has seen every prompt mode of every method, on
 training statements alone; what it has learned there is what stages 1 to 5 are to mend:
@@ -26,8 +26,6 @@ import re
 import sys
 import time
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))     # when run as a script
-
 import tokenizers
 import torch
 import torch.distributed as dist
@@ -35,10 +33,10 @@ import torch.nn.functional as F
 from tokenizers import pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-import common
 import model
 import prompts
-from data import Problem
+from lib import run as lib_run
+from lib.problems import Problem
 from miniature import world
 
 PROMPTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "prompts.json")
@@ -320,7 +318,7 @@ def main() -> None:
     train(module, tokenizer, GATE_LESSONS if args.gate else POLICY_LESSONS, steps, rows, lr, args.seed, verdicts)
     if first:
         model.save(module, args.out, tokenizer)
-    common.leave()
+    lib_run.leave()
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ done
 for stage in cppo cppo-sw0.1; do
   evaluate --model runs/miniature-long/$stage/final --method tuple --judge miniature.world:judge --gate runs/$run/gate/final --seed 0
 done
-python tables.py table 8 "${runs[@]}"
-python tables.py table 6 "${runs[@]}"
-python miniature/results.py "${runs[@]}"
-python miniature/curve.py "${runs[@]}" runs/miniature-long
+python -m paper.tables table 8 "${runs[@]}"
+python -m paper.tables table 6 "${runs[@]}"
+python -m miniature.results "${runs[@]}"
+python -m miniature.curve "${runs[@]}" runs/miniature-long

@@ -1,6 +1,6 @@
 """The course of training runs in numbers: means over successive parts of each stage's metrics.jsonl.
 
-    python miniature/curve.py RUN... [--parts 6]        # RUN: runs/NAME; its stages 3 and 5 are found
+    python -m miniature.curve RUN... [--parts 6]        # RUN: runs/NAME; its stages 3 and 5 are found
 """
 
 import argparse
@@ -9,10 +9,8 @@ import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))     # when run as a script
-
-import common
-from attempts import render
+from lib import errors
+from paper.attempts import render
 
 SHOWN = {"R_out": "R_out", "J": "J", "duplicate_judged": "repeats (judge)", "valid_judged": "valid (judge)", "pass_rate": "pass",
          "strategy_use": "strategy use", "plan/kl": "KL plan", "solve/kl": "KL solve"}
@@ -35,7 +33,7 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--parts", type=int, default=6, help="of each stage (default: %(default)s)")
     args = parser.parse_args()
-    with common.explain():
+    with errors.explain():
         found = sorted(file for run in args.runs for file in run.glob("*/metrics.jsonl") if file.parent.name not in ("sft", "gate"))
         if not found or args.parts < 1:
             raise ValueError(f"no metrics.jsonl of stages 3 and 5 in {', '.join(map(str, args.runs))}" if not found

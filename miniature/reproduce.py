@@ -27,11 +27,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))     # when run as a script
-
-import attempts
-import tables
 from miniature import results, world
+from paper import attempts, tables
 
 SEEDS, QUICK_SEEDS = (0, 1, 2), (0,)
 K, MANY = results.K, tables.SWEEP       # every method's K; those of direct, CPPO and PKPO (Table 20)
@@ -99,9 +96,9 @@ def jobs(name: str, quick: bool) -> list[Job]:
             minutes=0.15 + world.SIZES[split] * max(ks) * ATTEMPT / 60)
 
     # -- the world, the bases; of each seed what comes before stage 5
-    add("world", "miniature/world.py", "build", "--out", pool)
-    add("base", "miniature/base.py", "--out", base, *flags["BASE"], *(("--steps", 300) if quick else ()), minutes=4)
-    add("gate-base", "miniature/base.py", "--out", f"{base}-gate", *flags["GATE_BASE"], *(("--steps", 10) if quick else ()),
+    add("world", "miniature.world", "build", "--out", pool)
+    add("base", "miniature.base", "--out", base, *flags["BASE"], *(("--steps", 300) if quick else ()), minutes=4)
+    add("gate-base", "miniature.base", "--out", f"{base}-gate", *flags["GATE_BASE"], *(("--steps", 10) if quick else ()),
         minutes=5)
     for seed in seeds:
         run, common = f"{name}-seed{seed}", ("--seed", seed, "--prompts", prompts, "--keep", 1)
@@ -151,7 +148,7 @@ def jobs(name: str, quick: bool) -> list[Job]:
             train(f"{stage}-{seed}", run, seed, stage, "{lr:cppo}", more, (f"cppo-{seed}",), share)
             evaluate(f"eval-{seed}-{stage}", seed, f"runs/{run}/{stage}/final", "tuple", after=(f"{stage}-{seed}",))
         made = tuple(job.name for job in queue if job.name.startswith(f"eval-{seed}-"))
-        add(f"diversity-{seed}", "miniature/reproduce.py", "diversity", f"runs/{run}", f"{pool}/heldout.jsonl", base, after=made,
+        add(f"diversity-{seed}", "miniature.reproduce", "diversity", f"runs/{run}", f"{pool}/heldout.jsonl", base, after=made,
             minutes=1)
     return queue
 
@@ -159,7 +156,7 @@ def jobs(name: str, quick: bool) -> list[Job]:
 def measure_diversity(run: str, pool: str, base: str) -> None:
     """The command of a job: diversity.py on every attempts file of a run."""
     files = sorted(str(path) for path in Path(run).rglob("eval/*.jsonl"))
-    subprocess.run([sys.executable, "diversity.py", *files, "--problems", pool, "--classifier", "miniature.world:category",
+    subprocess.run([sys.executable, "-m", "paper.diversity", *files, "--problems", pool, "--classifier", "miniature.world:category",
                     "--encoder", base], check=True)
 
 
@@ -209,6 +206,8 @@ class Queue:
         filled = [re.sub(r"\{lr:(\w+)\}", lambda m: results.best_lr(self.name, m[1]), word) for word in job.command]
         if filled[0].endswith(".py"):
             filled.insert(0, sys.executable)
+        elif "." in filled[0]:                  # a module of this repository
+            filled[:0] = [sys.executable, "-m"]
         with open(self.folder / f"{job.name}.log", "a") as log:
             print(shlex.join(filled), file=log, flush=True)
             # a session of its own: ^C ends jobs by the SIGTERM that they know

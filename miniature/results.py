@@ -5,7 +5,7 @@ method beside CPPO, its ceilings and the paper; the paper's other comparisons; t
 parts. The sentences at the top say what those tables say. What stands in RESULTS.md below the line MARK was written by hand and
 stays there.
 
-    python miniature/results.py runs/miniature-seed{0,1,2}      # our own tables, for any runs in the world
+    python -m miniature.results runs/miniature-seed{0,1,2}      # our own tables, for any runs in the world
 """
 
 import argparse
@@ -20,17 +20,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))     # when run as a script
-
 import numpy as np
 
-import attempts
-import data
-import metrics
-import paper
-import tables
-from attempts import Evaluation
+from lib import errors, metrics
+from lib.problems import outcome_hash
 from miniature import world
+from paper import attempts, tables
+from paper import numbers as paper
+from paper.attempts import Evaluation
 
 K = 4
 PAPER_MODEL, PAPER_BENCHMARKS = "Qwen3.5-2B", ("APPS", "CodeContests", "LCBv6")
@@ -70,7 +67,7 @@ def pack(name: str, out: Path) -> list[Path]:
 
 
 def said(argv: list[str]) -> str:
-    """What `python tables.py ...` prints, an error included."""
+    """What `python -m paper.tables ...` prints, an error included."""
     text = io.StringIO()
     args = tables.parse_args(argv)
     with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
@@ -294,7 +291,7 @@ class Report:
 
     def mass(self, name: str, made: list[dict]) -> float:
         combos = {world.read(a["strategy"]) for a in made if a["strategy"]} - {None}
-        hit = {data.outcome_hash(list(world.outcome(combo))) for combo in combos}
+        hit = {outcome_hash(list(world.outcome(combo))) for combo in combos}
         return metrics.posterior_pass(list(hit), self.known[name].classes)
 
     def gap(self) -> list[dict]:
@@ -396,7 +393,7 @@ def report(name: str, out: Path, marks: list[dict], missing: list[str]) -> Path:
         f"{len(marks) + len(missing)} jobs, {hours:.1f} CPU hours. {READING}\n"]
     if missing:
         parts.append(f"NOT DONE: {', '.join(missing)}.\n")
-    mine = f"python miniature/results.py {short}"
+    mine = f"python -m miniature.results {short}"
     parts += [block(title, text, mine, f"{told} {bounds(text)}".strip()) for title, text, told in ours.blocks()]
     swept = sweep_table(name)
     rates = [float(line["learning rate"]) for line in swept if "learning rate" in line]
@@ -408,7 +405,7 @@ def report(name: str, out: Path, marks: list[dict], missing: list[str]) -> Path:
     for number, title in TITLES.items():
         paper_model = [] if number == 12 else ["--paper-model", PAPER_MODEL.replace("2B", "4B") if number == 4 else PAPER_MODEL]
         text = said(["table", str(number), *folders, *paper_model])
-        how = f"python tables.py table {number} {short} {' '.join(paper_model)}"
+        how = f"python -m paper.tables table {number} {short} {' '.join(paper_model)}"
         parts.append(block(f"Table {number}: {title}", text, how, bounds(text)))
     parts.append("Table 13 needs annotators.\n\n## The paper's figures\n")
     for number, title in FIGURES.items():
@@ -416,7 +413,7 @@ def report(name: str, out: Path, marks: list[dict], missing: list[str]) -> Path:
         given = [f"runs/{Path(folder).name}" for folder in folders] if trained else folders
         told = said(["figure", number, *given, "--out", str(picture)])
         shown = f"![]({picture.relative_to(out)})" if told == str(picture) else told
-        how = f"python tables.py figure {number} {f'runs/{name}-seed*' if trained else short}"
+        how = f"python -m paper.tables figure {number} {f'runs/{name}-seed*' if trained else short}"
         parts.append(f"### Figure {number}: {title}\n\n`{how}`\n\n{shown}\n")
     path = out / "RESULTS.md"
     by_hand = path.read_text(encoding="utf-8").partition(MARK)[2] if path.exists() else "\n"
@@ -425,12 +422,11 @@ def report(name: str, out: Path, marks: list[dict], missing: list[str]) -> Path:
 
 
 def main() -> None:
-    import common       # and torch, which nothing else here needs
 
     parser = argparse.ArgumentParser(description="Every method of the miniature world beside CPPO, its ceilings and the paper.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="runs/NAME-seedN")
     args = parser.parse_args()
-    with common.explain():
+    with errors.explain():
         ours = Report(tables.find(args.runs))
     print("\n".join(ours.summary()))
     for title, text, told in ours.blocks():

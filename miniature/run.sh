@@ -35,11 +35,11 @@ evaluate() {
 parallel() { torchrun --standalone --nproc_per_node="$processes" "$@"; }
 
 stage "the world; the base model, then stage 1; beside them the gate's base, then stage 2"
-[[ -f $world/heldout.jsonl ]] || python miniature/world.py build --out "$world"
+[[ -f $world/heldout.jsonl ]] || python -m miniature.world build --out "$world"
 mkdir -p "runs/$run"
 : > "runs/$run/evaluation.log"
 gate() { # what it prints goes to a file: two bars on one screen are none
-  [[ -f $gate_base/config.json ]] || python miniature/base.py $GATE_BASE --out "$gate_base"
+  [[ -f $gate_base/config.json ]] || python -m miniature.base $GATE_BASE --out "$gate_base"
   python train_rm.py --model $gate_base --run "$run" --seed "$seed" --prompts $prompts "${fresh[@]}" \
     --labels $world/labels_train.jsonl --val $world/labels_val.jsonl $GATE
 }
@@ -48,7 +48,7 @@ gate > "runs/$run/gate.log" 2>&1 &
 beside=$!
 set +m
 trap 'kill -- -$beside 2>/dev/null || true' EXIT
-[[ -f $base/config.json ]] || python miniature/base.py $BASE --out "$base"
+[[ -f $base/config.json ]] || python -m miniature.base $BASE --out "$base"
 python train_sft.py --model $base --run "$run" --seed "$seed" --prompts $prompts "${fresh[@]}" \
   --gold $world/gold.jsonl $SFT
 evaluate --model $base --run-name "$run" --method direct        # the other core still has the gate to do
@@ -76,5 +76,5 @@ evaluate --model "runs/$run/cppo/final" "${planned[@]}" --shuffle-strategies
 wait $!
 
 stage "pass@4 on 300 held-out problems, averaged over the posterior"
-python tables.py table 8 "runs/$run"
+python -m paper.tables table 8 "runs/$run"
 stage "done; every attempt is in runs/$run/*/eval, what was printed in runs/$run/evaluation.log"

@@ -1,6 +1,6 @@
 """The exact tabular trial: what each estimator aims at, how noisily, where it settles. Seconds, no network.
 
-    python miniature/testbed.py           # prints the tables; draws testbed.png if matplotlib is installed
+    python -m miniature.testbed           # prints the tables; draws testbed.png if matplotlib is installed
 
 One statement, R rules, a fresh truth from a fixed posterior at every visit. An attempt writes one rule.
 Policies are softmax tables, so that the gradient of pass@K and the expectation and variance of every
@@ -29,15 +29,14 @@ import argparse
 import os
 import sys
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))     # when run as a script
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import grpo
-import metrics
 import reward
+from lib import metrics
+from rivals import advantages
 
 R, K, M, N = 8, 4, 8, 16
 PROBLEMS = 8                # a step, for tuples; direct policies get twice as many, for equal attempts
@@ -113,7 +112,7 @@ def advantage_tables(name: str, n: int) -> tuple[Tensor, Tensor]:
     """What a rewarded and an unrewarded sample count when c = 0..n are rewarded: advantage / row divisor.
     Entry 0 of the first and entry n of the second stand for no sample."""
     r = (torch.arange(n) < torch.arange(n + 1).unsqueeze(1)).double()          # row c: c ones, then zeros
-    a = grpo.across_tuple_advantages(r) if name == "cppo" else reward.set_advantages(name, r, K)
+    a = grpo.across_tuple_advantages(r) if name == "cppo" else advantages.set_advantages(name, r, K)
     return a[:, 0] / row_divisor(name, n), a[:, -1] / row_divisor(name, n)
 
 
@@ -237,7 +236,7 @@ def learn_direct(estimator: str, seed: int) -> dict[int, Tensor]:
         truth = torch.multinomial(p, 2 * PROBLEMS, replacement=True)                           # (C, P)
         wrote = torch.multinomial(q, 2 * PROBLEMS * N, replacement=True).view(len(p), -1, N)   # (C, P, N)
         r = (wrote == truth.unsqueeze(-1)).double()
-        a = reward.set_advantages(estimator, r.flatten(0, 1), K).view_as(r) * N / row_divisor(estimator, N)
+        a = advantages.set_advantages(estimator, r.flatten(0, 1), K).view_as(r) * N / row_divisor(estimator, N)
         logp = logits.log_softmax(-1).gather(1, wrote.flatten(1))
         loss, _ = grpo.clipped_loss(logp, None, reference[wrote.flatten(1)], a.flatten(1))
         optimizer.zero_grad()

@@ -1,7 +1,7 @@
 """One recorded step of CPPO, worked through: 8 plans, 32 verdicts, r, R_out, J, R_plan, a, A, loss.
 
-    python miniature/worked_step.py                                   # recompute what worked_step.jsonl recorded
-    python miniature/worked_step.py record runs/NAME/cppo/samples.jsonl    # record step 1 of a run of your own
+    python -m miniature.worked_step                                   # recompute what worked_step.jsonl recorded
+    python -m miniature.worked_step record runs/NAME/cppo/samples.jsonl    # record step 1 of a run of your own
 
 The record is what train_cppo.py wrote into samples.jsonl for one problem in its first step. Everything from the verdicts on is
 computed here again, once by the functions that train (grpo.py, reward.py) and once in plain Python, and compared with what the
@@ -13,8 +13,6 @@ import json
 import os
 import statistics
 import sys
-
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))     # when run as a script
 
 import torch
 

@@ -19,8 +19,8 @@ to recall.
 The world is its own teacher (`gold`), its own source of gate labels (`labels`) and its own judge (`judge`,
 `read`, `duplicates`), where the paper asks large models. The teacher knows neither truth nor posterior.
 
-    python miniature/world.py build --out DIR    # train, dev, heldout, gold, labels_train, labels_val .jsonl
-    python miniature/world.py show               # a problem of each family with its classes; the ceilings
+    python -m miniature.world build --out DIR    # train, dev, heldout, gold, labels_train, labels_val .jsonl
+    python -m miniature.world show               # a problem of each family with its classes; the ceilings
 """
 
 import argparse
@@ -34,11 +34,9 @@ import re
 import sys
 from dataclasses import dataclass
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))     # when run as a script
-
 import prompts
-from data import Problem, outcome_hash, save_problems
-from metrics import coordinated_ceiling, independent_ceiling
+from lib.metrics import coordinated_ceiling, independent_ceiling
+from lib.problems import Problem, outcome_hash, save_problems
 
 SEED = 2026                 # of the hidden inputs and of all that `build` writes: the world is frozen
 K = 4

@@ -9,7 +9,7 @@ import transformers
 
 import model
 import prompts
-from data import Problem
+from lib.problems import Problem
 from miniature import base, world
 
 

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
-import data
-import decontaminate
-from data import Problem, Refused
+from lib.problems import Problem, load_problems, outcome_hash, problem_from_json, problem_to_json, save_problems, verifier_item
+from prepare import corpora, decontaminate, exposure, readers
+from prepare.readers import Refused
 
 ROOT = Path(__file__).resolve().parent.parent
 TEST = {"input": "1 2\n", "output": "3\n"}
@@ -74,8 +74,8 @@ def test_a_pool_survives_a_round_trip_and_leaves_defaults_out(tmp_path):
                                                          compare="tokens", float_tolerance=1e-6,
                                                          ids={"codeforces": "1/A"}, classes={"h": 0.5}),
                 Problem("c", "s", kind="execution", code="def f(): pass", call="f()", answer="None")]
-    data.save_problems(tmp_path / "p.jsonl", problems)
-    assert data.load_problems(tmp_path / "p.jsonl") == problems
+    save_problems(tmp_path / "p.jsonl", problems)
+    assert load_problems(tmp_path / "p.jsonl") == problems
     first = json.loads((tmp_path / "p.jsonl").read_text().splitlines()[0])
     assert first == {"id": "a", "statement": "s", "tests": [TEST]}
 
@@ -108,53 +108,53 @@ def test_a_line_that_is_no_problem_is_named_with_its_number(tmp_path, line, said
     second = line if isinstance(line, str) else json.dumps(line)
     path.write_text(json.dumps(GOOD | {"id": "a"}) + "\n" + second + "\n")
     with pytest.raises(ValueError) as error:
-        data.load_problems(path)
+        load_problems(path)
     assert str(path) in str(error.value) and said in str(error.value)
 
 
 def test_a_missing_an_empty_and_a_binary_file_are_said(tmp_path):
     with pytest.raises(FileNotFoundError, match="data.py build"):
-        data.load_problems(tmp_path / "none.jsonl")
+        load_problems(tmp_path / "none.jsonl")
     (tmp_path / "p.jsonl").write_text("\n\n")
     with pytest.raises(ValueError, match="holds no problems"):
-        data.load_problems(tmp_path / "p.jsonl")
+        load_problems(tmp_path / "p.jsonl")
     (tmp_path / "p.jsonl").write_bytes(b"\x80\x81")
     with pytest.raises(ValueError, match="not UTF-8"):
-        data.load_problems(tmp_path / "p.jsonl")
+        load_problems(tmp_path / "p.jsonl")
 
 
 def test_keys_that_no_problem_has_are_said_once_and_notes_are_not(tmp_path):
     row = {"id": "a", "statement": "s", "tests": [TEST | {"name": "sample"}], "_note": 1}
     path = tmp_path / "p.jsonl"
     path.write_text(json.dumps(row))
-    assert data.load_problems(path)[0].tests == [TEST]
+    assert load_problems(path)[0].tests == [TEST]
     path.write_text(json.dumps(row | {"test": [], "licence": "x"}))
     with pytest.warns(UserWarning, match="ignored: licence, test$"):
-        data.load_problems(path)
+        load_problems(path)
 
 
 def test_the_judge_gets_the_graded_tests_and_the_official_limit_on_request_only():
     problem = Problem("a", "s", tests=[TEST], public_tests=[{"input": "9", "output": "9"}], fn_name="f",
                       time_limit=2.0, compare="tokens", float_tolerance=1e-4)
     item = {"code": "x", "tests": [TEST], "compare": "tokens", "fn_name": "f", "float_tolerance": 1e-4}
-    assert data.verifier_item(problem, "x") == item
-    assert data.verifier_item(problem, None, want_outputs=True, official_limits=True) == (
+    assert verifier_item(problem, "x") == item
+    assert verifier_item(problem, None, want_outputs=True, official_limits=True) == (
         item | {"code": "", "time_limit": 2.0, "want_outputs": True})
     with pytest.raises(ValueError, match="compared, not run"):
-        data.verifier_item(Problem("b", "s", kind="execution", answer="1"), "x")
+        verifier_item(Problem("b", "s", kind="execution", answer="1"), "x")
 
 
 def test_outcome_classes_forgive_white_space_alone():
-    same = data.outcome_hash(["1 2\n3\n", None])
-    assert data.outcome_hash([" 1 2 \r\n 3", None]) == same
+    same = outcome_hash(["1 2\n3\n", None])
+    assert outcome_hash([" 1 2 \r\n 3", None]) == same
     for other in (["1 2 3", None], ["1 2\n3\n", ""], ["1  2\n3", None], [None, "1 2\n3\n"], ["1 2\n3\n"]):
-        assert data.outcome_hash(other) != same
+        assert outcome_hash(other) != same
 
 
 # ----------------------------------------------------------------------------------------------- CodeContests
 
 def test_code_contests_is_graded_on_public_private_and_generated_tests_in_that_order():
-    problem = data.from_code_contests(code_contests_row(3), "train", 17)
+    problem = readers.from_code_contests(code_contests_row(3), "train", 17)
     assert [t["input"] for t in problem.tests] == ["1\n", "3\n", "5\n", "7\n"]
     assert [t["input"] for t in problem.public_tests] == ["1\n"]
     assert (problem.id, problem.compare, problem.time_limit) == ("cc/train/17", "tokens", 1.5)
@@ -162,25 +162,25 @@ def test_code_contests_is_graded_on_public_private_and_generated_tests_in_that_o
 
 
 def test_code_contests_sources_follow_the_data_sets_index_and_not_the_protobufs():
-    names = [data.from_code_contests(code_contests_row(source=i)).source for i in range(8)]
+    names = [readers.from_code_contests(code_contests_row(source=i)).source for i in range(8)]
     assert names == [f"code_contests/{x}" for x in ("unknown", "codechef", "codeforces", "hackerearth",
                                                     "codejam", "atcoder", "aizu", "unknown")]
 
 
 def test_code_contests_ids_come_from_the_columns_or_the_name():
-    assert data.from_code_contests(code_contests_row(cf_contest_id=0, cf_index="",
+    assert readers.from_code_contests(code_contests_row(cf_contest_id=0, cf_index="",
                                                      name="1549_D1. X")).ids == {"codeforces": "1549/D1"}
-    assert data.from_code_contests(code_contests_row(source=1, name="chefbm")).ids == {"codechef": "CHEFBM"}
-    assert data.from_code_contests(code_contests_row(source=5, name="p02534 AtCoder")).ids == {}
+    assert readers.from_code_contests(code_contests_row(source=1, name="chefbm")).ids == {"codechef": "CHEFBM"}
+    assert readers.from_code_contests(code_contests_row(source=5, name="p02534 AtCoder")).ids == {}
 
 
 def test_code_contests_rows_may_lack_a_limit_and_may_list_pairs():
     row = code_contests_row(time_limit=None, generated_tests=[{"input": "5", "output": "6"}],
                             private_tests=None)
-    problem = data.from_code_contests(row)
+    problem = readers.from_code_contests(row)
     assert problem.time_limit is None and [t["input"] for t in problem.tests] == ["1\n", "5"]
     for limit in ({"seconds": -1, "nanos": 0}, {"seconds": 10 ** 400, "nanos": None}, {}):
-        assert data.from_code_contests(code_contests_row(time_limit=limit)).time_limit is None
+        assert readers.from_code_contests(code_contests_row(time_limit=limit)).time_limit is None
 
 
 NOTHING = {"input": [], "output": []}
@@ -201,7 +201,7 @@ NOTHING = {"input": [], "output": []}
 ])
 def test_a_code_contests_row_that_cannot_be_judged_is_refused_by_name(reason, changes):
     with pytest.raises(Refused) as refusal:
-        data.from_code_contests(code_contests_row(**changes))
+        readers.from_code_contests(code_contests_row(**changes))
     assert refusal.value.reason == reason
 
 
@@ -210,8 +210,8 @@ def test_a_code_contests_row_that_cannot_be_judged_is_refused_by_name(reason, ch
 def test_apps_ids_hold_the_split_because_numbers_start_anew_in_each():
     raw, converted = apps_row(7), apps_row(7)
     converted["problem_id"] = converted.pop("id")
-    assert data.from_apps(raw, "train").id == data.from_apps(converted, "train").id == "apps/train/7"
-    assert data.from_apps(raw, "test").id == "apps/test/7" == data.from_apps(raw | {"problem_id": None}, "test").id
+    assert readers.from_apps(raw, "train").id == readers.from_apps(converted, "train").id == "apps/train/7"
+    assert readers.from_apps(raw, "test").id == "apps/test/7" == readers.from_apps(raw | {"problem_id": None}, "test").id
 
 
 @pytest.mark.parametrize("url, ids", [
@@ -224,11 +224,11 @@ def test_apps_ids_hold_the_split_because_numbers_start_anew_in_each():
     ("https://www.codewars.com/kata/58603c", {}),
 ])
 def test_apps_addresses_give_official_ids(url, ids):
-    assert data.from_apps(apps_row(1, url=url), "train").ids == {"apps": "train/1"} | ids
+    assert readers.from_apps(apps_row(1, url=url), "train").ids == {"apps": "train/1"} | ids
 
 
 def test_apps_texts_may_be_lists_of_lines():
-    problem = data.from_apps(apps_row(tests={"inputs": [["1", "2"], "3\n"], "outputs": [["4", "5"], "6"]}))
+    problem = readers.from_apps(apps_row(tests={"inputs": [["1", "2"], "3\n"], "outputs": [["4", "5"], "6"]}))
     assert problem.tests == [{"input": "1\n2", "output": "4\n5"}, {"input": "3\n", "output": "6"}]
 
 
@@ -236,7 +236,7 @@ def test_apps_calls_have_one_encoding_and_results_are_unwrapped_only_where_all_a
     def outputs(found):
         row = apps_row(tests={"fn_name": "f", "inputs": [[1, "x"]] * len(found), "outputs": found},
                        starter_code="def f(a, b):")
-        problem = data.from_apps(row)
+        problem = readers.from_apps(row)
         assert problem.fn_name == "f" and problem.starter_code
         assert json.loads(problem.tests[0]["input"]) == [1, "x"]
         return [json.loads(t["output"]) for t in problem.tests]
@@ -247,16 +247,16 @@ def test_apps_calls_have_one_encoding_and_results_are_unwrapped_only_where_all_a
 
 
 def test_apps_starter_code_of_a_program_that_reads_standard_input_is_left_out():
-    assert data.from_apps(apps_row(starter_code="def f():")).starter_code == ""
+    assert readers.from_apps(apps_row(starter_code="def f():")).starter_code == ""
 
 
 def test_apps_integers_of_nine_thousand_digits_are_read_and_absurd_ones_refused():
     before = sys.get_int_max_str_digits()
     big = "7" * 9131
-    problem = data.from_apps(apps_row(tests=f'{{"fn_name": "f", "inputs": [[{big}]], "outputs": [[{big}]]}}'))
+    problem = readers.from_apps(apps_row(tests=f'{{"fn_name": "f", "inputs": [[{big}]], "outputs": [[{big}]]}}'))
     assert problem.tests == [{"input": f"[{big}]", "output": big}]
     with pytest.raises(Refused) as refusal:
-        data.from_apps(apps_row(tests=f'{{"fn_name": "f", "inputs": [[{"7" * 200_000}]], "outputs": [[1]]}}'))
+        readers.from_apps(apps_row(tests=f'{{"fn_name": "f", "inputs": [[{"7" * 200_000}]], "outputs": [[1]]}}'))
     assert refusal.value.reason == "undecodable" and sys.get_int_max_str_digits() == before
 
 
@@ -279,7 +279,7 @@ def test_apps_integers_of_nine_thousand_digits_are_read_and_absurd_ones_refused(
 ])
 def test_an_apps_row_that_cannot_be_judged_is_refused_by_name(reason, tests):
     with pytest.raises(Refused) as refusal:
-        data.from_apps(apps_row(tests=tests))
+        readers.from_apps(apps_row(tests=tests))
     assert refusal.value.reason == reason
 
 
@@ -289,7 +289,7 @@ def test_an_apps_row_that_cannot_be_judged_is_refused_by_name(reason, tests):
 def test_private_tests_are_read_from_every_pickle_protocol_and_from_plain_json(protocol):
     tests = [{"input": "3\n", "output": "4 é\n", "testtype": "stdin"}]
     for private in (packed(json.dumps(tests), protocol), json.dumps(tests)):
-        problem = data.from_livecodebench(livecodebench_row(private_test_cases=private))
+        problem = readers.from_livecodebench(livecodebench_row(private_test_cases=private))
         assert [t["output"] for t in problem.tests] == ["2\n", "4 é\n"]
         assert [t["output"] for t in problem.public_tests] == ["2\n"]
 
@@ -306,7 +306,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(tmp_path):
     for protocol in range(6):
         for value in (Hostile(tmp_path / "ran"), ["[]", Hostile(tmp_path / "ran")]):
             with pytest.raises(Refused) as refusal:
-                data.from_livecodebench(livecodebench_row(private_test_cases=packed(value, protocol)))
+                readers.from_livecodebench(livecodebench_row(private_test_cases=packed(value, protocol)))
             assert refusal.value.reason == "undecodable"
     assert not (tmp_path / "ran").exists()
     pickle.loads(pickle.dumps(Hostile(tmp_path / "ran")))       # the weapon was loaded
@@ -316,7 +316,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(tmp_path):
 @pytest.mark.parametrize("value", [["[]"], 7, None, b"[]", ("[]", "[]"), {"a": "[]"}])
 def test_a_pickle_of_anything_but_one_text_is_refused(value):
     with pytest.raises(Refused) as refusal:
-        data.from_livecodebench(livecodebench_row(private_test_cases=packed(value)))
+        readers.from_livecodebench(livecodebench_row(private_test_cases=packed(value)))
     assert refusal.value.reason == "undecodable"
 
 
@@ -326,15 +326,15 @@ def test_a_pickle_of_anything_but_one_text_is_refused(value):
     packed("[1]")])
 def test_damaged_private_tests_are_refused(private):
     with pytest.raises(Refused) as refusal:
-        data.from_livecodebench(livecodebench_row(private_test_cases=private))
+        readers.from_livecodebench(livecodebench_row(private_test_cases=private))
     assert refusal.value.reason in ("undecodable", "not_text")
 
 
 def test_what_unpacks_a_thousandfold_stops_at_the_limit(monkeypatch):
-    monkeypatch.setattr(data, "MAX_TEST_BYTES", 1 << 20)
+    monkeypatch.setattr(readers, "MAX_TEST_BYTES", 1 << 20)
     bomb = base64.b64encode(zlib.compress(b" " * (64 << 20))).decode()
     with pytest.raises(Refused) as refusal:
-        data.from_livecodebench(livecodebench_row(private_test_cases=bomb))
+        readers.from_livecodebench(livecodebench_row(private_test_cases=bomb))
     assert refusal.value.reason == "too_large"
 
 
@@ -344,7 +344,7 @@ def test_functional_tests_hold_one_argument_a_line_and_are_copied_digit_by_digit
              {"input": "", "output": "[]", "testtype": "functional"}]
     row = livecodebench_row(public=tests[:1], private=tests[1:], metadata='{"func_name": "go"}',
                             starter_code="class Solution:")
-    problem = data.from_livecodebench(row)
+    problem = readers.from_livecodebench(row)
     assert problem.tests == [{"input": f'[["a", "b"], {big}]', "output": "1.50"},
                              {"input": "[]", "output": "[]"}]
     assert problem.fn_name == "go" and problem.starter_code == "class Solution:"
@@ -359,33 +359,33 @@ def test_functional_tests_hold_one_argument_a_line_and_are_copied_digit_by_digit
 ])
 def test_a_livecodebench_row_that_cannot_be_judged_is_refused_by_name(reason, public, metadata):
     with pytest.raises(Refused) as refusal:
-        data.from_livecodebench(livecodebench_row(public=public, private=[], metadata=metadata))
+        readers.from_livecodebench(livecodebench_row(public=public, private=[], metadata=metadata))
     assert refusal.value.reason == reason
 
 
 def test_livecodebench_ids_match_those_of_the_other_corpora():
-    assert data.from_livecodebench(livecodebench_row(platform="codeforces",
+    assert readers.from_livecodebench(livecodebench_row(platform="codeforces",
                                                      question_id="1873_A")).ids["codeforces"] == "1873/A"
-    assert data.from_livecodebench(livecodebench_row(platform="atcoder",
+    assert readers.from_livecodebench(livecodebench_row(platform="atcoder",
                                                      question_id="abc1_a")).ids["atcoder"] == "abc1_a"
     row = livecodebench_row(platform="leetcode", question_id="2727",
                             question_title="Number of Senior Citizens")
-    assert data.from_livecodebench(row).ids["leetcode"] == "number-of-senior-citizens"
+    assert readers.from_livecodebench(row).ids["leetcode"] == "number-of-senior-citizens"
 
 
 @pytest.mark.parametrize("date", ["2025-01-04T00:00:00", "2025-01-04 00:00:00", datetime(2025, 1, 4),
                                   "2025-01-04"])
 def test_contest_dates_come_as_text_or_as_datetimes(date):
-    assert data.contest_day({"contest_date": date}) == "2025-01-04"
+    assert readers.contest_day({"contest_date": date}) == "2025-01-04"
 
 
 def test_output_prediction_rows_become_a_call_and_a_python_literal():
-    problem = data.from_execution({"id": "sample_3", "question_id": 2727, "code": "def f(a):\n    return a",
+    problem = readers.from_execution({"id": "sample_3", "question_id": 2727, "code": "def f(a):\n    return a",
                                    "input": "f(a = 1)", "output": "1"})
     assert (problem.id, problem.call, problem.answer) == ("lcb-execution/sample_3", "f(a = 1)", "1")
     assert problem.code in problem.statement and problem.call in problem.statement
     test = [{"input": "[1, null]\ntrue\n", "output": '["x", false]', "testtype": "functional"}]
-    problem = data.from_test_generation({"question_id": "9", "test_id": 2, "question_content": "Do it.",
+    problem = readers.from_test_generation({"question_id": "9", "test_id": 2, "question_content": "Do it.",
                                          "function_name": "go", "starter_code": "def go(a, b):",
                                          "test": json.dumps(test)})
     assert (problem.id, problem.call, problem.answer) == ("lcb-test-output/9/2", "go([1, None], True)",
@@ -395,16 +395,16 @@ def test_output_prediction_rows_become_a_call_and_a_python_literal():
 @pytest.mark.parametrize("output, reason", [(" ", "no_outputs"), ("'\ud800'", "not_text")])
 def test_an_answer_that_nobody_could_give_is_refused(output, reason):
     with pytest.raises(Refused) as refusal:
-        data.from_execution({"id": "sample_3", "code": "def f(): pass", "input": "f()", "output": output})
+        readers.from_execution({"id": "sample_3", "code": "def f(): pass", "input": "f()", "output": output})
     assert refusal.value.reason == reason
 
 
 @pytest.mark.parametrize("read, row, column", [
-    (data.from_code_contests, code_contests_row(), "generated_tests"),
-    (data.from_apps, apps_row(), "input_output"),
-    (data.from_livecodebench, livecodebench_row(), "private_test_cases"),
-    (data.from_execution, {"id": "a"}, "code"),
-    (data.from_test_generation, {"question_id": 1}, "test_id")])
+    (readers.from_code_contests, code_contests_row(), "generated_tests"),
+    (readers.from_apps, apps_row(), "input_output"),
+    (readers.from_livecodebench, livecodebench_row(), "private_test_cases"),
+    (readers.from_execution, {"id": "a"}, "code"),
+    (readers.from_test_generation, {"question_id": 1}, "test_id")])
 def test_a_changed_schema_is_an_error_that_names_the_column_and_not_a_refusal(read, row, column):
     with pytest.raises(ValueError, match=f"no column '{column}'.*pinned revision") as error:
         read({k: v for k, v in row.items() if k != column})
@@ -422,10 +422,10 @@ JUNK = (None, True, -1, 1.5, "", "x", "[]", "{}", [], {}, [None], [[]], {"input"
 
 def test_whatever_stands_in_a_row_it_ends_as_a_problem_a_refusal_or_an_error_of_the_schema():
     test = json.dumps([{"input": "1", "output": "2", "testtype": "functional"}])
-    makers = [(data.from_code_contests, code_contests_row()), (data.from_apps, apps_row()),
-              (data.from_livecodebench, livecodebench_row()),
-              (data.from_execution, {"id": "sample_1", "code": "x", "input": "f()", "output": "1"}),
-              (data.from_test_generation, {"question_id": "1", "test_id": 1, "question_content": "q",
+    makers = [(readers.from_code_contests, code_contests_row()), (readers.from_apps, apps_row()),
+              (readers.from_livecodebench, livecodebench_row()),
+              (readers.from_execution, {"id": "sample_1", "code": "x", "input": "f()", "output": "1"}),
+              (readers.from_test_generation, {"question_id": "1", "test_id": 1, "question_content": "q",
                                            "test": test, "function_name": "f", "starter_code": ""})]
     rng, ends = random.Random(0), Counter()
     for _ in range(20_000):
@@ -433,7 +433,7 @@ def test_whatever_stands_in_a_row_it_ends_as_a_problem_a_refusal_or_an_error_of_
         row = row | {name: rng.choice(JUNK) for name in rng.choices(list(row), k=rng.randint(1, 3))}
         try:
             problem = make(row)
-            assert data.problem_from_json(json.loads(json.dumps(data.problem_to_json(problem)))) == problem
+            assert problem_from_json(json.loads(json.dumps(problem_to_json(problem)))) == problem
             ends["problem"] += 1
         except Refused as refusal:
             ends[refusal.reason] += 1
@@ -453,24 +453,24 @@ def write_rows(path: Path, rows) -> Path:
 
 def test_unknown_corpora_and_splits_are_said_with_those_that_exist(tmp_path):
     with pytest.raises(ValueError, match="unknown corpus 'humaneval': one of code_contests, apps"):
-        data.rows("humaneval", "test")
+        corpora.rows("humaneval", "test")
     with pytest.raises(ValueError,
                        match="code_contests has no split 'validation': one of train, valid, test"):
-        data.rows("code_contests", "validation")
+        corpora.rows("code_contests", "validation")
     with pytest.raises(FileNotFoundError, match="there is no .*nowhere"):
-        data.rows("apps", "test", tmp_path / "nowhere")
+        corpora.rows("apps", "test", tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"holds no test\*.parquet and no test\*.jsonl"):
-        data.rows("apps", "test", tmp_path)
+        corpora.rows("apps", "test", tmp_path)
     write_rows(tmp_path / "test.jsonl", [[1]])
     with pytest.raises(ValueError, match="test.jsonl line 1: expected a JSON object"):
-        list(data.rows("apps", "test", tmp_path))
+        list(corpora.rows("apps", "test", tmp_path))
 
 
 def test_local_files_of_a_split_are_read_in_the_order_of_their_numbers(tmp_path):
     for name in ("test10", "test2", "test", "train"):
         write_rows(tmp_path / "deep" / f"{name}.jsonl", [{"file": name}])
-    assert [r["file"] for r in data.rows("livecodebench", "test", tmp_path)] == ["test", "test2", "test10"]
-    assert [r["file"] for r in data.rows("livecodebench", "test",
+    assert [r["file"] for r in corpora.rows("livecodebench", "test", tmp_path)] == ["test", "test2", "test10"]
+    assert [r["file"] for r in corpora.rows("livecodebench", "test",
                                          tmp_path / "deep" / "train.jsonl")] == ["train"]
 
 
@@ -480,16 +480,16 @@ def test_parquet_and_json_lines_of_the_same_rows_give_the_same_problems(tmp_path
     raw = [code_contests_row(1), code_contests_row(2, time_limit=None)]
     datasets.disable_progress_bars()
     datasets.Dataset.from_list(raw).to_parquet(tmp_path / "valid-00000-of-00001.parquet")
-    rows = list(data.rows("code_contests", "valid", tmp_path))
+    rows = list(corpora.rows("code_contests", "valid", tmp_path))
     assert "cf_rating" not in rows[0]       # columns that nobody needs are not read
-    assert [data.from_code_contests(r) for r in rows] == [data.from_code_contests(r) for r in raw]
+    assert [readers.from_code_contests(r) for r in rows] == [readers.from_code_contests(r) for r in raw]
 
 
 def test_livecodebench_rows_read_by_the_hub_reader_give_the_same_problems(tmp_path):
     raw = [livecodebench_row(i) for i in range(3)]
-    rows = list(data._stream([str(write_rows(tmp_path / "test.jsonl", raw))], "livecodebench"))
-    assert [data.from_livecodebench(r) for r in rows] == [data.from_livecodebench(r) for r in raw]
-    assert data.contest_day(rows[0]) == data.contest_day(raw[0]) == "2024-01-04"
+    rows = list(corpora._stream([str(write_rows(tmp_path / "test.jsonl", raw))], "livecodebench"))
+    assert [readers.from_livecodebench(r) for r in rows] == [readers.from_livecodebench(r) for r in raw]
+    assert readers.contest_day(rows[0]) == readers.contest_day(raw[0]) == "2024-01-04"
 
 
 def test_a_local_file_that_is_no_copy_is_said(tmp_path):
@@ -500,7 +500,7 @@ def test_a_local_file_that_is_no_copy_is_said(tmp_path):
     for split in ("valid", "test"):
         with pytest.raises(OSError,
                            match="must be a copy of a file of deepmind/code_contests at revision 802411c"):
-            list(data.rows("code_contests", split, tmp_path))
+            list(corpora.rows("code_contests", split, tmp_path))
 
 
 def test_without_a_network_the_mend_is_said(monkeypatch):
@@ -512,7 +512,7 @@ def test_without_a_network_the_mend_is_said(monkeypatch):
         raise ConnectionError("no route\nto host")
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     with pytest.raises(OSError, match="no route to host.*--local apps=FOLDER.*--skip apps"):
-        list(data.rows("apps", "test"))
+        list(corpora.rows("apps", "test"))
 
 
 # -------------------------------------------------------------------------------------------- decontamination
@@ -774,14 +774,14 @@ def sources(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def corpora(sources, tmp_path_factory):
-    out = tmp_path_factory.mktemp("corpora")
-    data.build(out, SIZES, local=sources, say=lambda line: None)
+def built(sources, tmp_path_factory):
+    out = tmp_path_factory.mktemp("built")
+    corpora.build(out, SIZES, local=sources, say=lambda line: None)
     return out
 
 
-def test_a_build_refuses_counts_and_removes_what_was_planted(corpora):
-    splits = data.read_manifest(corpora)["splits"]
+def test_a_build_refuses_counts_and_removes_what_was_planted(built):
+    splits = corpora.read_manifest(built)["splits"]
     cc, apps = splits["code_contests/train"], splits["apps/train"]
     assert cc["rows"] == 24 and cc["refused"] == {"file_io": ["row 11"], "one_sided": ["row 12"]}
     assert cc["repeats"] == {"cc/train/9": "cc/train/8"}
@@ -791,14 +791,14 @@ def test_a_build_refuses_counts_and_removes_what_was_planted(corpora):
     assert apps["refused"] == {"no_tests": ["row 6"]} and list(apps["removed"]) == ["apps/train/4"]
     assert splits["apps/test"]["not_introductory"] == 1
     assert splits["livecodebench/test"]["repeats"] == {"lcb/abc77_b": "lcb/abc0_a"}
-    held_out = {p.id for p in data.load_held_out(corpora)[0]}
+    held_out = {p.id for p in exposure.load_held_out(built)[0]}
     assert {"lcb/abc0_a", "lcb/abc77_b"} < held_out, "training is cleaned of repeats too: they may be known by other ids"
     assert "removed" not in splits["code_contests/valid"], "evaluation is fixed, training is cleaned"
 
 
-def test_pools_have_their_sizes_and_share_nothing(corpora):
-    manifest = data.read_manifest(corpora)
-    pools = {name: data.load_problems(corpora / entry["file"]) for name, entry in manifest["pools"].items()}
+def test_pools_have_their_sizes_and_share_nothing(built):
+    manifest = corpora.read_manifest(built)
+    pools = {name: load_problems(built / entry["file"]) for name, entry in manifest["pools"].items()}
     assert {name: len(found) for name, found in pools.items()} == SIZES
     for name, found in pools.items():
         assert [p.id for p in found] == manifest["pools"][name]["ids"]
@@ -813,58 +813,58 @@ def test_pools_have_their_sizes_and_share_nothing(corpora):
     assert {p.id for p in pools["apps"]} < {p.id for p in pools["apps-500"]}
 
 
-def test_a_build_is_a_function_of_its_seed_and_a_draw_of_its_problems_ids(corpora, sources, tmp_path):
-    again = data.build(tmp_path / "a", SIZES, local=sources, say=lambda line: None)
-    assert again == data.read_manifest(corpora)
+def test_a_build_is_a_function_of_its_seed_and_a_draw_of_its_problems_ids(built, sources, tmp_path):
+    again = corpora.build(tmp_path / "a", SIZES, local=sources, say=lambda line: None)
+    assert again == corpora.read_manifest(built)
     for entry in again["pools"].values():
-        assert (tmp_path / "a" / entry["file"]).read_bytes() == (corpora / entry["file"]).read_bytes()
-    other = data.build(tmp_path / "b", SIZES, seed=1, local=sources, say=lambda line: None)
+        assert (tmp_path / "a" / entry["file"]).read_bytes() == (built / entry["file"]).read_bytes()
+    other = corpora.build(tmp_path / "b", SIZES, seed=1, local=sources, say=lambda line: None)
     assert other["pools"]["joint"]["ids"] != again["pools"]["joint"]["ids"]
     problems = [Problem(str(i), "s") for i in range(50)]
-    order = [p.id for p in data.draw_order(problems, 0)]
-    assert [p.id for p in data.draw_order(problems[::-2], 0)] == [name for name in order if int(name) % 2]
+    order = [p.id for p in corpora.draw_order(problems, 0)]
+    assert [p.id for p in corpora.draw_order(problems[::-2], 0)] == [name for name in order if int(name) % 2]
 
 
-def test_the_same_build_again_does_nothing_and_another_one_is_refused(corpora, sources):
-    before = (corpora / "joint.jsonl").stat().st_mtime_ns
-    data.build(corpora, SIZES, local=sources, say=lambda line: None)
-    assert (corpora / "joint.jsonl").stat().st_mtime_ns == before
+def test_the_same_build_again_does_nothing_and_another_one_is_refused(built, sources):
+    before = (built / "joint.jsonl").stat().st_mtime_ns
+    corpora.build(built, SIZES, local=sources, say=lambda line: None)
+    assert (built / "joint.jsonl").stat().st_mtime_ns == before
     with pytest.raises(ValueError, match="another seed"):
-        data.build(corpora, SIZES, seed=5, local=sources)
+        corpora.build(built, SIZES, seed=5, local=sources)
 
 
 def test_a_row_of_another_schema_ends_the_build_with_its_place(sources, tmp_path):
     path = write_rows(tmp_path / "test.jsonl", [apps_row(0), {k: v for k, v in apps_row(1).items() if k != "question"}])
     with pytest.raises(ValueError, match="^apps test, row 1: a row of apps has another schema .no column 'question'"):
-        data.build(tmp_path / "out", SIZES, local=sources | {"apps": str(path.parent)}, say=lambda line: None)
+        corpora.build(tmp_path / "out", SIZES, local=sources | {"apps": str(path.parent)}, say=lambda line: None)
 
 
 def test_a_pool_that_comes_out_short_is_said_and_recorded(sources, tmp_path):
     said = []
-    manifest = data.build(tmp_path / "c", SIZES | {"warmup": 1000}, local=sources, say=said.append)
+    manifest = corpora.build(tmp_path / "c", SIZES | {"warmup": 1000}, local=sources, say=said.append)
     assert "warmup: only " in "\n".join(said) and manifest["pools"]["warmup"]["wanted"] == 1000
     said.clear()
-    data.build(tmp_path / "d", SIZES, local={k: v for k, v in sources.items() if k != "livecodebench"},
+    corpora.build(tmp_path / "d", SIZES, local={k: v for k, v in sources.items() if k != "livecodebench"},
                skip=["livecodebench"], say=said.append)
     assert "NOT cleaned against" in said[0] and not (tmp_path / "d" / "lcb.jsonl").exists()
 
 
-def test_private_tests_are_in_no_statement_and_public_ones_are_apart(corpora):
-    for p in data.load_problems(corpora / "lcb.jsonl"):
+def test_private_tests_are_in_no_statement_and_public_ones_are_apart(built):
+    for p in load_problems(built / "lcb.jsonl"):
         assert p.public_tests == p.tests[:1] and p.tests[1]["input"] not in p.statement
 
 
-def test_the_audit_of_a_clean_build_finds_nothing(corpora, tmp_path):
-    text, wrong = data.audit(corpora, tmp_path)
+def test_the_audit_of_a_clean_build_finds_nothing(built, tmp_path):
+    text, wrong = exposure.audit(built, tmp_path)
     assert wrong == [] and "YES" not in text
     assert "Joint CPPO rollout pool" in text and "3 removed as held out" in text
     for name in ("sft", "gate", "joint", "dev", "warmup"):
-        assert data.audit_pool(corpora / f"{name}.jsonl") == ""
+        assert exposure.audit_pool(built / f"{name}.jsonl") == ""
 
 
 @pytest.fixture
-def copied(corpora, tmp_path):
-    folder = tmp_path / "corpora"
+def copied(built, tmp_path):
+    folder = tmp_path / "built"
     folder.mkdir()
     for path in corpora.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
@@ -873,7 +873,7 @@ def copied(corpora, tmp_path):
 
 @pytest.mark.parametrize("leak", ["whole line", "new id", "statement in a label"])
 def test_the_audit_fails_if_a_component_saw_an_evaluation_problem(copied, tmp_path, leak):
-    stolen = data.load_problems(copied / "cc.jsonl")[0]
+    stolen = load_problems(copied / "cc.jsonl")[0]
     if leak == "statement in a label":
         path = write_rows(copied / "labels_train.jsonl",
                           [{"problem_id": "mine/1", "statement": stolen.statement, "plan": "A: x",
@@ -881,10 +881,10 @@ def test_the_audit_fails_if_a_component_saw_an_evaluation_problem(copied, tmp_pa
     else:
         stolen.id = stolen.id if leak == "whole line" else "cc/train/900"
         path = copied / "joint.jsonl"
-        data.save_problems(path, [*data.load_problems(path), stolen])
+        save_problems(path, [*load_problems(path), stolen])
     with pytest.raises(ValueError, match=r"holds 1 evaluation problem\(s\) among"):
-        data.audit_pool(path)
-    text, wrong = data.audit(copied, tmp_path)
+        exposure.audit_pool(path)
+    text, wrong = exposure.audit(copied, tmp_path)
     assert "YES, 1" in text and any("is held out as cc/valid/" in line for line in wrong)
 
 
@@ -898,7 +898,7 @@ def test_the_audit_looks_at_what_runs_were_given(copied, tmp_path):
     (runs / "X" / "eval").mkdir()
     flags = {"problems": str(copied / "cc.jsonl")}
     (runs / "X" / "eval" / "config.json").write_text(json.dumps({"flags": flags}))
-    _, wrong = data.audit(copied, runs)
+    _, wrong = exposure.audit(copied, runs)
     assert len(wrong) == 4 and all("lcb.jsonl" in line for line in wrong)
 
 
@@ -906,11 +906,11 @@ def test_the_audit_sees_changed_pools_and_labels_that_cross_the_split(copied, tm
     path = copied / "sft.jsonl"
     path.write_text(path.read_text() + "\n")
     with pytest.raises(ValueError, match="changed after the build"):
-        data.audit_pool(path)
+        exposure.audit_pool(path)
     row = {"problem_id": "cc/train/1", "statement": words(40, "z"), "plan": "A: x", "label": 1}
     write_rows(copied / "labels_train.jsonl", [row])
     write_rows(copied / "labels_val.jsonl", [row])
-    _, wrong = data.audit(copied, tmp_path)
+    _, wrong = exposure.audit(copied, tmp_path)
     assert [("changed" in line, "on both sides" in line) for line in wrong] == [(True, False), (False, True)]
 
 
@@ -921,20 +921,20 @@ def test_the_audit_sees_changed_pools_and_labels_that_cross_the_split(copied, tm
 def test_a_damaged_build_is_said_in_one_line(copied, tmp_path, capsys, file, text, said):
     (copied / file).write_text(text)
     with pytest.raises(SystemExit) as end:
-        data.main(["audit", "--corpora", str(copied), "--runs", str(tmp_path)])
+        corpora.main(["audit", "--corpora", str(copied), "--runs", str(tmp_path)])
     err = capsys.readouterr().err
     assert end.value.code == 2 and said in err and err.count("\n") == 1
 
 
-def test_a_file_outside_is_audited_against_the_corpora_or_warned_about(copied, corpora, tmp_path):
+def test_a_file_outside_is_audited_against_the_corpora_or_warned_about(copied, built, tmp_path):
     path = write_rows(tmp_path / "mine.jsonl",
                       [{"id": "mine", "statement": words(40, "mine"), "tests": [TEST]}])
-    assert "has no manifest" in data.audit_pool(path, tmp_path / "nowhere")
-    assert data.audit_pool(path, copied) == ""
-    write_rows(path, [{"id": "mine", "statement": data.load_problems(corpora / "apps.jsonl")[0].statement,
+    assert "has no manifest" in exposure.audit_pool(path, tmp_path / "nowhere")
+    assert exposure.audit_pool(path, copied) == ""
+    write_rows(path, [{"id": "mine", "statement": load_problems(built / "apps.jsonl")[0].statement,
                        "tests": [TEST]}])
     with pytest.raises(ValueError, match="found by hash"):
-        data.audit_pool(path, copied)
+        exposure.audit_pool(path, copied)
 
 
 @pytest.mark.parametrize("script, flag, row", [
@@ -942,12 +942,12 @@ def test_a_file_outside_is_audited_against_the_corpora_or_warned_about(copied, c
     ("train_rm", "--labels", {"plan": "A: x", "kind": "positive"})])
 def test_stages_1_and_2_refuse_what_the_audit_would_fail(copied, tmp_path, monkeypatch, capsys, script, flag, row):
     """Only the pools of stages 3 and 5 were checked once. The stolen statement has another id and white space."""
-    stolen = data.load_problems(copied / "cc.jsonl")[0].statement.replace(" ", "  ")
+    stolen = load_problems(copied / "cc.jsonl")[0].statement.replace(" ", "  ")
     clean = [{"problem_id": f"mine/{i}", "statement": words(40, i), "label": label} | row
              for i in range(8) for label in (0, 1)]             # a gold tuple has no use for labels
     write_rows(tmp_path / "val.jsonl", [x | {"problem_id": "mine/9", "statement": stolen} for x in clean[:2]])
     write_rows(tmp_path / "rows.jsonl", clean[2:])
-    monkeypatch.chdir(tmp_path)         # where `corpora` is the build
+    monkeypatch.chdir(tmp_path)         # where `built` is the build
     module = importlib.import_module(script)
     flags = ["--model", "nowhere", flag, str(tmp_path / "rows.jsonl")]
     for held_out, said in (([], "nowhere: no such folder"), (["--val", str(tmp_path / "val.jsonl")], "holds 1 evaluation")):
@@ -956,27 +956,27 @@ def test_stages_1_and_2_refuse_what_the_audit_would_fail(copied, tmp_path, monke
         assert end.value.code == 2 and re.search(said, capsys.readouterr().err)
 
 
-def test_the_default_pool_is_the_builds_file_and_an_absent_one_is_said(corpora):
-    assert data.default_pool("joint", corpora) == corpora / "joint.jsonl"
+def test_the_default_pool_is_the_builds_file_and_an_absent_one_is_said(built):
+    assert corpora.default_pool("joint", built) == built / "joint.jsonl"
     with pytest.raises(ValueError, match="without the pool 'nonsense'"):
-        data.default_pool("nonsense", corpora)
+        corpora.default_pool("nonsense", built)
 
 
 def test_the_commands_say_mistakes_in_one_line_and_fail_the_audit_with_status_1(copied, capsys, tmp_path):
-    data.save_problems(copied / "dev.jsonl", data.load_problems(copied / "cc.jsonl"))
+    save_problems(copied / "dev.jsonl", load_problems(copied / "cc.jsonl"))
     with pytest.raises(SystemExit) as end:
-        data.main(["audit", "--corpora", str(copied), "--runs", str(tmp_path)])
+        corpora.main(["audit", "--corpora", str(copied), "--runs", str(tmp_path)])
     out, err = capsys.readouterr()
     assert end.value.code == 1 and err.count("is held out as") == 3 and "Table 10" in out
     for wrong, said in ((["--local", "humaneval=x"], "unknown corpus 'humaneval'"),
                         (["--local", "apps"], "write CORPUS=PATH"), (["--joint", "-1"], "--joint -1"),
                         (["--skip", "humaneval"], "unknown corpus 'humaneval'")):
-        done = [sys.executable, str(ROOT / "data.py"), "build", "--out", str(tmp_path / "x"), *wrong]
+        done = [sys.executable, "-m", "prepare.corpora", "build", "--out", str(tmp_path / "x"), *wrong]
         if wrong[0] == "--joint":       # one of them as a command: it takes seconds to start
-            ended = subprocess.run(done, cwd=tmp_path, capture_output=True, text=True)
+            ended = subprocess.run(done, cwd=ROOT, capture_output=True, text=True)
             status, err = ended.returncode, ended.stderr
         else:
             with pytest.raises(SystemExit) as end:
-                data.main(done[2:])
+                corpora.main(done[3:])
             status, err = end.value.code, capsys.readouterr().err
         assert status == 2 and err.startswith("error: ") and said in err and err.count("\n") == 1

@@ -17,16 +17,17 @@ import pytest
 import ranks
 import tiny
 import torch
+from test_teacher import Server
 
-import common
-import data
 import gate
 import grpo
 import model
 import prompts
 import rollout
 import train_cppo
-from test_teacher import Server
+from lib import checkpoints, files, progress
+from lib import run as lib_run
+from lib.problems import Problem, save_problems
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = {"plan": "{statement} plan", "solve": "{statement} S: {strategy}", "direct": "{statement} solve",
@@ -39,9 +40,9 @@ def program(way: str) -> str:
     return f"```\nprint(int(input())+{way})\n```"
 
 
-def problems() -> list[data.Problem]:
+def problems() -> list[Problem]:
     """Each statement four times: with fewer problems it would be chance whether the toy model solves one at all."""
-    return [data.Problem(f"toy/{s}{copy}", s, tests=[{"input": f"{n}\n", "output": f"{n + int(way)}\n"} for n in (7, 9, 3)])
+    return [Problem(f"toy/{s}{copy}", s, tests=[{"input": f"{n}\n", "output": f"{n + int(way)}\n"} for n in (7, 9, 3)])
             for s, way in STATEMENTS.items() for copy in ("", 2, 3, 4)]
 
 
@@ -82,7 +83,7 @@ def world(tmp_path_factory):
     """A folder with base/ and random/ (Hugging Face folders), problems.jsonl and prompts.json."""
     folder = tmp_path_factory.mktemp("e2e")
     (folder / "prompts.json").write_text(json.dumps(SHORT))
-    data.save_problems(folder / "problems.jsonl", problems())
+    save_problems(folder / "problems.jsonl", problems())
     model.save(taught(tiny.qwen(folder / "random"), 100, 16, 3e-3), folder / "base", tiny.tokenizer())
     return folder
 
@@ -114,7 +115,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_stage_5_teaches_planner_and_solver_and_leaves_a_folder_that_loads(run, world, capsys, monkeypatch):
-    monkeypatch.setattr(common, "PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "PROGRESS_SECONDS", 0.0)
     status, stage = run("--steps", "3", "--use-every", "1", "--show-every", "2")
     said = capsys.readouterr()
     assert status == 0 and "audit:" in said.out and "rows done" in said.err and "of the slots idle" in said.err
@@ -291,7 +292,7 @@ def test_a_gate_refresh_appends_labels_and_keeps_the_old_gate_if_the_new_one_fai
     # stopped in a refresh: the step before it is kept, and the refresh is made when the run goes on
     pool = (stage / "gate_pool" / "000001.jsonl").read_text()
     with monkeypatch.context() as stopping:
-        stopping.setattr(common, "stop_flag", lambda: lambda: (stage / "step_000001").exists())
+        stopping.setattr(lib_run, "stop_flag", lambda: lambda: (stage / "step_000001").exists())
         assert run(*flags, "--fresh", "--save-every", "1")[0] == 143
     assert not (stage / "gate_000001").exists() and run(*flags)[0] == 0
     assert (stage / "gate_pool" / "000001.jsonl").read_text() == pool and read(stage / "gate.jsonl")[0] == refresh
@@ -353,7 +354,7 @@ def kill_and_start_again(argv: list[str], stage: Path, kills: int, seed: int) ->
             time.sleep(rng.uniform(0, 0.12))
             os.kill(pid, signal.SIGKILL)
         assert ranks.wait([pid]) == [-signal.SIGKILL if blow else 0]
-        assert all((c / "state.json").exists() for c in stage.glob("step_*") if not c.name.endswith(common.PARTIAL))
+        assert all((c / "state.json").exists() for c in stage.glob("step_*") if not c.name.endswith(files.PARTIAL))
 
 
 def test_killed_at_random_moments_a_run_ends_as_if_it_had_never_stopped(run, world, tmp_path):
@@ -369,10 +370,10 @@ def test_killed_at_random_moments_a_run_ends_as_if_it_had_never_stopped(run, wor
 
 
 def test_sigterm_in_the_audit_or_while_verdicts_are_awaited_ends_both(run, capsys, monkeypatch):
-    monkeypatch.setattr(common, "stop_flag", lambda: lambda: True)
+    monkeypatch.setattr(lib_run, "stop_flag", lambda: lambda: True)
     status, stage = run("--steps", "1")
     assert status == 143 and "stopped in the audit" in capsys.readouterr().out
-    assert not (stage / "audit.jsonl").exists() and not common.newest_checkpoint(stage), "the audit is still to be made"
+    assert not (stage / "audit.jsonl").exists() and not checkpoints.newest_checkpoint(stage), "the audit is still to be made"
     branch = rollout.Branch([1], 1, None, "while True: pass", verdict=Future())
     with pytest.raises(rollout.Abandoned):
         train_cppo.Judge(None, False, lambda: True).settle([branch])
@@ -392,5 +393,5 @@ def test_sigterm_ends_a_run_with_a_checkpoint_from_which_it_goes_on(run, capsys)
     status, stage = run("--steps", "1000", "--save-every", "1000", "--skip-audit")
     signal.signal(signal.SIGTERM, handler)
     assert status == 143 and time.time() - asked[0] < 25 and "goes on from there" in capsys.readouterr().out
-    newest = common.newest_checkpoint(stage)
+    newest = checkpoints.newest_checkpoint(stage)
     assert json.loads((newest / "state.json").read_text())["step"] == len(read(stage / "metrics.jsonl")) < 1000

@@ -5,14 +5,13 @@ from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
-
-import attempts
-import common
-import evaluate
-import metrics
 import ranks
 import tiny
-from data import Problem, load_problems, save_problems
+
+import evaluate
+from lib import files, metrics
+from lib.problems import Problem, load_problems, save_problems
+from paper import attempts
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +172,7 @@ def test_attempts_made_in_another_way_are_not_mixed_or_written_over(tmp_path, po
 def test_of_a_hub_id_the_snapshot_is_hashed(pool, checkpoint, monkeypatch):
     monkeypatch.setattr(evaluate.model, "find", lambda name, revision: checkpoint if (name, revision) == ("a/b", "v2") else None)
     setting = evaluate.made_with(evaluate.parse_args(["--model", "a/b", "--revision", "v2", "--method", "direct"]), "fp32")
-    assert setting["model_sha256"] == common.tree_hash(checkpoint) != "" and setting["revision"] == "v2"
+    assert setting["model_sha256"] == files.tree_hash(checkpoint) != "" and setting["revision"] == "v2"
 
 
 @pytest.mark.parametrize("argv, told", [

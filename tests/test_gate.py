@@ -16,12 +16,13 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import common
 import gate
 import model
 import prompts
 import train_rm
 from gate import Gate, Label
+from lib import run as lib_run
+from paper import gate_report
 
 
 def scored(n: int, seed: int, values: int) -> tuple[list[float], list[int]]:
@@ -153,17 +154,17 @@ def run(tmp_path) -> Path:
 
 
 def test_decisions_are_read_from_labels_samples_and_attempts(run):
-    judged, solved = gate.read_decisions(run / "cppo/samples.jsonl")
+    judged, solved = gate_report.read_decisions(run / "cppo/samples.jsonl")
     assert judged == [(0.9, 1), (0.8, 1), (0.2, 0), (0.1, 1), (0.1, 0), (None, 0)]
     assert solved == [(0.9, 1), (0.8, 0), (0.2, 1), (0.1, 0), (0.1, 0), (None, 0)]
-    assert gate.read_decisions(run / "cppo/eval/lcb-tuple.jsonl") == ([], [(0.9, 1), (0.4, 1), (None, 0)])
-    assert gate.read_decisions(run / "gate/final/labels_val.jsonl") == ([(0.7, 1), (0.7, 0), (0.3, 0)], [])
+    assert gate_report.read_decisions(run / "cppo/eval/lcb-tuple.jsonl") == ([], [(0.9, 1), (0.4, 1), (None, 0)])
+    assert gate_report.read_decisions(run / "gate/final/labels_val.jsonl") == ([(0.7, 1), (0.7, 0), (0.3, 0)], [])
 
 
 def test_a_run_is_diagnosed_at_any_tau(run, capsys):
     """By hand at tau 0.5: of the parsed two of three valid tuples are accepted and none of two faulty; of all six tuples
     accepted are one solved and one failed, rejected one solved and three failed. AUC: 4.5 of 6 pairs, 5 of 6."""
-    gate.main([str(run), "--tau", "0.5"])
+    gate_report.main([str(run), "--tau", "0.5"])
     attempts, samples, labels = capsys.readouterr().out.strip().split("\n\n")
     assert "against the judge: AUC 0.750; 1 of 3 tuples are valid" in labels and "solver" not in labels
     assert "against the judge: AUC 0.750; 3 of 5 tuples are valid, 1 more do not parse" in samples
@@ -179,12 +180,12 @@ def test_a_run_is_diagnosed_at_any_tau(run, capsys):
 def test_a_file_without_decisions_is_said(tmp_path, capsys, text, said):
     (tmp_path / "x.jsonl").write_text(text)
     if said is None:
-        gate.main([str(tmp_path / "x.jsonl")])
+        gate_report.main([str(tmp_path / "x.jsonl")])
         assert "no p(Pass) in it" in capsys.readouterr().out
     for path, complaint in ((tmp_path / "x.jsonl", said), (tmp_path, "holds none of"), (tmp_path / "none", "No such file")):
         if complaint:
             with pytest.raises(SystemExit) as end:
-                gate.main([str(path)])
+                gate_report.main([str(path)])
             err = capsys.readouterr().err
             assert end.value.code == 2 and complaint in err and err.count("\n") == 1
 
@@ -452,7 +453,7 @@ def test_a_gate_that_learned_is_accepted_and_loads_and_says_what_it_is(folder, r
     assert card["rule_gate"]["auc"] == 0.5                            # no plan of these parses
     judge, val = Gate.load(final), gate.load_labels(final / "labels_val.jsonl")
     p = judge.p_pass([(x, x.plan) for x in val])
-    assert [x for x, _ in gate.read_decisions(final / "labels_val.jsonl")[0]] == pytest.approx(p, rel=1e-6)
+    assert [x for x, _ in gate_report.read_decisions(final / "labels_val.jsonl")[0]] == pytest.approx(p, rel=1e-6)
     assert judge.tau == card["tau"] == gate.choose_tau(p, [x.label for x in val]) and len(val) == 20
     assert gate.acceptance(p, [x.label for x in val], judge.tau)["recall"] >= 0.95
     assert not any(w.requires_grad for w in judge.module.parameters())
@@ -502,7 +503,7 @@ def undisturbed(folder, tmp_path_factory):
 @pytest.mark.parametrize("how, at", [("crash", 5), ("SIGTERM", 9), ("crash", "acceptance")])
 def test_a_run_cut_off_anywhere_ends_bit_for_bit_like_one_that_was_not(
         folder, runs, undisturbed, monkeypatch, how, at):
-    write, arguments = common.Log.write, ("--epochs", "2", "--save-every", "2")
+    write, arguments = lib_run.Log.write, ("--epochs", "2", "--save-every", "2")
 
     def cut(self, name, record):
         write(self, name, record)
@@ -515,7 +516,7 @@ def test_a_run_cut_off_anywhere_ends_bit_for_bit_like_one_that_was_not(
         raise Crash
 
     with monkeypatch.context() as patched:
-        patched.setattr(common.Log, "write", cut)
+        patched.setattr(lib_run.Log, "write", cut)
         if at == "acceptance":
             patched.setattr(train_rm, "table", crash)
         if how == "crash":

@@ -11,9 +11,9 @@ import ranks
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import common
 import grpo
 import model
+from lib import run as lib_run
 
 VOCAB, LIMIT, TEMPERATURE = 96, 90, 0.8         # ids from LIMIT on are padding of the vocabulary
 CONFIG = dict(vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
@@ -494,7 +494,7 @@ def test_the_sampler_is_refreshed_in_the_same_storage_and_keeps_its_fp32_parts()
 
 def work(out):
     """What each rank of the two-rank tests does; the main one writes down the results."""
-    group = common.setup(threads=1)
+    group = lib_run.setup(threads=1)
     rows, found = some_rows(), {}
     uneven = {0: rows[:3], 1: rows[3:]}[group.rank] if group.world == 2 else rows
     for dtype in TOLERANCE:

@@ -5,11 +5,11 @@ import json
 from contextlib import nullcontext
 
 import pytest
+import tiny
 import torch
 
-import memory
 import model
-import tiny
+from lib import memory
 
 SIZES = dict(prompt_tokens=70, new_tokens=40, token_budget=400, slots=4)
 

@@ -9,8 +9,8 @@ import pytest
 
 import evaluate
 import prompts
-from data import Problem, outcome_hash
-from methods import METHODS, Grader, Setting, attempts_at, spread
+from lib.problems import Problem, outcome_hash
+from rivals.methods import METHODS, Grader, Setting, attempts_at, spread
 from rollout import Sample
 from verifier import Verdict
 

@@ -6,8 +6,8 @@ from math import comb, exp, isnan
 import numpy as np
 import pytest
 
-import metrics
 import prompts
+from lib import metrics
 
 ZIPF = [1 / i for i in range(1, 9)]
 POSTERIORS = [[0.25] * 4, [0.4, 0.3, 0.2, 0.1], [0.5, 0.2, 0.1, 0.1, 0.05, 0.05], [0.9, 0.05, 0.03],

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import data
 import evaluate
-import metrics
-import tables
+from lib import metrics
+from lib.problems import outcome_hash
 from miniature import reproduce, results, world
 from miniature.reproduce import Job, Queue
+from paper import tables
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -114,7 +114,7 @@ def write_attempts(path: Path, stage: str, method: str, problems: list, chosen) 
     for problem in problems:
         posterior = world.understand(problem.statement).posterior
         for i, combo in enumerate(chosen(sorted(posterior, key=posterior.get, reverse=True))):
-            outcome = data.outcome_hash(list(world.outcome(combo)))
+            outcome = outcome_hash(list(world.outcome(combo)))
             rows.append({"problem_id": problem.id, "tuple": 0 if method == "tuple" else i, "index": i, "status": "wrong_answer",
                          "strategy": world.say(combo, rng) if method == "tuple" else None, "program": world.program(combo),
                          "outcome": outcome, "posterior": problem.classes[outcome], "answer": None})
@@ -151,7 +151,7 @@ def test_the_whole_queue_in_small_survives_a_kill_and_ends_in_results(tmp_path):
     for path in ROOT.iterdir():         # a tree of its own, for runs/ and results
         if path.name not in ("runs", "corpora", ".git"):
             (tmp_path / path.name).symlink_to(path)
-    command = [sys.executable, "miniature/reproduce.py", "--quick", "--name", "smoke"]
+    command = [sys.executable, "-m", "miniature.reproduce", "--quick", "--name", "smoke"]
     env = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     first = subprocess.Popen(command, cwd=tmp_path, env=env)
     while not (tmp_path / "runs/smoke-seed0/sft").exists():

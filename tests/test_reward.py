@@ -6,8 +6,8 @@ from math import comb, log
 import pytest
 import torch
 
-from reward import (UPSKILL_ALPHA, outcome_reward, planner_reward, set_advantages, skill_information,
-                    upskill_reward)
+from reward import outcome_reward, planner_reward
+from rivals.advantages import UPSKILL_ALPHA, set_advantages, skill_information, upskill_reward
 
 TOLERANCE = 1e-9
 

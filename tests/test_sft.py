@@ -19,8 +19,6 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import common
-import data
 import gate
 import grpo
 import model
@@ -28,10 +26,13 @@ import prompts
 import rollout
 import train_rm
 import train_sft
+from lib import checkpoints
+from lib import run as lib_run
+from lib.problems import Problem
 
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = "sort count scan hash sum split merge walk fold greedy stack queue".split()
-ONE = common.Ranks(0, 1, torch.device("cpu"))
+ONE = lib_run.Ranks(0, 1, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,7 @@ def equal_bits(a: dict, b: dict) -> bool:
 
 # ---------------------------------------------------------------------------------------- rows
 
-PROBLEM = data.Problem("q", "Sum {x} numbers.")
+PROBLEM = Problem("q", "Sum {x} numbers.")
 PLAN = ["Sort them.", "Count each.", "Use a heap.", "Scan once."]
 
 
@@ -164,7 +165,7 @@ def sample_rows(folder: Path, n: int) -> tuple:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     rng = random.Random(1)
     strategy = lambda: " ".join(rng.choices(WORDS, k=rng.randint(1, 9)))
-    problem = lambda: data.Problem("q", "x" * rng.randint(1, 60))
+    problem = lambda: Problem("q", "x" * rng.randint(1, 60))
     return tokenizer, [train_sft.make_row(tokenizer, problem(), "", [strategy() for _ in range(4)], False)
                        for _ in range(n)]
 
@@ -253,7 +254,7 @@ def undisturbed(folder, tmp_path_factory):
 def test_a_run_cut_off_at_any_step_ends_bit_for_bit_like_one_that_was_not(
         folder, runs, undisturbed, monkeypatch, how, at):
     gold_file(runs / "val.jsonl", 3, seed=1)
-    write = common.Log.write
+    write = lib_run.Log.write
 
     def cut(self, name, record):
         write(self, name, record)
@@ -263,7 +264,7 @@ def test_a_run_cut_off_at_any_step_ends_bit_for_bit_like_one_that_was_not(
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patched:
-        patched.setattr(common.Log, "write", cut)
+        patched.setattr(lib_run.Log, "write", cut)
         if how == "crash":
             with pytest.raises(Crash):
                 train(arguments(folder, runs, *RESUMABLE))
@@ -296,8 +297,8 @@ def test_steps_without_a_finite_gradient_are_skipped_and_three_end_the_run(folde
     assert train(arguments(folder, runs, "--save-every", "1")) == 1
     assert "3 steps in a row" in capsys.readouterr().err
     assert [(row["loss"], row["skipped"]) for row in metrics(runs / "runs/r/sft")] == [(None, 1)] * 3
-    path, module = common.newest_checkpoint(runs / "runs/r/sft"), model.load(folder)
-    common.load_checkpoint(path, module, grpo.make_optimizer(module, 1.0))
+    path, module = checkpoints.newest_checkpoint(runs / "runs/r/sft"), model.load(folder)
+    checkpoints.load_checkpoint(path, module, grpo.make_optimizer(module, 1.0))
     assert equal_bits(module.state_dict(), before)
 
 

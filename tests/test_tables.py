@@ -9,15 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 
-import attempts
-import diversity
-import metrics
-import paper
-import tables
-import tiny
-from data import Problem, save_problems
+from lib import metrics
+from lib.problems import Problem, save_problems
+from paper import attempts, diversity, tables
+from paper import numbers as paper
 
 PROBLEMS = [f"p{i:02}" for i in range(30)]
 WORDS = "sort scan hash greedy table graph count prefix stack merge".split()

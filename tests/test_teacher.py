@@ -15,12 +15,11 @@ from pathlib import Path
 
 import pytest
 
-import ask
-import data
 import gate
 import prompts
-import teacher
-from data import Problem
+from lib import files
+from lib.problems import Problem, save_problems
+from prepare import ask, corpora, teacher
 
 ROOT = Path(__file__).resolve().parent.parent
 K, N = 4, 6
@@ -342,13 +341,13 @@ def test_keys_come_from_the_environment_and_options_change_the_request(tmp_path,
 
 
 def command(*args, **options):
-    return [sys.executable, str(ROOT / "teacher.py"),
+    return [sys.executable, "-m", "prepare.teacher",
             *map(str, args)], {"cwd": ROOT, "text": True, "stderr": subprocess.PIPE,
                                "stdout": subprocess.PIPE, **options}
 
 
 def test_a_killed_run_continues_where_it_was_and_pays_for_nothing_twice(tmp_path):
-    data.save_problems(tmp_path / "pool.jsonl", PROBLEMS)
+    save_problems(tmp_path / "pool.jsonl", PROBLEMS)
     enough = threading.Event()
 
     def reply(text, seed):
@@ -547,7 +546,7 @@ def test_a_local_models_replies_do_not_depend_on_what_else_is_asked(tmp_path):
 # --------------------------------------------------------------------------------------------------- commands
 
 def test_rules_alone_run_both_commands_and_the_trainers_read_the_files(tmp_path, capsys):
-    data.save_problems(tmp_path / "pool.jsonl", PROBLEMS)
+    save_problems(tmp_path / "pool.jsonl", PROBLEMS)
     common = ["--teacher", "rule", "--judge", "rule", "--problems", str(tmp_path / "pool.jsonl"), "--out",
               str(tmp_path)]
     teacher.main(["gold", "--gold", "5", *common])
@@ -582,7 +581,7 @@ def test_rules_alone_run_both_commands_and_the_trainers_read_the_files(tmp_path,
      "a planner is a model or an endpoint"),
 ])
 def test_a_wrong_flag_is_said_in_one_line(tmp_path, capsys, flags, said):
-    data.save_problems(tmp_path / "pool.jsonl", PROBLEMS)
+    save_problems(tmp_path / "pool.jsonl", PROBLEMS)
     with pytest.raises(SystemExit) as end:
         teacher.main([*flags, "--problems", str(tmp_path / "pool.jsonl"), "--out", str(tmp_path)])
     err = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning: ")]
@@ -590,7 +589,7 @@ def test_a_wrong_flag_is_said_in_one_line(tmp_path, capsys, flags, said):
 
 
 def test_unanswered_requests_end_in_status_1_and_say_how_to_go_on(tmp_path, capsys):
-    data.save_problems(tmp_path / "pool.jsonl", PROBLEMS)
+    save_problems(tmp_path / "pool.jsonl", PROBLEMS)
 
     def reply(text, seed):
         assert text != prompts.teacher(PROBLEMS[0], N), "a wrong reply"
@@ -605,11 +604,11 @@ def test_unanswered_requests_end_in_status_1_and_say_how_to_go_on(tmp_path, caps
 
 def test_the_teacher_is_never_shown_an_evaluation_problem(tmp_path, capsys):
     np = pytest.importorskip("numpy")
-    data.save_problems(tmp_path / "sft.jsonl", PROBLEMS)
-    data.save_lines(tmp_path / data.HELD_OUT, [{"id": "lcb/x", "statement": PROBLEMS[4].statement.upper(),
+    save_problems(tmp_path / "sft.jsonl", PROBLEMS)
+    files.save_lines(tmp_path / corpora.HELD_OUT, [{"id": "lcb/x", "statement": PROBLEMS[4].statement.upper(),
                                                 "ids": {}}])
-    np.save(tmp_path / data.BOILERPLATE_FILE, np.empty(0, np.uint64))
-    (tmp_path / data.MANIFEST).write_text(json.dumps({"pools": {"sft": {"file": "sft.jsonl"}}}))
+    np.save(tmp_path / corpora.BOILERPLATE_FILE, np.empty(0, np.uint64))
+    (tmp_path / corpora.MANIFEST).write_text(json.dumps({"pools": {"sft": {"file": "sft.jsonl"}}}))
     with pytest.raises(SystemExit) as end:
         teacher.main(["gold", "--teacher", "rule", "--judge", "rule", "--out", str(tmp_path)])
     assert end.value.code == 2 and "holds 1 evaluation problem(s)" in capsys.readouterr().err

@@ -8,6 +8,7 @@ import torch
 import grpo
 import reward
 from miniature import testbed
+from rivals import advantages
 
 
 def test_the_gradient_of_pass_at_k_equals_autograd_for_the_direct_policy():
@@ -60,7 +61,7 @@ def test_enumerated_mean_and_variance_agree_with_the_sampled_estimator(name):
     mean, variance = testbed.enumerate_estimator(name, testbed.N, q, right, scores, p)
     truth = torch.multinomial(p, draws, replacement=True)
     wrote = torch.multinomial(q, draws * testbed.N, replacement=True).view(draws, testbed.N)
-    a = reward.set_advantages(name, (wrote == truth[:, None]).double(), testbed.K)
+    a = advantages.set_advantages(name, (wrote == truth[:, None]).double(), testbed.K)
     estimates = (a[..., None] * scores[wrote]).sum(1) / (1 if name == "pkpo" else testbed.N)
     standard_error = estimates.std(0) / draws ** 0.5
     assert ((estimates.mean(0) - mean).abs() < 4.5 * standard_error).all()

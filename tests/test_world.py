@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-import data
 import prompts
+from lib.problems import load_problems, outcome_hash
 from miniature import world
 
 FROZEN = "c0c81a0bb86b1301"      # change it only together with every published number
@@ -21,7 +21,7 @@ def test_the_world_is_frozen_and_its_command_writes_the_files_that_the_stages_re
     ran = subprocess.run(command, capture_output=True, text=True)
     assert ran.returncode == 0 and FROZEN in ran.stdout
     for split in ("train", "dev", "heldout"):
-        read = data.load_problems(tmp_path / f"{split}.jsonl")
+        read = load_problems(tmp_path / f"{split}.jsonl")
         assert len(read) == world.SIZES[split]
         assert read == world.problems(split)
     for name in ("gold", "labels_train", "labels_val"):
@@ -45,14 +45,14 @@ def test_a_program_hits_at_most_one_class_of_a_statement_and_the_truth_is_one():
             assert 4 <= len(p.classes) <= 9
             assert sum(p.classes.values()) == pytest.approx(1)
             assert 2 <= max(p.classes.values()) / min(p.classes.values()) <= 2.5
-            assert data.outcome_hash([t["output"] for t in p.tests]) in p.classes
+            assert outcome_hash([t["output"] for t in p.tests]) in p.classes
 
 
 def test_truths_are_drawn_from_the_posterior():
     """The likeliest class is the truth as often as it says: three standard errors over 1200 problems."""
     train = world.problems("train")
     ranks = [sorted(p.classes.values(), reverse=True) for p in train]
-    truths = [p.classes[data.outcome_hash([t["output"] for t in p.tests])] for p in train]
+    truths = [p.classes[outcome_hash([t["output"] for t in p.tests])] for p in train]
     hit = [t == r[0] for t, r in zip(truths, ranks)]
     expected = sum(r.count(r[0]) * r[0] for r in ranks) / len(ranks)
     assert abs(sum(hit) / len(hit) - expected) < 3 * (expected * (1 - expected) / len(hit)) ** 0.5

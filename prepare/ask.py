@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import prompts
+from lib import files
 
 T = TypeVar("T")
 ATTEMPTS = 3                # how often a text is asked whose replies cannot be parsed
@@ -161,7 +162,6 @@ class LocalModel:
         import torch
         import transformers
 
-        import common
         import model
 
         if device == "auto":
@@ -170,7 +170,7 @@ class LocalModel:
         self.module = model.load(path, dtype=dtype, device=device).eval().requires_grad_(False)
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(path)
         self.max_new_tokens, self.temperature, self.slots = max_new_tokens, temperature, slots
-        self.identity = {"model": str(path), "sha256": common.tree_hash(path),
+        self.identity = {"model": str(path), "sha256": files.tree_hash(path),
                          "max_new_tokens": max_new_tokens, "temperature": temperature}
 
     def answers(self, texts: Sequence[str], attempt: int,
@@ -216,7 +216,7 @@ class Cache:
 
 
 def silent(items: Iterable[T], desc: str, total: int) -> Iterable[T]:
-    """No progress shown; `common.progress` shows it."""
+    """No progress shown; `progress.progress` shows it."""
     return items
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-import metrics
+from lib import metrics
 
 # attempts at a problem are independent draws of one distribution: pass@k has an unbiased estimate
 INDEPENDENT = ("direct", "plan-and-solve", "sketch", "self-consistency", "tuple-iid")

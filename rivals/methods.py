@@ -30,10 +30,10 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
-import metrics
 import prompts
-from data import Problem, outcome_hash, verifier_item
 from gate import Gate, RuleGate
+from lib import metrics
+from lib.problems import Problem, outcome_hash, verifier_item
 from rollout import Engine, Job, Sample
 from verifier import Verifier
 

@@ -16,9 +16,10 @@ import pytest
 import ranks
 import torch
 
-import common
 import grpo
 import model
+from lib import checkpoints, errors, files, progress
+from lib import run as lib_run
 
 CONFIG = dict(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
               num_attention_heads=2, num_key_value_heads=1, head_dim=16,
@@ -47,14 +48,14 @@ def rows_of_step(step, rank, world):
 def small_run(folder, steps, phase):
     """A stage as the training scripts have it: rollout, update, log, checkpoint, final weights. `phase` is
     for the observer: a byte, the place in PHASES."""
-    group = common.setup(seed=0, device="cpu")
-    stop = common.stop_flag()
+    group = lib_run.setup(seed=0, device="cpu")
+    stop = lib_run.stop_flag()
     policy = grpo.shard(model.build(CONFIG), torch.float32)
     reference = grpo.shard(model.build(CONFIG, seed=1).requires_grad_(False), torch.float32)
     optimizer = grpo.make_optimizer(policy, 1e-2, weight_decay=0.1)
-    newest = common.newest_checkpoint(folder)
-    state = common.load_checkpoint(newest, policy, optimizer) if newest else {"step": 0, "logs": {}}
-    log = common.Log(folder, state["logs"], group)
+    newest = checkpoints.newest_checkpoint(folder)
+    state = checkpoints.load_checkpoint(newest, policy, optimizer) if newest else {"step": 0, "logs": {}}
+    log = lib_run.Log(folder, state["logs"], group)
     step, stopped = state["step"], False
     while step < steps and not stopped:
         phase[0] = 1
@@ -66,16 +67,16 @@ def small_run(folder, steps, phase):
         if not stopped:
             phase[0] = 2
             metrics = grpo.update(policy, reference, optimizer, rows_of_step(step, group.rank, group.world),
-                                  lr=common.warmup(1e-2, step, 3))
+                                  lr=lib_run.warmup(1e-2, step, 3))
             log.write("metrics", {"step": step, **metrics})
             for rank in group.gather(group.rank):
                 log.write("samples", {"step": step, "rank": rank})
             step += 1
         phase[0] = 3
-        common.save_checkpoint(folder, step, policy, optimizer, {"logs": log.offsets()}, keep=2)
+        checkpoints.save_checkpoint(folder, step, policy, optimizer, {"logs": log.offsets()}, keep=2)
     whole = {n: p.full_tensor() if hasattr(p, "full_tensor") else p for n, p in policy.named_parameters()}
     if group.main and not stopped:
-        with common.published(folder / "final") as aside:
+        with files.published(folder / "final") as aside:
             torch.save(whole, aside / "weights.pt")
     phase[0] = 4
 
@@ -132,14 +133,14 @@ def assert_undisturbed(folder, blows):
     steps = steps_of(blows)
     assert logs == logs_whole and [line["step"] for line in logs[0]] == list(range(steps))
     assert all(torch.equal(weights[name], weights_whole[name]) for name in weights_whole)
-    assert not list((folder / "hurt").glob(f"*{common.PARTIAL}")), "something half-written was left"
-    assert [int(path.name[5:]) for path in common.checkpoints(folder / "hurt")] == [steps - 1, steps]
+    assert not list((folder / "hurt").glob(f"*{files.PARTIAL}")), "something half-written was left"
+    assert [int(path.name[5:]) for path in checkpoints.checkpoints(folder / "hurt")] == [steps - 1, steps]
 
 
 @pytest.fixture
 def alone():
     """A process group of one, as plain python has it, gone again after the test."""
-    yield common.setup(seed=0, device="cpu")
+    yield lib_run.setup(seed=0, device="cpu")
     torch.distributed.destroy_process_group()
 
 
@@ -181,7 +182,7 @@ def test_a_checkpoint_of_two_ranks_is_resumed_by_one(alone, hurt):
     """The shards of both put together are the weights that the two wrote as final."""
     policy, optimizer = trained(0, seed=1)
     folder = hurt[0] / "2" / "whole"
-    state = common.load_checkpoint(common.newest_checkpoint(folder), policy, optimizer)
+    state = checkpoints.load_checkpoint(checkpoints.newest_checkpoint(folder), policy, optimizer)
     final = outcome(folder)[0]
     assert state["step"] == 8 and all(torch.equal(p, final[name]) for name, p in policy.named_parameters())
     assert all(moments["exp_avg"].any() for moments in optimizer.state.values())
@@ -201,9 +202,9 @@ def test_twenty_kills_strike_everywhere_and_change_nothing(tmp_path, world):
 
 def test_weights_and_moments_come_back_exactly_with_what_was_put_beside_them(alone, tmp_path):
     policy, optimizer = trained(2)
-    common.save_checkpoint(tmp_path, 2, policy, optimizer, {"phase": "x", "logs": {"metrics.jsonl": 7}})
+    checkpoints.save_checkpoint(tmp_path, 2, policy, optimizer, {"phase": "x", "logs": {"metrics.jsonl": 7}})
     other = trained(0, seed=1)
-    state = common.load_checkpoint(common.newest_checkpoint(tmp_path), *other)
+    state = checkpoints.load_checkpoint(checkpoints.newest_checkpoint(tmp_path), *other)
     assert state == {"step": 2, "phase": "x", "logs": {"metrics.jsonl": 7}}
     assert torch.equal(everything(*other), everything(policy, optimizer))
     assert other[1].param_groups[0]["lr"] == 1e-2
@@ -212,9 +213,9 @@ def test_weights_and_moments_come_back_exactly_with_what_was_put_beside_them(alo
 def test_a_checkpoint_before_the_first_step_counts_none(alone, tmp_path):
     """SIGTERM in the first rollout. torch makes AdamW's moments by a step of its own, which would be Adam's first."""
     policy, optimizer = trained(0)
-    common.save_checkpoint(tmp_path, 0, policy, optimizer, {})
+    checkpoints.save_checkpoint(tmp_path, 0, policy, optimizer, {})
     other = trained(0, seed=1)
-    common.load_checkpoint(common.newest_checkpoint(tmp_path), *other)
+    checkpoints.load_checkpoint(checkpoints.newest_checkpoint(tmp_path), *other)
     want = trained(1)
     for pair in ((policy, optimizer), other):
         grpo.update(pair[0], None, pair[1], rows_of_step(0, 0, 1))
@@ -223,24 +224,24 @@ def test_a_checkpoint_before_the_first_step_counts_none(alone, tmp_path):
 
 def test_only_complete_checkpoints_count_and_the_newest_are_kept(alone, tmp_path):
     policy, optimizer = trained()
-    (tmp_path / f"step_000099{common.PARTIAL}").mkdir(parents=True)     # died while writing
+    (tmp_path / f"step_000099{files.PARTIAL}").mkdir(parents=True)     # died while writing
     (tmp_path / "step_000098").mkdir()                                  # no state.json: nothing we wrote
     for step in (1, 2, 9, 1000000):
-        common.save_checkpoint(tmp_path, step, policy, optimizer, {}, keep=2)
-    assert [p.name for p in common.checkpoints(tmp_path)] == ["step_000009", "step_1000000"]
-    assert common.newest_checkpoint(tmp_path).name == "step_1000000"
-    assert not list(tmp_path.glob(f"*{common.PARTIAL}"))
-    common.save_checkpoint(tmp_path, 1000001, policy, optimizer, {}, keep=0)
-    assert len(common.checkpoints(tmp_path)) == 3 and common.newest_checkpoint(tmp_path / "none") is None
+        checkpoints.save_checkpoint(tmp_path, step, policy, optimizer, {}, keep=2)
+    assert [p.name for p in checkpoints.checkpoints(tmp_path)] == ["step_000009", "step_1000000"]
+    assert checkpoints.newest_checkpoint(tmp_path).name == "step_1000000"
+    assert not list(tmp_path.glob(f"*{files.PARTIAL}"))
+    checkpoints.save_checkpoint(tmp_path, 1000001, policy, optimizer, {}, keep=0)
+    assert len(checkpoints.checkpoints(tmp_path)) == 3 and checkpoints.newest_checkpoint(tmp_path / "none") is None
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):
-    with pytest.raises(RuntimeError), common.published(tmp_path / "final") as aside:
+    with pytest.raises(RuntimeError), files.published(tmp_path / "final") as aside:
         (aside / "a").write_text("half")
         raise RuntimeError
     assert not (tmp_path / "final").exists()
     for text in ("one", "two"):
-        with common.published(tmp_path / "final") as aside:
+        with files.published(tmp_path / "final") as aside:
             (aside / "a").write_text(text)
     assert (tmp_path / "final" / "a").read_text() == "two" and len(list(tmp_path.iterdir())) == 1
 
@@ -249,13 +250,13 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
 # Logs, folders, flags, errors
 
 def test_logs_are_cut_to_where_the_checkpoint_was(alone, tmp_path):
-    log = common.Log(tmp_path, {}, alone)
+    log = lib_run.Log(tmp_path, {}, alone)
     log.write("metrics", {"step": 0, "loss": float("nan"), "name": "ä"})
     offsets = log.offsets()
     log.write("metrics", {"step": 1})
     log.write("samples", {"step": 1})               # after the checkpoint, like the line above
     (tmp_path / "labels.jsonl").write_text("not ours")
-    log = common.Log(tmp_path, offsets, alone)
+    log = lib_run.Log(tmp_path, offsets, alone)
     for name in ("metrics", "samples"):
         log.write(name, {"step": 1})
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
@@ -264,11 +265,11 @@ def test_logs_are_cut_to_where_the_checkpoint_was(alone, tmp_path):
     assert (tmp_path / "labels.jsonl").read_text() == "not ours"
     os.truncate(tmp_path / "metrics.jsonl", 3)
     with pytest.raises(ValueError, match="--fresh"):
-        common.Log(tmp_path, offsets, alone)
+        lib_run.Log(tmp_path, offsets, alone)
 
 
 def test_only_the_main_rank_writes(tmp_path):
-    log = common.Log(tmp_path / "a", {}, common.Ranks(1, 2, torch.device("cpu")))
+    log = lib_run.Log(tmp_path / "a", {}, lib_run.Ranks(1, 2, torch.device("cpu")))
     log.write("metrics", {"step": 0})
     assert log.offsets() == {} and not (tmp_path / "a").exists()
 
@@ -278,7 +279,7 @@ def test_only_the_main_rank_writes(tmp_path):
     (FileNotFoundError(2, "No such file or directory", "a.jsonl"), 2, "No such file or directory: 'a.jsonl'"),
     (torch.OutOfMemoryError("lower --token-budget"), 1, "error: lower --token-budget")])
 def test_a_mistake_of_the_user_is_one_line_and_a_status(capsys, error, status, said):
-    with pytest.raises(SystemExit) as exit, common.explain():
+    with pytest.raises(SystemExit) as exit, errors.explain():
         raise error
     printed = capsys.readouterr()
     assert exit.value.code == status and not printed.out
@@ -286,10 +287,10 @@ def test_a_mistake_of_the_user_is_one_line_and_a_status(capsys, error, status, s
 
 
 def test_a_bug_of_ours_keeps_its_traceback(monkeypatch):
-    with pytest.raises(KeyError), common.explain():
+    with pytest.raises(KeyError), errors.explain():
         raise KeyError("x")
     monkeypatch.setenv("CPPO_TRACEBACK", "1")
-    with pytest.raises(ValueError), common.explain():
+    with pytest.raises(ValueError), errors.explain():
         raise ValueError("x")
 
 
@@ -298,73 +299,73 @@ def test_a_bug_of_ours_keeps_its_traceback(monkeypatch):
     (("/models/mine/",), "mine"), (("runs/mine/sft/final", None, 0, "k2"), "mine-k2"),
     (("x", "named", 3), "named")])
 def test_a_run_is_named_after_its_model_and_seed(given, name):
-    assert common.run_folder(*given) == common.RUNS / name
+    assert lib_run.run_folder(*given) == lib_run.RUNS / name
 
 
 def test_a_stage_starts_from_the_newest_finished_one_and_says_which(tmp_path):
-    assert common.stage_model(tmp_path, ("warmup", "sft"), "base")[0] == "base"
+    assert lib_run.stage_model(tmp_path, ("warmup", "sft"), "base")[0] == "base"
     for stage in ("sft", "warmup"):
         (tmp_path / stage / "final").mkdir(parents=True)
-        assert common.stage_model(tmp_path, ("warmup", "sft"), "base")[0] != str(tmp_path / stage / "final")
+        assert lib_run.stage_model(tmp_path, ("warmup", "sft"), "base")[0] != str(tmp_path / stage / "final")
         (tmp_path / stage / "final" / "config.json").write_text("{}")
-        path, said = common.stage_model(tmp_path, ("warmup", "sft"), "base")
+        path, said = lib_run.stage_model(tmp_path, ("warmup", "sft"), "base")
         assert path == str(tmp_path / stage / "final") and stage in said and path in said
 
 
 def test_the_hash_of_a_checkpoint_knows_every_byte_and_name(tmp_path):
     (tmp_path / "a").write_bytes(b"1")
-    hashes = {common.tree_hash(tmp_path)}
+    hashes = {files.tree_hash(tmp_path)}
     (tmp_path / "a").write_bytes(b"2")
-    hashes.add(common.tree_hash(tmp_path))
+    hashes.add(files.tree_hash(tmp_path))
     (tmp_path / "a").rename(tmp_path / "b")
-    hashes.add(common.tree_hash(tmp_path))
-    assert len(hashes) == 3 and common.tree_hash(tmp_path) in hashes
-    assert common.tree_hash(tmp_path / "owner" / "not-here") == ""
+    hashes.add(files.tree_hash(tmp_path))
+    assert len(hashes) == 3 and files.tree_hash(tmp_path) in hashes
+    assert files.tree_hash(tmp_path / "owner" / "not-here") == ""
 
 
 def test_the_config_tells_what_was_run_and_what_changed_on_resume(tmp_path, capsys):
     flags = argparse.Namespace(lr=1e-3, model="m", problems=Path("p"))
     (tmp_path / "weights").write_text("w")
-    config = common.write_config(tmp_path / "sft", flags, {"gate": "rule"}, {"start": tmp_path / "weights"})
+    config = lib_run.write_config(tmp_path / "sft", flags, {"gate": "rule"}, {"start": tmp_path / "weights"})
     assert config == json.loads((tmp_path / "sft" / "config.json").read_text())
     assert config["flags"] == {"lr": 1e-3, "model": "m", "problems": "p"} and config["gate"] == "rule"
     assert len(config["commit"]) == 40 and config["versions"]["torch"] == torch.__version__
-    assert config["checkpoints"]["start"]["sha256"] == common.tree_hash(tmp_path / "weights")
+    assert config["checkpoints"]["start"]["sha256"] == files.tree_hash(tmp_path / "weights")
     flags.lr = 2e-3
-    config = common.write_config(tmp_path / "sft", flags)
+    config = lib_run.write_config(tmp_path / "sft", flags)
     assert config["changed_on_resume"] == [{"lr": [1e-3, 2e-3]}]
     assert "--lr: 0.002, was 0.001" in capsys.readouterr().err
 
 
 def test_progress_without_a_terminal_is_lines_and_only_now_and_then(monkeypatch, capsys):
     ticks = iter(range(0, 1000, 5))
-    monkeypatch.setattr(common.time, "monotonic", lambda: next(ticks))
-    assert list(common.progress(7, "judging")) == list(range(7))
+    monkeypatch.setattr(lib_run.time, "monotonic", lambda: next(ticks))
+    assert list(progress.progress(7, "judging")) == list(range(7))
     lines = capsys.readouterr().err.splitlines()
     assert lines == ["judging: 3 of 7 after 15 s", "judging: 6 of 7 after 30 s"]
     monkeypatch.setenv("RANK", "1")
-    assert list(common.progress(iter("ab"), "judging")) == ["a", "b"] and capsys.readouterr().err == ""
+    assert list(progress.progress(iter("ab"), "judging")) == ["a", "b"] and capsys.readouterr().err == ""
 
 
 def test_the_learning_rate_warms_up_in_a_straight_line():
-    assert [common.warmup(1.0, step, 4) for step in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
-    assert common.warmup(1.0, 0, 0) == 1
+    assert [lib_run.warmup(1.0, step, 4) for step in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
+    assert lib_run.warmup(1.0, 0, 0) == 1
 
 
 def test_collectives_wait_for_the_slowest_verifier():
     """256 programs of 120 s on 8 workers take 64 minutes at worst, 66 if one is judged twice; torch's default would be ten."""
-    assert common.collective_timeout(256, 120, 8) == common.DECODING_ALLOWANCE + timedelta(minutes=66)
+    assert lib_run.collective_timeout(256, 120, 8) == lib_run.DECODING_ALLOWANCE + timedelta(minutes=66)
 
 
 @pytest.mark.slow
 def test_a_rank_that_dies_takes_the_job_down_with_its_reason(tmp_path):
     """The other rank waits in a collective, as it would for a slow verifier."""
     (tmp_path / "job.py").write_text(
-        f"import sys; sys.path.insert(0, {str(Path(common.__file__).parent)!r})\n"
-        "import common\n"
-        "with common.explain():\n"
-        "    ranks = common.setup(device='cpu')\n"
-        "    common.stop_flag()\n"
+        f"import sys; sys.path.insert(0, {str(Path(lib_run.__file__).parents[1])!r})\n"
+        "from lib import errors\nfrom lib import run as lib_run\n"
+        "with errors.explain():\n"
+        "    ranks = lib_run.setup(device='cpu')\n"
+        "    lib_run.stop_flag()\n"
         "    if not ranks.main: raise ValueError('the seventh problem has no tests')\n"
         "    ranks.barrier()\n")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]

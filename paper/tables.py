@@ -1,9 +1,9 @@
 """Every table of the paper, and every figure, from attempts, metrics and samples files only.
 
-    python tables.py show FILE... --k 1 2 4         # what attempts files say, as evaluate.py prints it
-    python tables.py table 8 RUN...                 # RUN: runs/NAME and its stages; NAME-seedN for each seed
-    python tables.py table 12 RUN... --problem ID   # two methods' attempts at one problem, side by side
-    python tables.py figure 5 RUN... --out FILE     # needs matplotlib
+    python -m paper.tables show FILE... --k 1 2 4         # what attempts files say, as evaluate.py prints it
+    python -m paper.tables table 8 RUN...                 # RUN: runs/NAME and its stages; NAME-seedN for each seed
+    python -m paper.tables table 12 RUN... --problem ID   # two methods' attempts at one problem, side by side
+    python -m paper.tables figure 5 RUN... --out FILE     # needs matplotlib
 
 Tables: 1, 4 to 8 and 12 to 20 of the paper. Its own figures stand in columns marked (paper), or (paper, APPS)
 where it measured on APPS alone, beside the model of the same name or the one that --paper-model names; what is
@@ -26,10 +26,9 @@ from pathlib import Path
 
 import numpy as np
 
-import metrics
-import paper
-from attempts import (TOKENS_PER, Evaluation, decoded, figures, has, load, majority, outcomes, passed,
-                      posterior, render, texts, tuple_figures, tuples)
+from lib import metrics
+from paper import numbers as paper
+from paper.attempts import TOKENS_PER, Evaluation, decoded, figures, has, load, majority, outcomes, passed, posterior, render, texts, tuple_figures, tuples
 
 SYSTEMS = {     # row of the tables -> stage of the run that the model comes from / method of evaluate.py
     "Direct Solve": "base/direct", "Plan-and-Solve": "base/plan-and-solve", "PlanSearch": "base/plansearch",
@@ -440,7 +439,7 @@ def main(args: argparse.Namespace) -> int:
         if not args.runs:
             raise ValueError("no RUN given: name run folders, e.g. runs/Qwen3.5-2B runs/Qwen3.5-2B-seed1")
         if args.command == "figure":
-            import drawings     # matplotlib is optional
+            import drawings  # matplotlib is optional
             drawings.draw(args.number, find(args.runs, args.realised, labels=args.labels), args.runs, args.out)
             return 0
         runs = find(args.runs, args.realised, args.paper_model, args.labels)

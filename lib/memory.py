@@ -1,6 +1,6 @@
 """Memory of a training run: planned from config.json alone, and tried on the device before step 0.
 
-    python memory.py --model Qwen/Qwen3.5-2B --gpus 8          # prints the plan; loads and starts nothing
+    python -m lib.memory --model Qwen/Qwen3.5-2B --gpus 8          # prints the plan; loads and starts nothing
     python train_cppo.py --model Qwen/Qwen3.5-2B --plan        # the same with a run's own flags
 
 Weights, gradients and moments are arithmetic. Activations are not: the forward and backward pass of the
@@ -25,10 +25,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-import common
 import grpo
 import model
 import rollout
+from lib import errors
 
 GIB = 2 ** 30
 CUDA_CONTEXT = int(1.5 * GIB)       # driver, cuBLAS, NCCL: an allowance, counted from nothing
@@ -90,7 +90,7 @@ def skeleton(path_or_id: str, dtype: torch.dtype, revision: str | None = None) -
             return model.cast(model.Model(model.Config.from_json(raw)), dtype)
         import transformers
 
-        from adapter import Adapter
+        from lib.adapter import Adapter
         config = transformers.AutoConfig.from_pretrained(file.parent)
         module = Adapter(transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval())
         for table in module.per_layer_tables:           # as the training scripts do
@@ -243,7 +243,7 @@ def main() -> None:
     add("--no-checkpointing", action="store_true", help="keep all activations")
     add("--beta", type=float, default=grpo.BETA, help="0: no reference")
     args = parser.parse_args()
-    with common.explain():
+    with errors.explain():
         module = skeleton(args.model, torch.bfloat16)
         module.checkpointing = not args.no_checkpointing
         planned = plan(module, world=args.gpus, prompt_tokens=args.prompt_tokens,

@@ -1,4 +1,4 @@
-"""The paper's Figures 2 to 9, and pass@K against its cost: `python tables.py figure N RUN...`
+"""The paper's Figures 2 to 9, and pass@K against its cost: `python -m paper.tables figure N RUN...`
 
     2, 5, 6   pass@K over K, a line a method, ceilings dashed (2 and 5: LCBv6; 6: APPS)
     7         the same as bars
@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from attempts import decoded
-from tables import SWEEP, SYSTEMS, Runs, mean, recorded
+from paper.attempts import decoded
+from paper.tables import SWEEP, SYSTEMS, Runs, mean, recorded
 
 METHODS = [row for row in SYSTEMS if row != "CPPO, shuffled"]
 ABOUT = {"2": "LCBv6", "5": "LCBv6", "6": "APPS", "7": "APPS"}

@@ -1,7 +1,7 @@
 """Offline data for stages 1 and 2: gold tuples for the planner (Appendix C.4), labels for the gate (D).
 
-    python teacher.py gold   --teacher SPEC --judge SPEC    # -> corpora/gold.jsonl, for train_sft.py
-    python teacher.py labels --teacher SPEC --judge SPEC    # -> corpora/labels_{train,val}.jsonl, train_rm.py
+    python -m prepare.teacher gold   --teacher SPEC --judge SPEC    # -> corpora/gold.jsonl, for train_sft.py
+    python -m prepare.teacher labels --teacher SPEC --judge SPEC    # -> corpora/labels_{train,val}.jsonl, train_rm.py
 
     SPEC   http://host/v1#model   an endpoint with OpenAI's chat completions; its key is in the environment
            a folder or a hub id   a model, through rollout.py
@@ -41,12 +41,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import common
-import data
 import gate
 import prompts
-from ask import Cache, Endpoint, LocalModel, Model, silent
-from data import Problem
+from lib import errors, files, progress
+from lib import run as lib_run
+from lib.problems import Problem, load_problems
+from prepare import corpora, exposure
+from prepare.ask import Cache, Endpoint, LocalModel, Model, silent
 
 CANDIDATES = 6              # Appendix B: proposals a problem
 BATCH = 64                  # problems that go through the funnel together; after each it may have enough
@@ -72,7 +73,7 @@ def open_source(spec: str, role: str, cache: Cache, *, k: int = 4, options: dict
         options = {"temperature": temperature, "max_tokens": max_new_tokens} | (options or {})
         return Model(Endpoint(spec, key, options, concurrency, timeout, retries), cache, progress)
     if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", spec):
-        return common.plug_in(spec)
+        return lib_run.plug_in(spec)
     if not Path(spec).exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", spec):
         raise ValueError(f"--{role} {spec}: no such folder; a SPEC is rule, module:name, "
                          f"http://host/v1#model, a model's folder, or a hub id like Qwen/Qwen3.5-9B")
@@ -447,9 +448,9 @@ def report(counts: Counter) -> None:
 def save_record(path: Path, args: argparse.Namespace, warning: str, counts: Counter,
                 models: Iterable[Any]) -> None:
     """What a file was made of, beside it."""
-    record = {"flags": vars(args), "problems_sha256": common.tree_hash(args.problems), "warning": warning,
+    record = {"flags": vars(args), "problems_sha256": files.tree_hash(args.problems), "warning": warning,
               "models": [m.source.identity for m in models if isinstance(m, Model)], "counts": dict(counts)}
-    common.write_file(path, json.dumps(record, indent=1, default=str) + "\n")
+    files.write_file(path, json.dumps(record, indent=1, default=str) + "\n")
 
 
 def read_options(role: str, text: str) -> dict:
@@ -511,7 +512,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     g.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
                    help="of local models (default %(default)s)")
     args = parser.parse_args(argv)
-    with common.explain():
+    with errors.explain():
         run(args)
 
 
@@ -533,14 +534,14 @@ def run(args: argparse.Namespace) -> None:
             raise ValueError(f"`teacher.py {args.command}{mode}` needs --{flag} SPEC")
     if args.prompts:
         prompts.load(args.prompts)
-    args.problems = args.problems or str(data.default_pool("sft" if args.command == "gold" else "gate", out))
-    problems = data.load_problems(args.problems)
-    warning = data.audit_pool(args.problems, out)
+    args.problems = args.problems or str(corpora.default_pool("sft" if args.command == "gold" else "gate", out))
+    problems = load_problems(args.problems)
+    warning = exposure.audit_pool(args.problems, out)
     if warning:
         print(f"warning: {warning}", file=sys.stderr)
     cache = Cache(args.cache or out / "answers")
     shared = {"k": k, "concurrency": args.concurrency, "timeout": args.timeout, "retries": args.retries,
-              "device": args.device, "max_new_tokens": args.max_new_tokens, "progress": common.progress}
+              "device": args.device, "max_new_tokens": args.max_new_tokens, "progress": progress.progress}
     asked = {"teacher": args.teacher if uses_teacher else None, "judge": args.judge,
              "planner": args.planner if uses_planner else None}
     models = {}
@@ -557,7 +558,7 @@ def run(args: argparse.Namespace) -> None:
                                  args.num_candidates, not args.no_think)
         if not gold:
             raise ValueError(f"no problem of {args.problems} has {k} clean candidates: {dict(+counts)}")
-        data.save_lines(out / "gold.jsonl", gold)
+        files.save_lines(out / "gold.jsonl", gold)
         written = [out / "gold.jsonl"]
         short = f"{len(gold)} of {args.gold} gold tuples" if len(gold) < args.gold else ""
     else:

@@ -1,8 +1,8 @@
 """D_sem and D_alg of attempts files (Appendix F), by any sentence encoder and any model as classifier.
 
-    python diversity.py FILE... --problems FILE --classifier Qwen/Qwen3.5-9B \
+    python -m paper.diversity FILE... --problems FILE --classifier Qwen/Qwen3.5-9B \
         --encoder sentence-transformers/all-mpnet-base-v2
-    python diversity.py --labels FILE --classifier Qwen/Qwen3.5-9B      # F.2: can it be believed?
+    python -m paper.diversity --labels FILE --classifier Qwen/Qwen3.5-9B      # F.2: can it be believed?
 
 Writes NAME.diversity.json beside each attempts file; tables 14 and 16 read it (D_surf needs none). A model
 is a folder, an id, or MODULE:NAME, a function: (text, statement or None) -> category, or texts -> vectors.
@@ -22,12 +22,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import attempts
-import common
-import metrics
 import prompts
-from common import plug_in
-from data import load_problems
+from lib import errors, files, metrics
+from lib import run as lib_run
+from lib.problems import load_problems
+from lib.run import plug_in
+from paper import attempts
 
 Classifier = Callable[[list[tuple[str, str | None]]], list[str]]    # (text, statement) -> categories
 Encoder = Callable[[list[str]], np.ndarray]
@@ -99,12 +99,12 @@ def measure(evaluation: attempts.Evaluation, statements: dict[str, str], classif
 
 
 def main(args: argparse.Namespace) -> int:
-    with common.explain():
+    with errors.explain():
         if not args.classifier and not args.encoder:
             raise ValueError("nothing to do: pass --classifier, --encoder, or both")
         if args.files and not args.problems:
             raise ValueError("pass --problems FILE: a plan is classified together with its statement")
-        device = common.setup(device=args.device).device
+        device = lib_run.setup(device=args.device).device
         evaluations = [attempts.load(path) for path in args.files]
         statements = {p.id: p.statement for p in load_problems(args.problems)} if args.problems else {}
         classify = load_classifier(args.classifier, device) if args.classifier else None
@@ -115,7 +115,7 @@ def main(args: argparse.Namespace) -> int:
             rows = [json.loads(line) for line in Path(args.labels).read_text(encoding="utf-8").splitlines()]
             guesses = classify([(row["text"], row.get("statement")) for row in rows])
             out = Path(args.labels).with_suffix(".predicted.jsonl")
-            common.write_file(out, "".join(json.dumps(row | {"predicted": guess}) + "\n"
+            files.write_file(out, "".join(json.dumps(row | {"predicted": guess}) + "\n"
                                            for row, guess in zip(rows, guesses, strict=True)))
             print(f"{len(rows)} labels classified: {out}")
         for evaluation in evaluations:
@@ -124,7 +124,7 @@ def main(args: argparse.Namespace) -> int:
                 raise ValueError(f"{evaluation.path}: problem {min(missing)!r} is not in {args.problems}")
             groups = measure(evaluation, statements, classify, encode)
             out = attempts.beside(evaluation.path, ".diversity.json")
-            common.write_file(out, json.dumps({"classifier": args.classifier, "encoder": args.encoder,
+            files.write_file(out, json.dumps({"classifier": args.classifier, "encoder": args.encoder,
                                                "groups": groups}) + "\n")
             means = {name: float(np.mean([group[name] for group in groups])) for name in ("D_alg", "D_sem")
                      if groups and name in groups[0]}

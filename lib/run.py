@@ -1,16 +1,16 @@
 """What only scripts need: process group, run folder, logs, progress, checkpoints, errors that people can
 read.
 
-    with common.explain():                                       # a user's mistake: one line, exit status 2
-        ranks = common.setup(args.seed, args.device, args.threads, timeout)
-        run = common.run_folder(args.model, args.run, args.seed)
-        start, said = common.stage_model(run, ("warmup", "sft"), args.model)
-        stop = common.stop_flag()                                # SIGTERM: finish with a checkpoint
-        path = common.newest_checkpoint(run / "cppo")
-        state = common.load_checkpoint(path, policy, optimizer) if path else {"step": 0, "logs": {}}
-        log = common.Log(run / "cppo", state["logs"], ranks)
+    with errors.explain():                                       # a user's mistake: one line, exit status 2
+        ranks = lib_run.setup(args.seed, args.device, args.threads, timeout)
+        run = lib_run.run_folder(args.model, args.run, args.seed)
+        start, said = lib_run.stage_model(run, ("warmup", "sft"), args.model)
+        stop = lib_run.stop_flag()                                # SIGTERM: finish with a checkpoint
+        path = checkpoints.newest_checkpoint(run / "cppo")
+        state = checkpoints.load_checkpoint(path, policy, optimizer) if path else {"step": 0, "logs": {}}
+        log = lib_run.Log(run / "cppo", state["logs"], ranks)
         ...
-        common.save_checkpoint(run / "cppo", step, policy, optimizer, {"logs": log.offsets()}, args.keep)
+        checkpoints.save_checkpoint(run / "cppo", step, policy, optimizer, {"logs": log.offsets()}, args.keep)
 
 The same script runs under plain python (a process group of one, no port) and under torchrun, several nodes
 included; the run folder must then be on a file system that all of them see.
@@ -18,7 +18,6 @@ included; the run folder must then be on a file system that all of them see.
 
 import argparse
 import atexit
-import hashlib
 import json
 import math
 import os
@@ -29,8 +28,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib import import_module
@@ -39,14 +37,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-from tqdm import tqdm
+
+from lib import errors
+from lib.files import tree_hash, write_file
 
 RUNS = Path("runs")
-PARTIAL = ".partial"            # suffix of what is still being written or already being deleted
-PROGRESS_SECONDS = 15.0         # between lines of progress where there is no terminal
-MISTAKEN = threading.Event()    # `explain` has ended this process
 DECODING_ALLOWANCE = timedelta(minutes=30)      # by which the slowest rank may end decoding after the first
 
 
@@ -115,7 +110,7 @@ def leave() -> None:
     runs on a busy machine). So they get the moment, too, in case somebody still holds the group. After a crash, or a
     user's mistake on one rank, the others may be inside a collective, and destroying the group could wait for them (gloo
     does not): there it is left alone."""
-    alone = hasattr(sys, "last_value") or MISTAKEN.is_set() and torch.cuda.is_available()
+    alone = hasattr(sys, "last_value") or errors.MISTAKEN.is_set() and torch.cuda.is_available()
     if dist.is_initialized() and not alone:
         dist.destroy_process_group()
         time.sleep(0.1)
@@ -133,24 +128,6 @@ def stop_flag() -> Callable[[], bool]:
     asked = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: asked.set())
     return asked.is_set
-
-
-@contextmanager
-def explain():
-    """A user's mistake (ValueError, a missing file) ends in one line on stderr and status 2, running out of
-    GPU memory in one line and status 1. Anything else is our bug and keeps its traceback; CPPO_TRACEBACK=1
-    shows it for all."""
-    try:
-        yield
-    except (ValueError, OSError, torch.OutOfMemoryError) as error:
-        if os.environ.get("CPPO_TRACEBACK"):
-            raise
-        rank = os.environ.get("RANK", "0")
-        said = " ".join(str(error).split()) or type(error).__name__
-        where = "" if rank == "0" else f" on rank {rank}"
-        print(f"error{where}: {said}", file=sys.stderr, flush=True)
-        MISTAKEN.set()
-        raise SystemExit(1 if isinstance(error, torch.OutOfMemoryError) else 2) from None
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -202,17 +179,6 @@ def stage_model(run: Path, stages: Iterable[str], fallback: str) -> tuple[str, s
         if (path / "config.json").exists():
             return str(path), f"starting from stage {stage}: {path}"
     return fallback, f"no stage of {', '.join(stages)} is finished in {run}: starting from {fallback} itself"
-
-
-def tree_hash(folder: str | Path) -> str:
-    """sha256 over names and bytes of a folder's files; of a file itself; "" for what is not on this disk."""
-    path, digest = Path(folder), hashlib.sha256()
-    if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    for file in sorted(p for p in path.rglob("*") if p.is_file()):
-        digest.update(f"{file.relative_to(path).as_posix()} {tree_hash(file)}\n".encode())
-    return digest.hexdigest() if path.is_dir() else ""
 
 
 def write_config(folder: Path, args: argparse.Namespace, extra: dict | None = None,
@@ -299,123 +265,9 @@ class Log:
         return {name: os.fstat(file.fileno()).st_size for name, file in self.files.items()}
 
 
-def progress(items: Iterable | int, desc: str, total: int | None = None) -> Iterator:
-    """The items again (or range(items)), with a bar on a terminal and now and then a line elsewhere. Of
-    several ranks only the main one shows it."""
-    items = range(items) if isinstance(items, int) else items
-    total = len(items) if total is None and hasattr(items, "__len__") else total
-    if os.environ.get("RANK", "0") != "0":
-        yield from items
-        return
-    if sys.stderr.isatty():
-        yield from tqdm(items, desc=desc, total=total, leave=False, dynamic_ncols=True)
-        return
-    start = said = time.monotonic()
-    for done, item in enumerate(items, 1):
-        yield item
-        now = time.monotonic()
-        if now - said >= PROGRESS_SECONDS:
-            said = now
-            of = f" of {total}" if total else ""
-            print(f"{desc}: {done}{of} after {now - start:.0f} s", file=sys.stderr, flush=True)
-
-
 # ------------------------------------------------------------------------------------------------------------
 # Files that are whole or not there
-
-def flush(path: Path) -> None:
-    """Have the kernel put a file, or a folder's list of names, on disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_file(path: Path, text: str) -> None:
-    """Written aside, flushed, renamed: a reader sees the old text or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + PARTIAL)
-    aside.write_text(text)
-    flush(aside)
-    os.replace(aside, path)
-    flush(path.parent)
-
-
-def publish(aside: Path, folder: Path) -> None:
-    """Flush a finished folder and give it its name; an older one of that name is replaced."""
-    for path in [*aside.rglob("*"), aside]:
-        flush(path)
-    if folder.exists():
-        remove(folder)
-    os.rename(aside, folder)
-    flush(folder.parent)
-
-
-def remove(folder: Path) -> None:
-    """Delete a folder that must never be met half deleted: its name goes first."""
-    doomed = folder.with_name(folder.name + ".old" + PARTIAL)
-    shutil.rmtree(doomed, ignore_errors=True)
-    os.rename(folder, doomed)
-    shutil.rmtree(doomed)
-
-
-@contextmanager
-def published(folder: Path) -> Iterator[Path]:
-    """A folder to write into that appears as `folder` when the block ends well (`final/`)."""
-    aside = folder.with_name(folder.name + PARTIAL)
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    yield aside
-    publish(aside, folder)
 
 
 # ------------------------------------------------------------------------------------------------------------
 # Checkpoints
-
-def save_checkpoint(folder: Path, step: int, module: torch.nn.Module, optimizer: torch.optim.Optimizer,
-                    extra: dict, keep: int = 2) -> Path:
-    """folder/step_NNNNNN with weights, optimizer state and `extra` (JSON; the main rank's counts).
-    Collective: every rank writes its shards. What was left by a process that died is cleared first, what is
-    older than the newest `keep` last."""
-    main, path = dist.get_rank() == 0, folder / f"step_{step:06d}"
-    aside = path.with_name(path.name + PARTIAL)
-    if main:
-        folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(f"step_*{PARTIAL}"):
-            shutil.rmtree(left)
-        aside.mkdir()
-    unused = not optimizer.state
-    weights, moments = get_state_dict(module, optimizer)
-    if unused:      # torch has made the moments by a step at learning rate 0 and counted it: not one of the run's
-        for moment in optimizer.state.values():
-            moment["step"].zero_()
-    dist.barrier()
-    dcp.save({"module": weights, "optimizer": moments}, checkpoint_id=aside)
-    if main:
-        (aside / "state.json").write_text(json.dumps({"step": step, **extra}))
-        publish(aside, path)
-        for old in checkpoints(folder)[:-keep or None] if keep else []:
-            remove(old)
-    dist.barrier()
-    return path
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """Complete ones, oldest first."""
-    return sorted((p.parent for p in folder.glob("step_*/state.json") if p.parent.name[5:].isdigit()),
-                  key=lambda path: int(path.name[5:]))
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    return (checkpoints(folder) or [None])[-1]
-
-
-def load_checkpoint(path: Path, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict:
-    """Weights and optimizer state in place, whatever the number of ranks that wrote them; returns `extra`
-    with the step. Collective."""
-    weights, moments = get_state_dict(module, optimizer)
-    state = {"module": weights, "optimizer": moments}
-    dcp.load(state, checkpoint_id=path)
-    set_state_dict(module, optimizer, model_state_dict=state["module"], optim_state_dict=state["optimizer"])
-    return json.loads((path / "state.json").read_text())

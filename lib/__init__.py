@@ -1,0 +1,1 @@
+"""What any trainer has: runs, files, checkpoints, problems, metrics, memory, adapters."""

@@ -1,0 +1,1 @@
+"""From attempts files to the paper's tables, figures and diagnostics."""

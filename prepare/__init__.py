@@ -1,0 +1,1 @@
+"""Data before training: corpora, decontamination, the exposure audit, teacher and judge."""

@@ -1,0 +1,1 @@
+"""The methods that CPPO is compared with: their training, advantages and inference."""
