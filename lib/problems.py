@@ -23,9 +23,9 @@ COMPARISONS = ("lines", "tokens")
 class Problem:
     """One task. `tests` are graded and hidden; only `public_tests` may ever reach a prompt.
 
-    Call-based problems (`fn_name`) have one encoding of a test, whatever the corpus used: `input` is a JSON
-    list of the positional arguments, `output` a JSON value. All others: the text of standard input, and of
-    standard output.
+    Call-based problems (`fn_name`) have one encoding of a test, whatever the corpus used: `input`
+    is a JSON list of the positional arguments, `output` a JSON value. All others: the text of
+    standard input, and of standard output.
     """
     id: str                                 # unique over corpora and splits, e.g. "cc/train/17"
     statement: str
@@ -49,7 +49,8 @@ FIELDS = tuple(f.name for f in dataclasses.fields(Problem))
 
 
 def problem_from_json(row: Any) -> Problem:
-    """A decoded JSON line -> Problem, without the keys that no Problem has. ValueError says what is wrong."""
+    """A decoded JSON line -> Problem, without the keys that no Problem has. ValueError says what
+    is wrong."""
     if not isinstance(row, dict):
         raise ValueError(f"expected a JSON object, found {type(row).__name__}")
     for key in ("id", "statement"):
@@ -104,7 +105,8 @@ def problem_to_json(problem: Problem) -> dict[str, Any]:
 
 
 def load_problems(path: str | os.PathLike) -> list[Problem]:
-    """Read a pool. Raises ValueError "FILE line N: ..." for the first line that is not a usable problem."""
+    """Read a pool. Raises ValueError "FILE line N: ..." for the first line that is not a usable
+    problem."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no problem file at {path}: make the pools by `python -m prepare.corpora build`, or "
@@ -138,8 +140,8 @@ def save_problems(path: str | os.PathLike, problems: Iterable[Problem]) -> None:
 
 def verifier_item(problem: Problem, code: str | None, want_outputs: bool = False,
                   official_limits: bool = False) -> dict[str, Any]:
-    """The judge format of verifier.py for one program. The problem's own time limit counts on request only:
-    the paper gives every test 10 s, which is the verifier's default."""
+    """The judge format of verifier.py for one program. The problem's own time limit counts on
+    request only: the paper gives every test 10 s, which is the verifier's default."""
     if problem.kind != "code":
         raise ValueError(f"problem {problem.id!r} is of kind {problem.kind!r}: answers are compared, not run")
     item: dict[str, Any] = {"code": code or "", "tests": problem.tests, "compare": problem.compare}
@@ -155,7 +157,7 @@ def verifier_item(problem: Problem, code: str | None, want_outputs: bool = False
 
 
 def outcome_hash(outputs: list[str | None]) -> str:
-    """Hash of a program's outputs on all tests, each normalised as comparison `lines` does; None (no normal
-    end) stays None. Programs with one hash are one outcome class."""
+    """Hash of a program's outputs on all tests, each normalised as comparison `lines` does; None
+    (no normal end) stays None. Programs with one hash are one outcome class."""
     normal = [None if o is None else [line.strip() for line in o.strip().split("\n")] for o in outputs]
     return hashlib.sha256(json.dumps(normal).encode()).hexdigest()[:16]
