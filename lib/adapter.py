@@ -14,6 +14,7 @@ of model.py.
    a trainer had better freeze as well.
 """
 
+import inspect
 import warnings
 from collections.abc import Callable
 from functools import cached_property
@@ -115,11 +116,15 @@ class Adapter(nn.Module):
     # ---- decoding
 
     @cached_property
+    def cache_name(self) -> str:
+        return cache_name(self.decoder)
+
+    @cached_property
     def can_fork(self) -> bool:
         ids = torch.arange(12, device=self.head_weight.device).unsqueeze(0)
         try:
             with torch.no_grad():
-                layers = self.decoder(input_ids=ids, use_cache=True).past_key_values.layers
+                layers = self.decoder(input_ids=ids, use_cache=True)[self.cache_name].layers
                 self.cells = [(i, layer.keys.shape[1], layer.keys.shape[-1], layer.values.shape[-1])
                               for i, layer in enumerate(layers) if getattr(layer, "keys", None) is not None]
                 one, two = self._room(1, BUCKET), self._room(2, BUCKET)
@@ -169,8 +174,8 @@ class Adapter(nn.Module):
     def _wave(self, ids: Tensor, mask: Tensor, at: Tensor, cache, lengths, state: State) -> Tensor:
         """Left-padded rows and the model's own cache, as transformers' `generate` does it."""
         out = self.decoder(input_ids=ids, attention_mask=mask.long(), position_ids=at.clamp(min=0),
-                           past_key_values=cache, use_cache=True)
-        state.wave = out.past_key_values, mask
+                           use_cache=True, **{self.cache_name: cache})
+        state.wave = out[self.cache_name], mask
         state.pos += lengths
         return self._logits(out.last_hidden_state[:, -1])
 
@@ -187,8 +192,14 @@ class Adapter(nn.Module):
         masks = {kind: torch.where(masks[kind], 0.0, least).to(self.head_weight.dtype) for kind in set(kinds)}
         cache = slot_cache(state.layers, [layer for layer, *_ in self.cells], at, limit)
         return self.decoder(input_ids=ids, attention_mask=masks if len(masks) > 1 else masks[kinds[0]],
-                            position_ids=at.clamp(max=state.columns - 1), past_key_values=cache,
-                            use_cache=True).last_hidden_state
+                            position_ids=at.clamp(max=state.columns - 1), use_cache=True,
+                            **{self.cache_name: cache}).last_hidden_state
+
+
+def cache_name(module: nn.Module) -> str:
+    """The argument and output of a transformers module that holds its cache: `cache` from 5.24 on,
+    `past_key_values` before (and until 5.40, with a warning)."""
+    return "cache" if "cache" in inspect.signature(module.forward).parameters else "past_key_values"
 
 
 def slot_cache(buffers: list[tuple], layers: list[int], at: Tensor, limit: int):
