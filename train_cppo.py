@@ -119,7 +119,7 @@ def collect(engine: rollout.Engine, gate, submitter: Submitter, problems: list, 
     warmup = args.stage == "warmup"
     tuples = rollout.sample_tuples(
         engine, problems, args.num_tuples, args.num_strategies, key, args.max_plan_tokens,
-        args.max_solve_tokens, None if warmup else submitter, args.with_think)
+        args.max_solve_tokens, None if warmup else submitter.submit, args.with_think)
     waited = submitter.wait(branches_of(tuples), engine.stop_flag)
     J = gate_decisions(gate, problems, tuples, args.num_tuples)
     r = verdicts(tuples, args.num_tuples, args.num_strategies)

@@ -89,7 +89,7 @@ def collect(engine: rollout.Engine, submitter: Submitter, models: rl.Models, pro
     """N attempts at each problem of this rank, verified."""
     turns = [user_turns(problem, args) for problem in problems]
     attempts = rollout.sample_attempts(engine, problems, turns, key, args.max_solve_tokens,
-                                       submitter)
+                                       submitter.submit)
     branches = [b for group in attempts for b in group]
     waited = submitter.wait(branches, engine.stop_flag)
     r = torch.zeros(len(problems), args.num_attempts, dtype=torch.float64)
