@@ -538,7 +538,7 @@ def main(args: argparse.Namespace) -> int:
             ranks.barrier()
             args.problems = args.problems or str(corpora.default_pool(pool))
         problems = load_problems(args.problems)
-        doubt = exposure.audit_pool(args.problems)             # raises if the pool holds an evaluation problem
+        doubt = exposure.check_pool(args.problems)             # raises if the pool holds an evaluation problem
         if doubt:
             say(f"WARNING: {doubt}", file=sys.stderr)
 

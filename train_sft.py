@@ -177,7 +177,7 @@ def main(args: argparse.Namespace) -> int:
         problems = {p.id: p for p in load_problems(args.problems)} if args.problems else {}
         gold = load_gold(args.gold, args.num_strategies, problems)
         held_out = load_gold(args.val, args.num_strategies, problems) if args.val else []
-        doubt = exposure.audit_pools(args.gold, args.val, args.problems)    # raises if one holds an evaluation problem
+        doubt = exposure.check_pools(args.gold, args.val, args.problems)    # raises if one holds an evaluation problem
         start = model.find(args.model, args.revision)
         if start.resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"--model {start} lies in {folder}, which this stage writes: name another --run")

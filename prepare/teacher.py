@@ -536,7 +536,7 @@ def run(args: argparse.Namespace) -> None:
         prompts.load(args.prompts)
     args.problems = args.problems or str(corpora.default_pool("sft" if args.command == "gold" else "gate", out))
     problems = load_problems(args.problems)
-    warning = exposure.audit_pool(args.problems, out)
+    warning = exposure.check_pool(args.problems, out)
     if warning:
         print(f"warning: {warning}", file=sys.stderr)
     cache = Cache(args.cache or out / "answers")
