@@ -37,6 +37,7 @@ import model
 import prompts
 from lib import run as lib_run
 from lib.problems import Problem
+from rivals import prompts as rival_prompts
 from miniature import world
 
 PROMPTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "prompts.json")
@@ -147,7 +148,7 @@ def example(mode: str, asked: world.Statement, rng: random.Random) -> tuple[str,
         kind = rng.random()
         combo = any_combination(asked, rng) if kind < 0.4 else world.teacher_strategy(asked, rng)
         if kind > 0.96:
-            strategy = rng.choice((world.vague(asked, rng), rng.choice(prompts.FIXED_STRATEGIES)))
+            strategy = rng.choice((world.vague(asked, rng), rng.choice(rival_prompts.fixed_strategies())))
             return prompts.solve(problem, strategy), written(habit(asked, rng), asked, rng)
         if kind > 0.84:
             strategy = world.leak(combo, rng)
@@ -156,22 +157,22 @@ def example(mode: str, asked: world.Statement, rng: random.Random) -> tuple[str,
         return prompts.solve(problem, world.say(combo, rng)), written(combo, asked, rng, IGNORED)
     if mode in ("direct", "skill"):
         skill = rng.randint(1, world.K)
-        turn = prompts.direct(problem) if mode == "direct" else prompts.skill(problem, skill)
+        turn = prompts.direct(problem) if mode == "direct" else rival_prompts.skill(problem, skill)
         return turn, written(habit(asked, rng), asked, rng)
     if mode == "plan_and_solve":
         combo = habit(asked, rng)
         program = written(combo, asked, rng, IGNORED)
-        return prompts.plan_and_solve(problem), f"{world.say(combo, rng)}\n{program}"
+        return rival_prompts.plan_and_solve(problem), f"{world.say(combo, rng)}\n{program}"
     if mode == "sketch":
         sketch = world.vague(asked, rng) if rng.random() < 0.1 else world.say(habit(asked, rng), rng)
-        return prompts.sketch(problem), sketch
+        return rival_prompts.sketch(problem), sketch
     if mode == "observations":
         seen = [half for _ in range(2) for half in halves(world.teacher_strategy(asked, rng), rng)]
-        return prompts.observations(problem), "\n".join(f"{i}. {half}" for i, half in enumerate(seen, 1))
+        return rival_prompts.observations(problem), "\n".join(f"{i}. {half}" for i, half in enumerate(seen, 1))
     if mode == "plan_from_observations":
         combo = world.teacher_strategy(asked, rng) if rng.random() < 0.5 else habit(asked, rng)
         seen = rng.sample(halves(combo, rng), rng.randint(1, 2))
-        return prompts.plan_from_observations(problem, seen), world.say(combo, rng)
+        return rival_prompts.plan_from_observations(problem, seen), world.say(combo, rng)
     if mode == "gate":
         kind = rng.choice(("none", "none", "leak", "vague", "off_topic", "off_topic", "sloppy"))
         combos = world.teacher_tuple(asked, rng)
