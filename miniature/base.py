@@ -184,7 +184,8 @@ def solve_example(problem: Problem, asked: world.Statement, rng: random.Random) 
     # foreign combinations too: the solver has to read the strategy, not guess from the statement
     combo = any_combination(asked, rng) if kind < 0.4 else world.teacher_strategy(asked, rng)
     if kind > 0.96:
-        strategy = rng.choice((world.vague(asked, rng), rng.choice(rival_prompts.fixed_strategies())))
+        vague = world.vague(asked, rng)
+        strategy = rng.choice((vague, rng.choice(rival_prompts.fixed_strategies())))
         return prompts.solve(problem, strategy), solver_reply(habit(asked, rng), asked, rng)
     if kind > 0.84:
         # a leak helps the solver, so that the gate has something to refuse
