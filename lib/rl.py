@@ -75,7 +75,7 @@ def load_pool(args: argparse.Namespace, run: Run, name: str) -> list[Problem]:
         args.problems = args.problems or str(corpora.default_pool(name))
     with errors.user_input():
         problems = load_problems(args.problems)
-        unknown_exposure = exposure.audit_pool(args.problems)
+        unknown_exposure = exposure.check_pool(args.problems)
     if unknown_exposure:
         run.warn(unknown_exposure)
     return problems
