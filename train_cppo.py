@@ -90,7 +90,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     g.add_argument("--updates-per-rollout", type=int, default=1, help="at 1 the ratio is exactly 1 and nothing clips")
     g.add_argument("--token-budget", type=int, default=16384, help="padded tokens of a micro-batch")
     g.add_argument("--checkpointing", action="store_true", help="recompute activations block by block")
-    g.add_argument("--replicate", action="store_true", help="whole weights on every rank, fp32 alone: faster for tiny models")
     g.add_argument("--dtype", choices=("auto", "bf16", "fp32"), default="auto", help="compute; auto: bf16 on a GPU")
     g.add_argument("--sampler-dtype", choices=("auto", "bf16", "fp32"), default="auto", help="auto: as --dtype")
     g.add_argument("--plateau", type=int, default=30, metavar="STEPS", help="window of the warm-up's stopping rule")
@@ -580,11 +579,11 @@ def main(args: argparse.Namespace) -> int:
         policy.checkpointing = args.checkpointing
         for embeddings in policy.per_layer_tables:         # Gemma's: half of the model, left as it is
             embeddings.requires_grad_(False)
-        policy = grpo.shard(policy, compute, ranks.device, args.replicate)
+        policy = grpo.shard(policy, compute, ranks.device)
         reference = None
         if args.beta:
             reference = model.load(start, compute).requires_grad_(False)
-            reference = grpo.shard(reference, compute, ranks.device, args.replicate)
+            reference = grpo.shard(reference, compute, ranks.device)
         sampler = model.load(start, sampling, ranks.device).requires_grad_(False)
         optimizer = grpo.make_optimizer(policy, args.lr, args.weight_decay)
         vocab = len(tokenizer)
@@ -716,7 +715,7 @@ def main(args: argparse.Namespace) -> int:
                                       beta=args.beta, vocab=vocab, token_budget=args.token_budget,
                                       updates=args.updates_per_rollout, max_grad_norm=args.max_grad_norm, lr=lr,
                                       # every skill's prompt is its own, from the first words on: one row shares nothing
-                                      shared=sampler.shares_prompts and args.policy != "skills", want_entropy=True)
+                                      shared=sampler.shares_prompts and args.policy != "skills", want_step_norm=True)
             grpo.refresh(sampler, policy)
             done = time.perf_counter()
             state["step"] += 1

@@ -321,11 +321,11 @@ def logged(stage: Path) -> list[dict]:
 
 def test_two_processes_sample_what_one_samples_and_take_the_same_step(run, world, tmp_path):
     """Under torchrun, as users start them; sharded, and with whole weights on each."""
-    ways, flags = {"sharded": (), "replicated": ("--replicate",)}, ("--steps", "1", "--skip-audit")
+    ways, flags = {"sharded": 0, "replicated": grpo.REPLICATE_BELOW}, ("--steps", "1", "--skip-audit")
     status, stage = run(*flags)
-    runs = [arguments(world, *flags, *how, "--run-name", name) for name, how in ways.items()]
-    (tmp_path / "job.py").write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\nimport train_cppo\n"
-                                     f"for argv in {runs}:\n    assert train_cppo.main(train_cppo.parse_args(argv)) == 0\n")
+    runs = [(below, arguments(world, *flags, "--run-name", name)) for name, below in ways.items()]
+    (tmp_path / "job.py").write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\nimport grpo\nimport train_cppo\n"
+                                     f"for grpo.REPLICATE_BELOW, argv in {runs}:\n    assert train_cppo.main(train_cppo.parse_args(argv)) == 0\n")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "job.py"]
     ran = subprocess.run(launch, cwd=tmp_path, capture_output=True, text=True, timeout=240,
                          env=os.environ | {"OMP_NUM_THREADS": "1"})
