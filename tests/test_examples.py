@@ -171,7 +171,7 @@ class PlainModel(torch.nn.Module):
         return logits[torch.arange(len(logits)), state.pos - 1]
 
     def forward(self, ids, head):
-        """Rows (B, T) -> head(hidden (B, T, H), weight (V, H), softcap): grpo.update(shared=False)."""
+        """For grpo.update(shared=False): rows (B, T) -> head(hidden (B, T, H), weight, softcap)."""
         hidden = self.lm.model(ids).last_hidden_state
         return head(hidden, self.lm.lm_head.weight, None)
 
