@@ -31,6 +31,7 @@ import warnings
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -478,6 +479,35 @@ class Tuple:
     branches: list[Branch | None]     # K of them, filled as they end; empty without strategies
     p_pass: float | None = None       # the gate's p(Pass | x, S), Eq. 9
     valid: float | None = None        # J
+
+
+def strategy_of_tokens(tokenizer, t: Tuple, k: int) -> list[int]:
+    """The place 0..K-1 of the strategy that each sampled token of a plan belongs to, (T,).
+
+    A token belongs to the last label that starts at or before it: one that holds the end of a
+    strategy and the next label still belongs to the first of the two. Tokens before the first
+    label, a thought too, belong to the first strategy, tokens after the last line to the last. A
+    plan that does not parse has no strategies: all its tokens get place 0.
+    """
+    if not t.strategies:
+        return [0] * len(t.plan.ids)
+    # a chat template may have opened the thought in the prompt: it stands in the text, not in ids
+    decode = partial(tokenizer.decode, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    opened = len(t.plan.text) - len(decode(reply_ids(t.plan)))
+    starts = prompts.label_starts(t.plan.text, k)
+    places, place = [], 0
+    for i in range(len(t.plan.ids)):
+        # a character whose bytes are not complete yet decodes to U+FFFD: it has not begun
+        begin = opened + len(decode(t.plan.ids[:i]).rstrip("\ufffd"))
+        while place + 1 < k and starts[place + 1] <= begin:
+            place += 1
+        places.append(place)
+    return places
+
+
+def reply_ids(sample: Sample) -> list[int]:
+    """The ids of a sample without the end of the turn."""
+    return sample.ids[:-1] if sample.finish == "eos" else sample.ids
 
 
 class SolvePrompts:

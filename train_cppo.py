@@ -58,6 +58,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--problems-per-step", type=flags.count, default=8, metavar="P", help="over all ranks")
     add("--reward", choices=reward.PLANNER_REWARDS, default="both",
         help="what planner tokens are paid (Table 6)")
+    add("--solver-credit", choices=("siblings", "marginal"), default="siblings",
+        help="siblings: Eq. 11; marginal: what pass@K would lose without the branch")
+    add("--planner-credit", choices=("tuple", "place"), default="tuple",
+        help="tuple: Eq. 12; place: per strategy, against tuples that stood alike before it")
     add("--solver-weight", type=flags.weight, default=1.0,
         help="factor on the solver's advantages; 0: only its KL")
     add("--with-think", action="store_true",
@@ -91,6 +95,10 @@ def stage_name(args: argparse.Namespace) -> str:
         parts.append(args.reward)
     if args.stage == "joint" and args.num_tuples != 8:
         parts.append(f"m{args.num_tuples}")
+    if args.stage == "joint" and args.solver_credit != "siblings":
+        parts.append(args.solver_credit)
+    if args.stage == "joint" and args.planner_credit != "tuple":
+        parts.append(args.planner_credit)
     if args.stage == "joint" and args.solver_weight != 1:
         parts.append(f"sw{args.solver_weight:g}")
     if args.variant:
@@ -158,8 +166,21 @@ def verdicts(tuples: list[list[rollout.Tuple]], m: int, k: int) -> Tensor:
     return r
 
 
-def make_rows(batch: Batch, a: Tensor, A: Tensor, args: argparse.Namespace) -> list[grpo.Row]:
-    """The rows of Eq. 13: planner tokens with A (P, M), solver tokens with a (P, M, K).
+def credit(batch: Batch, args: argparse.Namespace) -> tuple[Tensor, Tensor]:
+    """Algorithm 1, lines 6-7: solver advantages (P, M, K) and planner advantages (P, M, K), one
+    per strategy; Eq. 12 has one per tuple, the same for all its strategies."""
+    solver = {"siblings": grpo.within_tuple_advantages,                     # Eq. 11
+              "marginal": grpo.marginal_advantages}[args.solver_credit]
+    a = args.solver_weight * solver(batch.r)
+    if args.planner_credit == "place" and args.stage == "joint":
+        return a, grpo.place_advantages(batch.R_plan, batch.r)
+    A = grpo.across_tuple_advantages(batch.R_plan)                          # Eq. 12
+    return a, A.unsqueeze(-1).expand_as(a)
+
+
+def make_rows(batch: Batch, a: Tensor, A: Tensor, tokenizer,
+              args: argparse.Namespace) -> list[grpo.Row]:
+    """The rows of Eq. 13: planner tokens with A, solver tokens with a, both (P, M, K).
 
     The weight is the same for both regions: 1 / (M * problems of the whole batch).
     """
@@ -167,11 +188,19 @@ def make_rows(batch: Batch, a: Tensor, A: Tensor, args: argparse.Namespace) -> l
     rows = []
     for p, group in enumerate(batch.tuples):
         for m, t in enumerate(group):
-            rows.append(grpo.Row(t.prompt, t.plan.ids, 0, A[p, m].item(), weight, "plan",
-                                 t.plan.logprobs))
+            rows.append(grpo.Row(t.prompt, t.plan.ids, 0, plan_advantage(t, A[p, m], tokenizer),
+                                 weight, "plan", t.plan.logprobs))
             for k, branch in enumerate(t.branches):
                 rows.append(solve_row(branch, a[p, m, k].item(), weight))
     return rows
+
+
+def plan_advantage(t: rollout.Tuple, A: Tensor, tokenizer) -> float | list[float]:
+    """What the tokens of a plan are paid: one advantage, or each that of its own strategy."""
+    values = A.tolist()
+    if min(values) == max(values):
+        return values[0]
+    return [values[place] for place in rollout.strategy_of_tokens(tokenizer, t, len(values))]
 
 
 def solve_row(branch: rollout.Branch, advantage: float, weight: float) -> grpo.Row:
@@ -335,12 +364,12 @@ def algorithm_1(args, run: Run, problems: list, models: rl.Models, engine: rollo
         batch = run.together(lambda: collect(engine, gate, submitter, mine, key, args))
 
         # lines 6-7: two kinds of credit
-        a = args.solver_weight * grpo.within_tuple_advantages(batch.r)      # (P, M, K)  Eq. 11
-        A = grpo.across_tuple_advantages(batch.R_plan)                      # (P, M)     Eq. 12
+        a, A = credit(batch, args)              # (P, M, K) each: Eq. 11, 12, or marginal credit
         report = measure(batch, a, A, step, engine, models, judge, args)
 
         # line 8: one clipped, KL-regularised update over both regions
-        updated = rl.update(models, make_rows(batch, a, A, args), step, args)   # Eq. 13, 18
+        rows = make_rows(batch, a, A, models.tokenizer, args)               # Eq. 13
+        updated = rl.update(models, rows, step, args)                       # Eq. 18
 
         state["step"] += 1
         parts = run.gather(report)
@@ -363,7 +392,9 @@ def measure(batch: Batch, a: Tensor, A: Tensor, step: int, engine: rollout.Engin
             record = {"step": step + 1, "problem_id": problem.id, "tuple": m}
             record |= diagnostics.tuple_record(t, a[p, m])
             record |= {"J": batch.J[p, m].item(), "R_plan": batch.R_plan[p, m].item(),
-                       "A": A[p, m].item()}
+                       "A": A[p, m, 0].item()}
+            if args.planner_credit == "place":      # "A" is the first strategy's then
+                record["A_strategies"] = A[p, m].tolist()
             record["R_out"] = batch.R_out[p, m].item() if args.stage == "joint" else None
             record["faults"] = faults[p][m] if faults else None
             records.append(record)
