@@ -15,9 +15,11 @@ Where this departs from the paper, or fills in what it leaves open (docs/paper_t
     of Eq. 12 needs every tuple.
  3. A plan that does not parse has no branches, R_out = J = 0, and counts in the mean of Eq. 12.
  4. Without a trained gate the rule gate is used, with a warning.
- 5. Warm-up stops when the accepted share of the last --plateau steps is not above that of as many
+ 5. Warm-up stops when the accepted share of the last PLATEAU steps is not above that of as many
     steps before by one standard error, or at --steps.
- 6. --solver-weight scales the solver's advantages (Eq. 11); at 0 solver rows keep their KL, which
+ 6. --solver-credit marginal and --planner-credit place are ours: Eq. 11 pays a branch for beating
+    its siblings, which teaches the solver to stop listening (docs/credit.md).
+ 7. --solver-weight scales the solver's advantages (Eq. 11); at 0 solver rows keep their KL, which
     keeps the shared network solving: without it the planner's updates spoil the solver.
 
 Shapes: P problems of this rank in the step, M tuples per problem, K strategies per tuple.
@@ -44,6 +46,7 @@ from lib.verdicts import Submitter
 
 AUDIT_PROBLEMS = 64         # stage 4 samples one tuple for each
 USE_EVERY = 10              # steps between measurements of strategy use
+PLATEAU = 30                # steps: window of the warm-up's stopping rule
 REFUSED = 3                 # exit status of an audit that refuses stage 5
 
 
@@ -67,8 +70,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--with-think", action="store_true",
         help="the planner thinks first, as train_sft.py --with-think has taught it")
     add("--gate", metavar="FOLDER", help="by default the run's own; `rule`: the rule gate")
-    add("--plateau", type=flags.count, default=30, metavar="STEPS",
-        help="window of the warm-up's stopping rule")
     add("--skip-audit", action="store_true", help="start stage 5 whatever the reward density")
     add("--judge", metavar="SPEC",
         help="names faults of plans for the log and labels plans at a refresh: rule, module:name, "
@@ -84,6 +85,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                      f"{len(prompts.LABELS)} labels")
     if args.refresh_every and not args.judge:
         parser.error("--refresh-every needs a --judge that labels the fresh plans")
+    if args.solver_credit == "marginal" and args.num_tuples == 1:
+        parser.error("--solver-credit marginal compares tuples: --num-tuples 1 leaves nothing to "
+                     "compare with")
+    if args.planner_credit == "place" and args.stage == "warmup":
+        parser.error("--planner-credit place needs branches, and --stage warmup has none")
     args.steps = args.steps or 100
     return args
 
@@ -172,7 +178,7 @@ def credit(batch: Batch, args: argparse.Namespace) -> tuple[Tensor, Tensor]:
     solver = {"siblings": grpo.within_tuple_advantages,                     # Eq. 11
               "marginal": grpo.marginal_advantages}[args.solver_credit]
     a = args.solver_weight * solver(batch.r)
-    if args.planner_credit == "place" and args.stage == "joint":
+    if args.planner_credit == "place":
         return a, grpo.place_advantages(batch.R_plan, batch.r)
     A = grpo.across_tuple_advantages(batch.R_plan)                          # Eq. 12
     return a, A.unsqueeze(-1).expand_as(a)
@@ -215,7 +221,7 @@ def warmed_up(state: dict, args: argparse.Namespace, run: Run) -> bool:
     on the main rank alone, which decides for all. Collective."""
     if args.stage != "warmup":
         return False
-    return run.any(run.main and plateau(state["accepted"], args.plateau))
+    return run.any(run.main and plateau(state["accepted"], PLATEAU))
 
 
 def plateau(accepted: list[float], window: int) -> bool:

@@ -548,7 +548,7 @@ def test_the_sampler_is_refreshed_in_the_same_storage_and_keeps_its_fp32_parts()
 
 def work(out):
     """What each rank of the two-rank tests does; the main one writes down the results."""
-    group = lib_run.setup(threads=1)
+    group = lib_run.setup()
     rows, found = some_rows(), {}
     replicate_below, grpo.REPLICATE_BELOW = grpo.REPLICATE_BELOW, 0     # shards, tiny as they are
     uneven = {0: rows[:3], 1: rows[3:]}[group.rank] if group.world == 2 else rows
