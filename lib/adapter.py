@@ -1,14 +1,17 @@
-"""Every other causal language model of transformers, Gemma 4 E2B and E4B first, behind the calls of model.py.
+"""Every other causal language model of transformers, Gemma 4 E2B and E4B first, behind the calls
+of model.py.
 
 `model.load` returns an `Adapter` for any checkpoint that is not a Qwen3.5. What is different here:
 
-1. Decoding: transformers gets a cache of ours, the buffers of `model.State` indexed by position, and masks to
-   match; so rows fork, join and leave as in model.py. Whether a model plays along is tried on a few tokens.
-2. A model that does not (a recurrent state, an attention of its own kind) says so once and has `can_fork`
-   False. It decodes in waves: a state takes one segment, of whole prompts, then steps. Nothing is shared.
+1. Decoding: transformers gets a cache of ours, the buffers of `model.State` indexed by position,
+   and masks to match; so rows fork, join and leave as in model.py. Whether a model plays along is
+   tried on a few tokens.
+2. A model that does not (a recurrent state, an attention of its own kind) says so once and has
+   `can_fork` False. It decodes in waves: a state takes one segment, of whole prompts, then steps.
+   Nothing is shared.
 3. The loss gives every continuation its own copy of the prompt.
-4. Towers for pictures and sound are loaded, frozen and saved again; `per_layer_tables` names what a trainer
-   had better freeze as well.
+4. Towers for pictures and sound are loaded, frozen and saved again; `per_layer_tables` names what
+   a trainer had better freeze as well.
 """
 
 import inspect
@@ -83,8 +86,9 @@ class Adapter(nn.Module):
 
     @property
     def per_layer_tables(self) -> tuple[nn.Module, ...]:
-        """Gemma's per-layer embeddings, half of E2B. A step has gradients for few of their rows, but AdamW
-        keeps moments for all: 38 GiB with masters and gradients. So a trainer freezes them by default."""
+        """Gemma's per-layer embeddings, half of E2B. A step has gradients for few of their rows,
+        but AdamW keeps moments for all: 38 GiB with masters and gradients. So a trainer freezes
+        them by default."""
         table = getattr(self.decoder, "embed_tokens_per_layer", None)
         return () if table is None else (table,)
 
@@ -182,7 +186,8 @@ class Adapter(nn.Module):
         if window is not None:
             masks["sliding_attention"] = masks["full_attention"] & (n > seen - window).unsqueeze(1)
         kinds = getattr(self.config, "layer_types", None) or [list(masks)[-1]]
-        # to be added to the scores: every attention of transformers takes that, not every one a boolean mask
+        # to be added to the scores: every attention of transformers takes that, not every one a
+        # boolean mask
         least = torch.finfo(self.head_weight.dtype).min
         masks = {kind: torch.where(masks[kind], 0.0, least).to(self.head_weight.dtype) for kind in set(kinds)}
         cache = slot_cache(state.layers, [layer for layer, *_ in self.cells], at, limit)
@@ -198,7 +203,8 @@ def cache_name(module: nn.Module) -> str:
 
 
 def slot_cache(buffers: list[tuple], layers: list[int], at: Tensor, limit: int):
-    """A transformers cache that writes to positions `at` of our buffers and shows their first `limit`."""
+    """A transformers cache that writes to positions `at` of our buffers and shows their first
+    `limit`."""
     class Slots(transformers.Cache):
         def update(self, keys, values, layer_idx, *args, **kwargs):
             k, v = buffers[layers.index(layer_idx)]
@@ -210,5 +216,6 @@ def slot_cache(buffers: list[tuple], layers: list[int], at: Tensor, limit: int):
 
 
 def close(a: Tensor, b: Tensor) -> bool:
-    """Equal but for rounding, in any dtype. A wrong mask or cache is off by as much as the logits vary."""
+    """Equal but for rounding, in any dtype. A wrong mask or cache is off by as much as the logits
+    vary."""
     return a.is_meta or bool((a - b).abs().mean() < 0.1 * b.std())
