@@ -175,7 +175,7 @@ def train(args: argparse.Namespace, run: Run) -> None:
             reward, advantages = credit(batch, args)
             rows = make_rows(batch, advantages, args)
             # each skill has a prompt of its own, from its first words on: nothing to share
-            updated = rl.update(models, rows, args, shared=args.method != "upskill")
+            updated = rl.update(models, rows, step, args, shared=args.method != "upskill")
             state["step"] += 1
             records = make_records(state["step"], batch, reward, advantages)
             parts = run.gather({"records": records, "stats": engine.stats, "waited": batch.waited})
