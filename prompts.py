@@ -283,7 +283,14 @@ def thought_mark(tokenizer) -> str:
 # Parsers
 
 class PlanError(ValueError):
-    """A text that does not hold K labelled strategies; the message says what is wrong."""
+    """A text that does not hold K labelled strategies; the message says what is wrong.
+
+    `near_miss` names the other marks in which all K labels are there, "" if they are not.
+    """
+
+    def __init__(self, message: str, near_miss: str = ""):
+        super().__init__(message)
+        self.near_miss = near_miss
 
 
 def cut_thought(text: str) -> str:
@@ -312,12 +319,44 @@ def parse_plan(text: str, k: int = 4) -> list[str]:
     labelled, _ = label_lines(text, k)
     labels = "".join(label for label, _ in labelled)
     if labels != LABELS[:k]:
+        near_miss = find_near_miss(text, k)
+        hint = f"; all labels are there as {near_miss}" if near_miss else ""
         raise PlanError(f"label lines {' '.join(labels) or '(none)'} instead of "
-                        f"{' '.join(LABELS[:k])}")
+                        f"{' '.join(LABELS[:k])}{hint}", near_miss)
     for label, strategy in labelled:
         if not strategy:
             raise PlanError(f"nothing follows {label}:")
     return [strategy for _, strategy in labelled]
+
+
+# Marks in which models write labels that parse_plan, strict as Appendix B, does not take. L is the
+# label; the name is an example.
+NEAR_MISSES = {
+    "**A:**": r"\**(L)\**:\**",
+    "- A:": r"[-*+\u2022]\s+\**(L)\**:\**",
+    "# A:": r"#+\s*\**(L)\**:\**",
+    "A)": r"\**\(?(L)\)",
+    "A.": r"\**(L)\.",
+    "A -": r"\**(L)\**\s+[-\u2013\u2014]",
+    "Method A:": r"(?:[-*+#]+\s*)?\**(?:method|strategy|approach|plan|option|idea)\s+(L)\b",
+}
+
+
+def find_near_miss(text: str, k: int) -> str:
+    """The mark of NEAR_MISSES in which the K labels are there in order, each once, on a line of its
+    own; "a:" for lower case, "A: B:" for labels in one line; "" for none."""
+    text = cut_thought(text)
+    for name, mark in NEAR_MISSES.items():
+        line_start = re.compile(r"^[^\S\n]*" + mark.replace("L", f"[{LABELS[:k]}]"),
+                                re.MULTILINE | re.IGNORECASE)
+        labels = "".join(line_start.findall(text))
+        if labels == LABELS[:k]:
+            return name
+        if name == "**A:**" and labels == LABELS[:k].lower():
+            return "a:"
+    if "".join(re.findall(rf"(?<!\w)([{LABELS[:k]}]):", text)) == LABELS[:k]:
+        return "A: B:"
+    return ""
 
 
 SECOND_SENTENCE = re.compile(r"[.!?]\s+(\w)")

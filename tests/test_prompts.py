@@ -47,6 +47,42 @@ def test_a_plan_that_lacks_a_label_repeats_one_or_leaves_one_empty_is_refused(te
         parse_plan(text)
 
 
+@pytest.mark.parametrize("template, near_miss", [
+    ("**{}:** x", "**A:**"),
+    ("**{}**: x", "**A:**"),
+    ("- {}: x", "- A:"),
+    ("* **{}:** x", "- A:"),
+    ("### {}: x", "# A:"),
+    ("{}) x", "A)"),
+    ("({}) x", "A)"),
+    ("{}. x", "A."),
+    ("{} - x", "A -"),
+    ("Method {}: x", "Method A:"),
+    ("**Strategy {}**: x", "Method A:"),
+    ("Approach {} is x", "Method A:"),
+    ("{}x", ""),
+])
+def test_a_plan_with_other_marks_is_refused_and_the_near_miss_named(template, near_miss):
+    text = "Here they are.\n" + "\n".join(template.format(label) for label in "ABCD")
+    with pytest.raises(PlanError) as error:
+        parse_plan(text)
+    assert error.value.near_miss == near_miss
+    assert (f"all labels are there as {near_miss}" in str(error.value)) == bool(near_miss)
+
+
+@pytest.mark.parametrize("text, near_miss", [
+    ("a: x\nb: y\nc: z\nd: w", "a:"),
+    ("A: x B: y C: z D: w", "A: B:"),
+    ("**A:** x\n**B:** y\n**C:** z", ""),             # one is missing
+    ("**A:** x\n**C:** z\n**B:** y\n**D:** w", ""),  # another order
+    ("A: x\nB:  \nC: z\nD: w", ""),                  # nothing is wrong with the marks
+])
+def test_only_a_whole_plan_is_a_near_miss(text, near_miss):
+    with pytest.raises(PlanError) as error:
+        parse_plan(text)
+    assert error.value.near_miss == near_miss
+
+
 def test_labels_count_only_up_to_k_and_other_lines_are_ignored():
     text = "Here:\n A: x\n\nB: y\nE: no label here\nremark"
     assert parse_plan(text, 2) == ["x", "y"]
