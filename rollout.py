@@ -551,7 +551,7 @@ def sample_tuples(engine: Engine, problems: list, num_tuples: int, num_strategie
                 engine.push(Job(ids, (*key, problem.id, m, b), max_solve_tokens, shared, tag=(p, m, b))
                             for b, (ids, shared) in enumerate(encoded))
         else:
-            program = prompts.extract_code(sample.text)
+            program = prompts.extract_code(sample.text, problem.fn_name)
             tuples[p][m].branches[i] = Branch(job.prompt, job.shared, sample, program, tuples[p][m].strategies[i],
                                               judge(problem, program))
     return tuples
@@ -567,7 +567,7 @@ def sample_attempts(engine: Engine, problems: list, texts: list[list[str]], key:
     attempts: list[list] = [[None] * len(t) for t in texts]
     for job, sample in engine.run(jobs):
         p, n = job.tag
-        program = prompts.extract_code(sample.text)
+        program = prompts.extract_code(sample.text, problems[p].fn_name)
         attempts[p][n] = Branch(job.prompt, len(job.prompt), sample, program, None, judge(problems[p], program))
     return attempts
 
