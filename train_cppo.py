@@ -340,7 +340,7 @@ def algorithm_1(args, run: Run, problems: list, models: rl.Models, engine: rollo
         report = measure(batch, a, A, step, engine, models, judge, args)
 
         # line 8: one clipped, KL-regularised update over both regions
-        updated = rl.update(models, make_rows(batch, a, A, args), args)     # Eq. 13, 18
+        updated = rl.update(models, make_rows(batch, a, A, args), step, args)   # Eq. 13, 18
 
         state["step"] += 1
         parts = run.gather(report)

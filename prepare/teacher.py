@@ -47,6 +47,7 @@ from lib import errors, files, progress
 from lib import run as lib_run
 from lib.problems import Problem, load_problems
 from prepare import corpora, exposure
+from prepare import prompts as judge_prompts
 from prepare.ask import Cache, Endpoint, LocalModel, Model, silent
 
 CANDIDATES = 6              # Appendix B: proposals a problem
@@ -200,7 +201,7 @@ def propose(teacher: Model | Teacher, problems: Sequence[Problem], n: int,
             counts: Counter) -> list[list[str]]:
     """Up to n candidates a problem whose form keeps the plan contract, no two literally equal."""
     if isinstance(teacher, Model):
-        lists = teacher.ask_parsed([prompts.teacher(p, n) for p in problems],
+        lists = teacher.ask_parsed([judge_prompts.teacher(p, n) for p in problems],
                                    lambda text, _: prompts.parse_list(text) or None, counts, "teacher")
     else:
         lists = [teacher(p, n) for p in problems]
@@ -227,9 +228,9 @@ def keep(judge: Model | Judge, problems: Sequence[Problem], candidates: Sequence
     asked = [i for i, found in enumerate(candidates) if found]
     kept: list[list[str]] = [[] for _ in candidates]
     if isinstance(judge, Model):
-        texts = [prompts.judge_candidates(problems[i], candidates[i]) for i in asked]
+        texts = [judge_prompts.judge_candidates(problems[i], candidates[i]) for i in asked]
         verdicts = judge.ask_parsed(
-            texts, lambda text, at: prompts.parse_verdicts(text, len(candidates[asked[at]])), counts, "judge")
+            texts, lambda text, at: judge_prompts.parse_verdicts(text, len(candidates[asked[at]])), counts, "judge")
         for i, verdict in zip(asked, verdicts, strict=True):
             kept[i] = [c for c, good in zip(candidates[i], verdict, strict=True) if good] if verdict else []
     else:
@@ -269,7 +270,7 @@ def make_gold(teacher: Model | Teacher, judge: Model | Judge, problems: Sequence
         chosen = chosen[:wanted - len(gold)]
         thoughts: Sequence[str | None] = [""] * len(chosen)
         if with_think and isinstance(teacher, Model):
-            texts = [prompts.teacher_trace(p, strategies) for p, strategies in chosen]
+            texts = [judge_prompts.teacher_trace(p, strategies) for p, strategies in chosen]
             thoughts = teacher.ask_parsed(
                 texts, lambda text, _: prompts.cut_thought(text).strip() or None, counts, "trace")
         for (p, strategies), thought in zip(chosen, thoughts, strict=True):
@@ -349,7 +350,7 @@ def teacher_labels(teacher: Model | Teacher, judge: Model | Judge, problems: Seq
     repeated = [i for i, kind in enumerate(kinds) if kind == "duplicate"]
     other_words: dict[int, str | None] = {}
     if isinstance(teacher, Model):
-        texts = [prompts.rephrase(plans[i][1][0]) for i in repeated]
+        texts = [judge_prompts.rephrase(plans[i][1][0]) for i in repeated]
         said = teacher.ask_parsed(texts, lambda text, at: usable_rephrasing(text, plans[repeated[at]][1][0]),
                                   counts, "rephrasing")
         other_words = dict(zip(repeated, said, strict=True))
@@ -389,8 +390,8 @@ def judge_plans(judge: Model | Judge, pairs: Sequence[tuple[Problem, str]], k: i
         except prompts.PlanError:
             faults[i] = ["parse"]
     if isinstance(judge, Model):
-        texts = [prompts.judge_plan(*pairs[i], k) for i in parsed]
-        found = judge.ask_parsed(texts, lambda text, _: prompts.parse_faults(text), counts, "judge")
+        texts = [judge_prompts.judge_plan(*pairs[i], k) for i in parsed]
+        found = judge.ask_parsed(texts, lambda text, _: judge_prompts.parse_faults(text), counts, "judge")
     else:
         found = [judge(pairs[i][0].statement, pairs[i][1]) for i in parsed]
     for i, verdict in zip(parsed, found, strict=True):
@@ -536,7 +537,7 @@ def run(args: argparse.Namespace) -> None:
         prompts.load(args.prompts)
     args.problems = args.problems or str(corpora.default_pool("sft" if args.command == "gold" else "gate", out))
     problems = load_problems(args.problems)
-    warning = exposure.audit_pool(args.problems, out)
+    warning = exposure.check_pool(args.problems, out)
     if warning:
         print(f"warning: {warning}", file=sys.stderr)
     cache = Cache(args.cache or out / "answers")

@@ -31,6 +31,7 @@ import rollout
 from lib import diagnostics, errors, flags, rl
 from lib.run import Run, run_stage
 from lib.verdicts import Submitter
+from rivals import prompts as rival_prompts
 from rivals.advantages import (
     SKILL_AGGREGATES,
     UPSKILL_ALPHA,
@@ -108,7 +109,7 @@ def user_turns(problem, args: argparse.Namespace) -> list[str]:
     """What each attempt is asked: the same, or a skill of its own."""
     if args.method != "upskill":
         return [prompts.direct(problem)] * args.num_attempts
-    return [prompts.skill(problem, z) for z in range(1, args.num_attempts + 1)]
+    return [rival_prompts.skill(problem, z) for z in range(1, args.num_attempts + 1)]
 
 
 def information(attempts: list[rollout.Branch], models: rl.Models,
@@ -174,7 +175,7 @@ def train(args: argparse.Namespace, run: Run) -> None:
             reward, advantages = credit(batch, args)
             rows = make_rows(batch, advantages, args)
             # each skill has a prompt of its own, from its first words on: nothing to share
-            updated = rl.update(models, rows, args, shared=args.method != "upskill")
+            updated = rl.update(models, rows, step, args, shared=args.method != "upskill")
             state["step"] += 1
             records = make_records(state["step"], batch, reward, advantages)
             parts = run.gather({"records": records, "stats": engine.stats, "waited": batch.waited})

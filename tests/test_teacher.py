@@ -20,6 +20,7 @@ import prompts
 from lib import files
 from lib.problems import Problem, save_problems
 from prepare import ask, corpora, teacher
+from prepare import prompts as judge_prompts
 
 ROOT = Path(__file__).resolve().parent.parent
 K, N = 4, 6
@@ -36,7 +37,7 @@ def reply_of(text: str, seed: int) -> str | None:
     prompts."""
     for i, p in enumerate(PROBLEMS):
         methods = [f"Sort the {NOUNS[i]} by key {j} and sweep over them with method {j}." for j in range(N)]
-        if text == prompts.teacher(p, N):
+        if text == judge_prompts.teacher(p, N):
             if i == 3:
                 return "I'm sorry, but I can't help with that."
             if i == 4:
@@ -44,7 +45,7 @@ def reply_of(text: str, seed: int) -> str | None:
                 methods[2] = " ".join(["word"] * 60)                                # too long
                 methods[3] = methods[0].upper()                                     # the same again
             return "Here they are.\n" + "\n".join(f"{j + 1}. {m}" for j, m in enumerate(methods))
-        if text.startswith(prompts.teacher_trace(p, ["x"] * K).split("These")[0]) and "think through" in text:
+        if text.startswith(judge_prompts.teacher_trace(p, ["x"] * K).split("These")[0]) and "think through" in text:
             return f"<think>hm</think>{NOUNS[i]} can be looked at in several ways."
         if p.statement in text and "KEEP or DROP" in text:
             count = sum(m in text for m in methods)
@@ -212,7 +213,7 @@ def test_a_server_that_fails_in_every_way_gives_the_same_gold_and_nothing_twice(
 def test_a_server_that_never_ends_a_reply_is_asked_again(tmp_path, what):
     with Server(lambda visit: what if visit == 0 else None) as server:
         model = model_at(server.spec, tmp_path, timeout=0.3)
-        assert model.ask([prompts.teacher(PROBLEMS[0], N)])[0].startswith("Here they are.")
+        assert model.ask([judge_prompts.teacher(PROBLEMS[0], N)])[0].startswith("Here they are.")
 
 
 def test_a_finished_run_is_reproduced_without_a_server(tmp_path):
@@ -225,7 +226,7 @@ def test_a_finished_run_is_reproduced_without_a_server(tmp_path):
 
 
 def test_what_failed_for_good_is_counted_and_asked_for_by_the_next_run_alone(tmp_path):
-    broken = {prompts.teacher(PROBLEMS[1], N), prompts.teacher(PROBLEMS[2], N)}
+    broken = {judge_prompts.teacher(PROBLEMS[1], N), judge_prompts.teacher(PROBLEMS[2], N)}
     with Server() as good:
         expected = gold_from(good.spec, tmp_path / "good")[:2]
 
@@ -244,7 +245,7 @@ def test_what_failed_for_good_is_counted_and_asked_for_by_the_next_run_alone(tmp
 
 
 def test_a_damaged_answer_on_disk_is_asked_for_again(tmp_path):
-    text = prompts.teacher(PROBLEMS[0], N)
+    text = judge_prompts.teacher(PROBLEMS[0], N)
     with Server() as server:
         reply = model_at(server.spec, tmp_path).ask([text])
         for path in tmp_path.rglob("*.json"):
@@ -254,7 +255,7 @@ def test_a_damaged_answer_on_disk_is_asked_for_again(tmp_path):
 
 
 def test_equal_requests_are_sent_once(tmp_path):
-    text = prompts.teacher(PROBLEMS[0], N)
+    text = judge_prompts.teacher(PROBLEMS[0], N)
     with Server() as server:
         assert len(set(model_at(server.spec, tmp_path).ask([text] * 5))) == 1
     assert server.served == {(text, 0): 1}
@@ -592,7 +593,7 @@ def test_unanswered_requests_end_in_status_1_and_say_how_to_go_on(tmp_path, caps
     save_problems(tmp_path / "pool.jsonl", PROBLEMS)
 
     def reply(text, seed):
-        assert text != prompts.teacher(PROBLEMS[0], N), "a wrong reply"
+        assert text != judge_prompts.teacher(PROBLEMS[0], N), "a wrong reply"
         return reply_of(text, seed)
     with Server(reply=reply) as server, pytest.raises(SystemExit) as end:
         teacher.main(["gold", "--teacher", server.spec, "--judge", server.spec, "--problems",
