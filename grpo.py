@@ -52,7 +52,7 @@ REPLICATE_BELOW = 20_000_000    # parameters: smaller models are not sharded, se
 REGIONS = ("plan", "solve")
 
 
-# --------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------
 # Advantages
 
 def standardize(r: Tensor) -> Tensor:
@@ -104,14 +104,14 @@ def marginal_advantages(r: Tensor, scale: bool = True) -> Tensor:
     of d over the problem's branches, plus eps. That std contains the branch itself: GRPO's usual
     small bias.
 
-    Branches that were never sampled are NaN in r; they get 0 and count nowhere. Zeros where nothing can be compared: M = 1, no branches in the other tuples, equal d (so also
-    where no branch alone solves the problem).
+    Branches that were never sampled are NaN in r; they get 0 and count nowhere. Zeros where
+    nothing can be compared: M = 1, no branches in the other tuples, equal d (so also where no
+    branch alone solves the problem).
     """
     r = r if r.is_floating_point() else r.float()
     exists = ~r.isnan()
     r = r.where(exists, 0)
-    K = r.shape[-1]
-    itself = torch.eye(K, dtype=torch.bool, device=r.device)
+    itself = torch.eye(r.shape[-1], dtype=torch.bool, device=r.device)
     no_sibling_solves = (1 - r).unsqueeze(-2).masked_fill(itself, 1).prod(-1)
     d = r * no_sibling_solves
 
@@ -119,7 +119,9 @@ def marginal_advantages(r: Tensor, scale: bool = True) -> Tensor:
     total = d.sum(-1, keepdim=True)
     others = count.sum(-2, keepdim=True) - count
     baseline = (total.sum(-2, keepdim=True) - total) / others.clamp(min=1)
-    compared = exists & (others > 0) & _differs(d, exists)
+    largest = d.where(exists, -torch.inf).amax((-2, -1), keepdim=True)
+    smallest = d.where(exists, torch.inf).amin((-2, -1), keepdim=True)
+    compared = exists & (others > 0) & (largest != smallest)
     advantages = (d - baseline).where(compared, 0)
     if not scale:
         return advantages
@@ -127,13 +129,6 @@ def marginal_advantages(r: Tensor, scale: bool = True) -> Tensor:
     mean = total.sum(-2, keepdim=True) / n.clamp(min=1)
     squares = (d - mean).where(exists, 0).square().sum((-2, -1), keepdim=True)
     return advantages / ((squares / (n - 1).clamp(min=1)).sqrt() + EPS)
-
-
-def _differs(d: Tensor, exists: Tensor) -> Tensor:
-    """Whether the existing entries of d (..., M, K) differ, (..., 1, 1)."""
-    largest = d.where(exists, -torch.inf).amax((-2, -1), keepdim=True)
-    smallest = d.where(exists, torch.inf).amin((-2, -1), keepdim=True)
-    return largest > smallest
 
 
 def place_advantages(R_plan: Tensor, r: Tensor, scale: bool = True) -> Tensor:
@@ -175,7 +170,7 @@ def place_advantages(R_plan: Tensor, r: Tensor, scale: bool = True) -> Tensor:
     return advantages / (std[..., None, None] + EPS)
 
 
-# --------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------
 # Log-probabilities
 
 def tile_logits(hidden: Tensor, weight: Tensor, temperature: float,
@@ -285,7 +280,7 @@ def token_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, temperature:
     return (logp, nats) if entropy else logp
 
 
-# --------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------
 # The loss
 
 def clipped_loss(logp: Tensor, old: Tensor | None, ref: Tensor | None, advantage: Tensor,
@@ -449,7 +444,7 @@ def apply_gradients(module: nn.Module, optimizer: torch.optim.Optimizer, loss: T
     return float(norm), finite
 
 
-# --------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------
 # Rows and micro-batches
 
 @dataclass
@@ -565,7 +560,7 @@ def row_logprobs(module: nn.Module, batch: MicroBatch, temperature: float = 1.0,
     return module(batch.ids, batch.suffixes, head=head)
 
 
-# --------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------
 # The update
 
 clock = time.perf_counter       # bench/step.py puts process CPU seconds here

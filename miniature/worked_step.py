@@ -94,8 +94,8 @@ def main() -> None:
     compare("A (Eq. 12)", A[0].tolist(), by_hand, used)
     loss = -(a.sum() + A.sum()).item() / M
     weight = (a.abs().sum() + A.abs().sum()).item() / M
-    print(f"\nloss of this problem (Eq. 13 at ratio 1, KL 0): {abs(loss):.6f}; the advantages weigh "
-          f"{weight:.3f} in its gradient")
+    print(f"\nloss of this problem (Eq. 13 at ratio 1, KL 0): {abs(loss):.6f}; the advantages "
+          f"weigh {weight:.3f} in its gradient")
 
 
 if __name__ == "__main__":
