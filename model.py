@@ -40,7 +40,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 BUCKET = 64                 # decoding buffers are a multiple of this many columns wide
-MIN_ROWS = 8                # matrix products with fewer rows take other kernels, which round differently
 L2_EPS = 1e-6               # under the root, where the DeltaNet normalises queries and keys
 SHARD_BYTES = 5 * 10**9     # largest weight file that `save` writes
 # Tensors of a Qwen3.5 checkpoint that the text model has no use for; `save` copies them through.
@@ -126,12 +125,6 @@ def up(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def alike(f: Callable, x: Tensor) -> Tensor:
-    """f of each number, to the same bits wherever it lies. On a CPU torch's vectorised loops leave the last n % 32 numbers to other
-    code, which may differ in the last bit; in float64 that is too little to survive rounding. Meant for a few numbers a token."""
-    return f(x.double()).to(x.dtype) if x.is_cpu else f(x)
-
-
 @dataclass
 class Span:
     """Where a segment lies in its rows. With `at`, past are decoding buffers, to be written in place."""
@@ -177,7 +170,7 @@ class Decay(nn.Module):
         self.A_log, self.dt_bias = nn.Parameter(torch.zeros(heads)), nn.Parameter(torch.ones(heads))
 
     def forward(self, a: Tensor) -> Tensor:
-        return -up(self.A_log).exp() * alike(F.softplus, up(a) + up(self.dt_bias))
+        return -up(self.A_log).exp() * F.softplus(up(a) + up(self.dt_bias))
 
 
 # The gated delta rule (Yang, Kautz, Hatamizadeh: Gated Delta Networks, arXiv 2412.06464).
@@ -289,7 +282,7 @@ class DeltaNet(nn.Module):
         B, T, _ = x.shape
         tail, S = past if past is not None else self.memory(B, 0, x)
         qkv, z = self.in_proj_qkv(x), self.in_proj_z(x).unflatten(-1, (self.hv, self.dv))
-        g, beta = self.decay(self.in_proj_a(x)), alike(torch.sigmoid, up(self.in_proj_b(x)))
+        g, beta = self.decay(self.in_proj_a(x)), up(self.in_proj_b(x)).sigmoid()
         window = torch.cat([tail.expand(B, -1, -1), qkv], 1)
         if span.lengths is None:
             tail = window[:, T:]
@@ -495,7 +488,7 @@ class Model(nn.Module):
         return angle.cos().to(like.dtype), angle.sin().to(like.dtype)
 
     def new_state(self, rows: int, capacity: int) -> State:
-        columns = whole_buckets(capacity)
+        columns = round_to_bucket(capacity)
         like = self.embed_tokens.weight.detach()
         return State([block.mixer.memory(rows, columns + 1, like) for block in self.layers],
                      torch.zeros(rows, dtype=torch.long, device=like.device), columns,
@@ -504,25 +497,20 @@ class Model(nn.Module):
     @torch.no_grad()
     def segment(self, ids: Tensor, lengths: Tensor, state: State) -> Tensor:
         """Run right-padded ids (B, T), lengths (B,) of them real, on from what the state's rows have read;
-        logits (B, V) after each row's last. The host waits for the device once.
-
-        In fp32 on one CPU thread a row's bits depend neither on B nor, from 8 on, on T."""
+        logits (B, V) after each row's last. The host waits for the device once."""
         longest = state.columns if ids.is_meta else int((state.pos + lengths).max())    # memory.py plans on meta
         if longest > state.columns:
             raise ValueError(f"a row would hold {longest} tokens; this state has room for {state.columns}")
         i = torch.arange(ids.shape[1], device=ids.device)
         at = torch.where(i < lengths.unsqueeze(1), state.pos.unsqueeze(1) + i, state.columns)
-        x = self._advance(ids, at, whole_buckets(longest), lengths, state)
+        x = self._advance(ids, at, round_to_bucket(longest), lengths, state)
         state.pos += lengths
-        last = x[torch.arange(len(ids), device=ids.device), lengths - 1]
-        return self._logits(F.pad(last, (0, 0, 0, max(0, MIN_ROWS - len(ids)))))[:len(ids)]
+        return self._logits(x[torch.arange(len(ids), device=ids.device), lengths - 1])
 
     @torch.no_grad()
     def step(self, ids: Tensor, state: State, limit: int) -> Tensor:
         """One token a row: ids (B,) -> logits (B, V). The first `limit` columns are looked at, more than the
-        `pos` of any row that matters. A full row goes on in the spare column: idle rows may be left alone.
-
-        In fp32 on one CPU thread a row's bits depend neither on B, from 8 on, nor on `limit`."""
+        `pos` of any row that matters. A full row goes on in the spare column: idle rows may be left alone."""
         at = state.pos.clamp(max=state.columns).unsqueeze(1)
         x = self._advance(ids.unsqueeze(1), at, min(limit, state.columns), None, state)
         state.pos += 1
@@ -530,8 +518,6 @@ class Model(nn.Module):
 
     def _advance(self, ids: Tensor, at: Tensor, limit: int, lengths: Tensor | None, state: State) -> Tensor:
         """Hidden states (B, T, H) of ids at positions `at` (B, T); the state's buffers change."""
-        if self.config.num_attention_heads > 3 * self.config.num_key_value_heads:
-            limit = min(whole_buckets(limit), state.columns)
         x = self.embed_tokens(ids)
         mask = (torch.arange(limit, device=ids.device) <= at.unsqueeze(-1)).unsqueeze(1)        # (B, 1, T, n)
         index = buffer_index(at, self.config.num_key_value_heads)
@@ -583,12 +569,9 @@ class Model(nn.Module):
         write_json(folder / "config.json", raw)
 
 
-def whole_buckets(columns: int) -> int:
-    """Columns of a buffer, or to look at, for so many: a multiple of BUCKET, so that a row's bits do not depend on how many.
-    But torch's attention on a CPU takes keys by 512, and the matrix product of four queries or more with a rest of 256 or 320
-    (measured: of no other multiple of 64) adds its terms in another order. So there the rest is 384."""
-    columns = -(-columns // BUCKET) * BUCKET
-    return columns + {256: 128, 320: 64}.get(columns % 512, 0)
+def round_to_bucket(columns: int) -> int:
+    """Round a column count up to a multiple of BUCKET."""
+    return -(-columns // BUCKET) * BUCKET
 
 
 def buffer_index(at: Tensor, heads: int) -> tuple[Tensor, ...]:

@@ -1,7 +1,16 @@
-"""Checkpoints of a run under way."""
+"""Checkpoints of a stage under way: step_NNNNNN/ with weights, optimizer state and a few numbers.
 
+    checkpoints.save(folder, step, module, optimizer, {"logs": {...}}, keep=2)  # every rank calls
+    path = checkpoints.newest(folder)
+    if not checkpoints.damage(path):                # reads every byte: ask on one rank
+        state = checkpoints.load(path, module, optimizer)       # on any number of ranks
+"""
+
+import errno
 import json
+import os
 import shutil
+import zlib
 from pathlib import Path
 
 import torch
@@ -9,52 +18,120 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
-from lib.files import PARTIAL, publish, remove
+from lib import files
+from lib.files import PARTIAL
 
 
-def save_checkpoint(folder: Path, step: int, module: torch.nn.Module, optimizer: torch.optim.Optimizer,
-                    extra: dict, keep: int = 2) -> Path:
-    """folder/step_NNNNNN with weights, optimizer state and `extra` (JSON; the main rank's counts).
-    Collective: every rank writes its shards. What was left by a process that died is cleared first, what is
-    older than the newest `keep` last."""
-    main, path = dist.get_rank() == 0, folder / f"step_{step:06d}"
-    aside = path.with_name(path.name + PARTIAL)
+def name(step: int) -> str:
+    return f"step_{step:06d}"
+
+
+def save(folder: Path, step: int, module: torch.nn.Module, optimizer: torch.optim.Optimizer,
+         extra: dict, keep: int = 2) -> Path:
+    """Write folder/step_NNNNNN with weights, optimizer state and `extra` (JSON; the main rank's
+    counts).
+
+    Collective: every rank writes its shards. What a dead process left is cleared first; what is
+    older than the newest `keep` (0: none) goes last.
+    """
+    main, path = dist.get_rank() == 0, folder / name(step)
+    partial = path.with_name(path.name + PARTIAL)
     if main:
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob(f"step_*{PARTIAL}"):
             shutil.rmtree(left)
-        aside.mkdir()
+        partial.mkdir()
     unused = not optimizer.state
     weights, moments = get_state_dict(module, optimizer)
-    if unused:      # torch has made the moments by a step at learning rate 0 and counted it: not one of the run's
+    if unused:
+        # get_state_dict initialises Adam's moments with a fake step at learning rate 0: undo its
+        # count
         for moment in optimizer.state.values():
             moment["step"].zero_()
     dist.barrier()
-    dcp.save({"module": weights, "optimizer": moments}, checkpoint_id=aside)
+    write_shards({"module": weights, "optimizer": moments}, partial)
+    checksums = gathered_checksums(partial)
     if main:
-        (aside / "state.json").write_text(json.dumps({"step": step, **extra}))
-        publish(aside, path)
-        for old in checkpoints(folder)[:-keep or None] if keep else []:
-            remove(old)
+        state = {**extra, "step": step, "checksums": checksums}
+        (partial / "state.json").write_text(json.dumps(state))
+        files.publish(partial, path)
+        if keep:
+            for old in complete(folder)[:-keep]:
+                files.remove(old)
     dist.barrier()
     return path
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """Complete ones, oldest first."""
-    return sorted((p.parent for p in folder.glob("step_*/state.json") if p.parent.name[5:].isdigit()),
-                  key=lambda path: int(path.name[5:]))
+def write_shards(state: dict, partial: Path) -> None:
+    """dcp.save, whose own error on a full disk names neither the disk nor the file."""
+    try:
+        dcp.save(state, checkpoint_id=partial)
+    except Exception as error:
+        needed = sum(t.nbytes for t in state["module"].values() if isinstance(t, torch.Tensor))
+        if shutil.disk_usage(partial).free < needed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(partial)) from error
+        raise
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    return (checkpoints(folder) or [None])[-1]
+def gathered_checksums(partial: Path) -> dict[str, int]:
+    """CRC-32 of every file, each rank reading its share. Collective."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    dist.barrier()                      # all shards are written
+    names = sorted(path.name for path in partial.iterdir())
+    own = {name: checksum(partial / name) for name in names[rank::world]}
+    parts = [None] * world
+    dist.all_gather_object(parts, own)
+    return {name: value for part in parts for name, value in part.items()}
 
 
-def load_checkpoint(path: Path, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict:
-    """Weights and optimizer state in place, whatever the number of ranks that wrote them; returns `extra`
-    with the step. Collective."""
+def checksum(path: Path) -> int:
+    """CRC-32: enough to notice a flipped bit or a file that was cut off."""
+    value = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 24):
+            value = zlib.crc32(block, value)
+    return value
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with the files of a checkpoint; None if every byte is as it was written."""
+    try:
+        checksums = json.loads((path / "state.json").read_text())["checksums"]
+    except (ValueError, KeyError, TypeError):
+        return "state.json cannot be read"
+    for name, value in checksums.items():
+        if not (path / name).exists():
+            return f"{name} is missing"
+        if checksum(path / name) != value:
+            return f"{name} has changed"
+    return None
+
+
+def complete(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    found = [p.parent for p in folder.glob("step_*/state.json") if p.parent.name[5:].isdigit()]
+    return sorted(found, key=lambda path: int(path.name[5:]))
+
+
+def newest(folder: Path) -> Path | None:
+    return (complete(folder) or [None])[-1]
+
+
+def load(path: Path, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict:
+    """Put weights and optimizer state in place, whatever the number of ranks that wrote them.
+
+    Returns `extra` with the step. Collective.
+    """
     weights, moments = get_state_dict(module, optimizer)
     state = {"module": weights, "optimizer": moments}
     dcp.load(state, checkpoint_id=path)
-    set_state_dict(module, optimizer, model_state_dict=state["module"], optim_state_dict=state["optimizer"])
-    return json.loads((path / "state.json").read_text())
+    set_state_dict(module, optimizer, model_state_dict=state["module"],
+                   optim_state_dict=state["optimizer"])
+    return read_state(path)
+
+
+def read_state(path: Path) -> dict:
+    """`extra` of a checkpoint with the step; no tensor is read."""
+    state = json.loads((path / "state.json").read_text())
+    del state["checksums"]
+    return state

@@ -1,10 +1,13 @@
-"""Numbers for tables: pass@k and majority votes, what can be reached at best, uncertainty, diversity.
+"""Numbers for tables: pass@k and majority votes, what can be reached at best, uncertainty,
+diversity.
 
     pass_at_k(n=16, c=3, k=4)                        # unbiased, for attempts drawn independently
     paired_bootstrap(cppo, pkpo, resamples=1000)     # gain, one-sided p, two-sided interval
-    independent_ceiling([0.5, 0.3, 0.2], k=4)        # no independent sampler of one answer each does better
+    independent_ceiling([0.5, 0.3, 0.2], k=4)        # no independent sampler of one answer each
+    does better
 
-numpy alone. Outcomes are 0/1 or probabilities, one for each problem, in the same order in every list.
+numpy alone. Outcomes are 0/1 or probabilities, one for each problem, in the same order in every
+list.
 """
 
 import re
@@ -18,15 +21,17 @@ import numpy as np
 
 KAPPA_NEEDED, MACRO_F1_NEEDED = 0.6, 0.7  # F.2: below either, D_alg says nothing
 
-# ----------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------
 # Passing
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """Chance that k of n attempts, c of them correct, drawn without replacement, hold a correct one.
+    """Chance that k of n attempts, c of them correct, drawn without replacement, hold a correct
+    one.
 
-    Unbiased for pass@k when the n attempts are independent draws. Attempts of one tuple are not: those take
-    `solved`, the indicator of exactly K attempts, which every table shows unless it says otherwise.
+    Unbiased for pass@k when the n attempts are independent draws. Attempts of one tuple are not:
+    those take `solved`, the indicator of exactly K attempts, which every table shows unless it
+    says otherwise.
     """
     if not (0 <= c <= n and 1 <= k <= n):
         raise ValueError(f"pass@k needs 0 <= c <= n and 1 <= k <= n, got n={n}, c={c}, k={k}")
@@ -34,7 +39,8 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def choose(n: int, k: int, rule: str = "first", rng: np.random.Generator | None = None) -> list[int]:
-    """Which k of n ordered attempts count: the first (Table 20), or as in the control of Appendix G."""
+    """Which k of n ordered attempts count: the first (Table 20), or as in the control of Appendix
+    G."""
     if not 1 <= k <= n:
         raise ValueError(f"{k} attempts asked for where there are {n}: evaluate with more")
     if rule == "random":
@@ -50,7 +56,8 @@ def solved(passed: Sequence[bool], chosen: Sequence[int]) -> float:
 
 
 def posterior_pass(outcomes: Sequence[str | None], classes: dict[str, float]) -> float:
-    """Pass@K of one problem averaged over what its statement may have meant: the mass of the classes hit.
+    """Pass@K of one problem averaged over what its statement may have meant: the mass of the
+    classes hit.
 
     The same attempts, about nine times less variance than their verdicts under one drawn truth.
     """
@@ -58,8 +65,8 @@ def posterior_pass(outcomes: Sequence[str | None], classes: dict[str, float]) ->
 
 
 def canonical_answer(text: str | None) -> str | None:
-    """One spelling of equal Python values: `[1,2]` and `[1, 2]`, `{2, 1}` and `{1, 2}`, 1 and 1.0 vote together. Other
-    text is stripped; nothing is no answer."""
+    """One spelling of equal Python values: `[1,2]` and `[1, 2]`, `{2, 1}` and `{1, 2}`, 1 and 1.0
+    vote together. Other text is stripped; nothing is no answer."""
     if text is None:
         return None
     try:
@@ -69,7 +76,8 @@ def canonical_answer(text: str | None) -> str | None:
 
 
 def _spelled(value: object) -> str:
-    """repr, but for what Python calls equal: no order in dicts and sets, no difference between 1, 1.0 and True."""
+    """repr, but for what Python calls equal: no order in dicts and sets, no difference between 1,
+    1.0 and True."""
     if isinstance(value, dict):
         return "{" + ", ".join(sorted(f"{_spelled(key)}: {_spelled(of)}" for key, of in value.items())) + "}"
     if isinstance(value, set) and value:
@@ -83,25 +91,27 @@ def _spelled(value: object) -> str:
 
 
 def majority(votes: Sequence[str | None]) -> int | None:
-    """Place of the first attempt with the most frequent vote, ties going to the vote seen first. None is no
-    vote; where nobody votes, None."""
+    """Place of the first attempt with the most frequent vote, ties going to the vote seen first.
+    None is no vote; where nobody votes, None."""
     counts = Counter(vote for vote in votes if vote is not None)  # keeps the order in which votes were seen
     return votes.index(max(counts, key=counts.__getitem__)) if counts else None
 
 
 def maj_at_k(answers: Sequence[str | None], label: str) -> float:
-    """Section 4.6: 1 where the most frequent of K answers is the label, ties broken by sample order."""
+    """Section 4.6: 1 where the most frequent of K answers is the label, ties broken by sample
+    order."""
     votes = [canonical_answer(answer) for answer in answers]
     winner = majority(votes)
     return float(winner is not None and votes[winner] == canonical_answer(label))
 
 
-# ----------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------
 # What can be reached when a statement leaves open which of several outcomes is right
 
 
 def independent_ceiling(p: Sequence[float], k: int) -> float:
-    """Highest pass@k of k independent draws of one outcome each: max over q of sum p_i (1 - (1 - q_i)^k).
+    """Highest pass@k of k independent draws of one outcome each: max over q of sum p_i (1 - (1 -
+    q_i)^k).
 
     p: posterior of each outcome class; what it lacks to 1 cannot be hit.
     """
@@ -109,8 +119,9 @@ def independent_ceiling(p: Sequence[float], k: int) -> float:
 
 
 def coordinated_ceiling(p: Sequence[float], k: int, tuple_size: int = 4) -> float:
-    """Highest pass@k of coordinated attempts: the k likeliest outcomes for one tuple or a part of it; for
-    k / tuple_size independent tuples, marginals pi with sum pi = tuple_size and exponent k / tuple_size.
+    """Highest pass@k of coordinated attempts: the k likeliest outcomes for one tuple or a part of
+    it; for k / tuple_size independent tuples, marginals pi with sum pi = tuple_size and exponent
+    k / tuple_size.
     """
     if k > tuple_size and k % tuple_size:
         raise ValueError(f"no exact ceiling for {k} attempts: pool whole tuples of {tuple_size}")
@@ -120,9 +131,11 @@ def coordinated_ceiling(p: Sequence[float], k: int, tuple_size: int = 4) -> floa
 
 
 def _best_allocation(p: Sequence[float], budget: float, exponent: int) -> float:
-    """max of sum p_i (1 - (1 - q_i)^e) over 0 <= q_i <= 1, sum q = budget, exactly, by water-filling.
+    """max of sum p_i (1 - (1 - q_i)^e) over 0 <= q_i <= 1, sum q = budget, exactly, by
+    water-filling.
 
-    Stationary where p_i (1 - q_i)^(e - 1) is one level for all outcomes in use, which are the likeliest m."""
+    Stationary where p_i (1 - q_i)^(e - 1) is one level for all outcomes in use, which are the
+    likeliest m."""
     p = np.sort(np.asarray(p, dtype=float))[::-1]
     if p.size and (p[-1] < 0 or p.sum() > 1 + 1e-9):
         raise ValueError(f"a posterior holds probabilities of sum at most 1, got {p.tolist()}")
@@ -139,7 +152,7 @@ def _best_allocation(p: Sequence[float], budget: float, exponent: int) -> float:
     return float((p * (1 - missed**exponent)).sum())
 
 
-# ----------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------
 # Uncertainty
 
 
@@ -151,7 +164,8 @@ class Comparison(NamedTuple):
 
 
 def _over_seeds(outcomes: Sequence) -> np.ndarray:
-    """(problems,) or (seeds, problems) -> (problems,): training seeds are held fixed (section 4.3)."""
+    """(problems,) or (seeds, problems) -> (problems,): training seeds are held fixed (section
+    4.3)."""
     return np.atleast_2d(np.asarray(outcomes, dtype=float)).mean(axis=0)
 
 
@@ -176,7 +190,8 @@ def paired_bootstrap(a: Sequence, b: Sequence, resamples: int = 1000, seed: int 
                      level: float = 0.95) -> Comparison:
     """Does a beat b on the same problems? a, b: (problems,) or (seeds, problems).
 
-    Problems are resampled in pairs; p counts the resamples without a gain, (count + 1) / (resamples + 1)."""
+    Problems are resampled in pairs; p counts the resamples without a gain, (count + 1) /
+    (resamples + 1)."""
     difference = _paired(_over_seeds(a), _over_seeds(b))
     means = _resampled_means(difference, resamples, seed)
     p = (np.count_nonzero(means <= 1e-12) + 1) / (resamples + 1)  # 1e-12: a sum of seed averages that cancel
@@ -196,7 +211,7 @@ def seed_mean_std(values: Sequence[float]) -> tuple[float, float]:
     return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else float("nan")
 
 
-# ----------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------
 # Diversity of a tuple (Appendix F.1); methods without a plan put their programs in
 
 
@@ -205,7 +220,8 @@ def words(text: str) -> list[str]:
 
 
 def bleu4(candidate: Sequence[str], reference: Sequence[str]) -> float:
-    """BLEU-4, one reference, no smoothing: 0 without a common 4-gram. A text equals itself, however short."""
+    """BLEU-4, one reference, no smoothing: 0 without a common 4-gram. A text equals itself,
+    however short."""
     if list(candidate) == list(reference):
         return 1.0
     logs = 0.0
@@ -227,12 +243,14 @@ def _pairwise(items: Sequence, similarity: Callable) -> float:
 
 
 def d_surf(texts: Sequence[str]) -> float:
-    """Eq. 14: one less the mean BLEU-4 over ordered pairs. 0: token-identical; 1: no 4-gram shared."""
+    """Eq. 14: one less the mean BLEU-4 over ordered pairs. 0: token-identical; 1: no 4-gram
+    shared."""
     return _pairwise([words(text) for text in texts], bleu4)
 
 
 def d_sem(texts: Sequence[str], encoder: Callable[[Sequence[str]], np.ndarray]) -> float:
-    """Eq. 15: mean cosine distance over ordered pairs; encoder: K texts -> (K, d), none of length 0."""
+    """Eq. 15: mean cosine distance over ordered pairs; encoder: K texts -> (K, d), none of length
+    0."""
     vectors = np.asarray(encoder(texts), dtype=float)
     return _pairwise(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.dot)
 
@@ -248,7 +266,7 @@ def is_literal_duplicate(strategies: Sequence[str]) -> bool:
     return len(plain) < len(strategies)
 
 
-# ----------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------
 # Is the classifier behind D_alg to be believed? (F.2)
 
 
@@ -259,7 +277,8 @@ def accuracy(labels: Sequence[str], predictions: Sequence[str]) -> float:
 
 
 def cohen_kappa(first: Sequence[str], second: Sequence[str]) -> float:
-    """Agreement of two annotators beyond chance; nan if both gave everything one and the same label."""
+    """Agreement of two annotators beyond chance; nan if both gave everything one and the same
+    label."""
     n, observed = len(first), accuracy(first, second)
     first_counts, second_counts = Counter(first), Counter(second)
     chance = sum(first_counts[label] * second_counts[label] for label in first_counts) / n**2

@@ -22,10 +22,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import prompts
 from lib import errors, files, metrics
 from lib import run as lib_run
 from lib.problems import load_problems
+from prepare import prompts as judge_prompts
 from lib.run import plug_in
 from paper import attempts
 
@@ -47,9 +47,9 @@ def load_classifier(spec: str, device: torch.device) -> Classifier:
     tokenizer = AutoTokenizer.from_pretrained(spec)
 
     def classify(pairs: list[tuple[str, str | None]]) -> list[str]:
-        asked = [prompts.classify(text, statement) for text, statement in pairs]
+        asked = [judge_prompts.classify(text, statement) for text, statement in pairs]
         replies = rollout.sample(module, tokenizer, asked, max_new_tokens=16, temperature=0)
-        return [prompts.parse_category(reply.text) or "other" for [reply] in replies]
+        return [judge_prompts.parse_category(reply.text) or "other" for [reply] in replies]
 
     return classify
 

@@ -16,7 +16,8 @@ Where the paper is silent, we chose:
  2. iid inference asks for the whole plan and stops before its second label (Appendix G does not say).
  3. PlanSearch: one call for observations, then plans from combinations of at most two until eight are
     distinct; taken first are those that share no observation with one taken before.
- 4. The fixed strategies are four that cover large classes of the taxonomy (prompts.FIXED_STRATEGIES).
+ 4. The fixed strategies are four that cover large classes of the taxonomy
+    (prompts.TEMPLATES["fixed_strategies"]).
  5. Output prediction: two answers are equal if Python reads both as the same literal.
  6. Self-consistency on programs: the vote is on what they print for the public inputs; no output is no vote.
 """
@@ -34,6 +35,7 @@ import prompts
 from gate import Gate, RuleGate
 from lib import metrics
 from lib.problems import Problem, outcome_hash, verifier_item
+from rivals import prompts as rival_prompts
 from rollout import Engine, Job, Sample
 from verifier import Verifier
 
@@ -103,24 +105,25 @@ def direct(problem: Problem, number: int, setting: Setting) -> Recipe:
 
 
 def plan_and_solve(problem: Problem, number: int, setting: Setting) -> Recipe:
-    [reply] = yield [Ask(prompts.plan_and_solve(problem))]
+    [reply] = yield [Ask(rival_prompts.plan_and_solve(problem))]
     return [(None, reply)]
 
 
 def skills(problem: Problem, number: int, setting: Setting) -> Recipe:
     """UpSkill: one sample for each of the K skills, in turn."""
-    [reply] = yield [Ask(prompts.skill(problem, number % setting.k + 1))]
+    [reply] = yield [Ask(rival_prompts.skill(problem, number % setting.k + 1))]
     return [(None, reply)]
 
 
 def fixed(problem: Problem, number: int, setting: Setting) -> Recipe:
     """Fixed-Strategy Ensemble (Table 7): the same strategies for every problem, in turn."""
-    return solve_each(problem, [prompts.FIXED_STRATEGIES[number % len(prompts.FIXED_STRATEGIES)]])
+    strategies = rival_prompts.fixed_strategies()
+    return solve_each(problem, [strategies[number % len(strategies)]])
 
 
 def sketch(problem: Problem, number: int, setting: Setting) -> Recipe:
     """Independent sketch-then-solve (section 4.3): each sketch without sight of the others."""
-    [plan] = yield [Ask(prompts.sketch(problem), solve=False)]
+    [plan] = yield [Ask(rival_prompts.sketch(problem), solve=False)]
     strategy = one_line(plan.text)
     return (yield from solve_each(problem, [strategy])) if strategy else [(None, None)]
 
@@ -152,7 +155,7 @@ def second_label(text: str) -> bool:
 
 def plansearch(problem: Problem, number: int, setting: Setting) -> Recipe:
     """PlanSearch (arXiv 2409.03733) in the form of Appendix P."""
-    [listed] = yield [Ask(prompts.observations(problem), solve=False)]
+    [listed] = yield [Ask(rival_prompts.observations(problem), solve=False)]
     observations = list(dict.fromkeys(prompts.parse_list(listed.text)))
     combinations = [c for size in range(MAX_COMBINED + 1) for c in itertools.combinations(observations, size)]
     random.Random(f"{setting.seed} {problem.id} plansearch").shuffle(combinations)
@@ -160,7 +163,7 @@ def plansearch(problem: Problem, number: int, setting: Setting) -> Recipe:
     while combinations and len(found) < PLANS_SEARCHED:
         missing = PLANS_SEARCHED - len(found)
         now, combinations = combinations[:missing], combinations[missing:]
-        replies = yield [Ask(prompts.plan_from_observations(problem, list(c)), solve=False) for c in now]
+        replies = yield [Ask(rival_prompts.plan_from_observations(problem, list(c)), solve=False) for c in now]
         for combination, reply in zip(now, replies, strict=True):
             plan = one_line(reply.text)
             if plan:
@@ -216,8 +219,8 @@ class Grader:
     def grade(self, problem: Problem, text: str, sample: Sample | None = None) -> Reply:
         """Take the program or the answer out of a reply's text, and start the program."""
         if problem.kind != "code":
-            return Reply(sample, answer=metrics.canonical_answer(prompts.extract_answer(text)))
-        return self.run(problem, prompts.extract_code(text), sample)
+            return Reply(sample, answer=metrics.canonical_answer(rival_prompts.extract_answer(text)))
+        return self.run(problem, prompts.extract_code(text, problem.fn_name), sample)
 
     def run(self, problem: Problem, program: str | None, sample: Sample | None = None) -> Reply:
         if program is None:
