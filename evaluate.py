@@ -37,7 +37,8 @@ from lib import errors, files, metrics, progress
 from lib import run as lib_run
 from lib.problems import Problem, load_problems
 from paper import attempts
-from prepare import teacher
+from prepare.ask import Cache, Responder
+from prepare.judge import Judge, judge_plans, open_source
 from rivals.methods import METHODS, Attempt, Grader, Reply, Setting, attempts_a_draw, attempts_at
 from rollout import Engine
 from verifier import SandboxError, Verifier
@@ -266,14 +267,14 @@ def ceilings(problems: list[Problem], ks: Iterable[int], size: int) -> dict[str,
 
 
 def faults(evaluation: attempts.Evaluation, problems: list[Problem], size: int,
-           judge: teacher.Model | teacher.Judge) -> dict[str, float]:
+           judge: Responder | Judge) -> dict[str, float]:
     """Share of tuples with each fault that the judge names, and with any. Not to have parsed is a fault; tuples for which a
     model gave no usable answer are left out."""
     known = {problem.id: problem for problem in problems}
     groups = [(known[group[0]["problem_id"]], [attempt["strategy"] for attempt in group])
               for group in attempts.tuples(evaluation)]
     pairs = [(problem, "" if None in plan else prompts.format_plan(plan)) for problem, plan in groups]
-    found = [names for names in teacher.judge_plans(judge, pairs, size) if names is not None]
+    found = [names for names in judge_plans(judge, pairs, size) if names is not None]
     shares = {name: sum(name in names for names in found) / max(1, len(found)) for name in prompts.FAULTS}
     return shares | {"any": sum(map(bool, found)) / max(1, len(found))}
 
@@ -313,9 +314,9 @@ def main(args: argparse.Namespace) -> int:
         rivals = [attempts.load(path) for path in args.against]
         out = args.out or default_out(args)
         ranks = lib_run.setup(args.seed, args.device, args.threads, timeout=SLOWEST_RANK)
-        judge = teacher.open_source(args.judge, "judge", teacher.Cache(out.parent / "answers"), k=args.num_strategies,
-                                    temperature=0.0, device=args.device, progress=progress.progress
-                                    ) if args.judge and ranks.main else None
+        judge = open_source(args.judge, "judge", Cache(out.parent / "answers"), k=args.num_strategies,
+                            temperature=0.0, device=args.device, progress=progress.progress
+                            ) if args.judge and ranks.main else None
         dtype = args.dtype if args.dtype != "auto" else "bf16" if ranks.device.type == "cuda" else "fp32"
         if ranks.main:
             card = {"setting": made_with(args, dtype)}

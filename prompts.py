@@ -15,9 +15,11 @@ contract?"; only the rule gate and the teacher's funnel use the answer.
 Parsers are total: any text gives a value, None, or (parse_plan alone) a PlanError.
 """
 
+import ast
 import json
 import re
-from typing import Any
+import warnings
+from typing import Any, NamedTuple
 
 LABELS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 # How Qwen and Gemma mark a thought.
@@ -281,22 +283,58 @@ def thought_mark(tokenizer) -> str:
 # Parsers
 
 class PlanError(ValueError):
-    """A text that does not hold K labelled strategies; the message says what is wrong."""
+    """A text that does not hold K labelled strategies; the message says what is wrong.
+
+    `near_miss` names the other marks in which all K labels are there, "" if they are not.
+    """
+
+    def __init__(self, message: str, near_miss: str = ""):
+        super().__init__(message)
+        self.near_miss = near_miss
+
+
+def reply_span(text: str) -> tuple[int, int]:
+    """Where the text after the last closed thought begins and ends; empty if a thought never
+    closes."""
+    start, end = 0, len(text)
+    for opening, closing in THOUGHTS:
+        closed = text.rfind(closing, start, end)
+        if closed >= 0:
+            start = closed + len(closing)
+        opened = text.find(opening, start, end)
+        if opened >= 0:
+            end = opened
+    return start, end
 
 
 def cut_thought(text: str) -> str:
     """The text after the last closed thought; nothing if a thought never closes."""
-    for opening, closing in THOUGHTS:
-        text = text.rpartition(closing)[2].partition(opening)[0]
-    return text
+    start, end = reply_span(text)
+    return text[start:end]
+
+
+def match_label(line: str, k: int) -> re.Match | None:
+    """A label line of a plan of K strategies: its label is group 1, its strategy group 2."""
+    return re.match(rf"\s*([{LABELS[:k]}]):(.*)", line, re.DOTALL)
+
+
+def label_starts(text: str, k: int) -> list[int]:
+    """Character offsets in `text` of its labels, for credit by place."""
+    starts = []
+    offset, end = reply_span(text)
+    for line in text[offset:end].split("\n"):
+        match = match_label(line, k)
+        if match:
+            starts.append(offset + match.start(1))
+        offset += len(line) + 1
+    return starts
 
 
 def label_lines(text: str, k: int) -> tuple[list[tuple[str, str]], list[str]]:
     """(label, strategy) of each label line, and the other lines that are not blank."""
-    label_line = re.compile(rf"\s*([{LABELS[:k]}]):(.*)", re.DOTALL)
     labelled, others = [], []
     for line in cut_thought(text).split("\n"):
-        match = label_line.match(line)
+        match = match_label(line, k)
         if match:
             labelled.append((match[1], match[2].strip()))
         elif line.strip():
@@ -310,12 +348,44 @@ def parse_plan(text: str, k: int = 4) -> list[str]:
     labelled, _ = label_lines(text, k)
     labels = "".join(label for label, _ in labelled)
     if labels != LABELS[:k]:
+        near_miss = find_near_miss(text, k)
+        hint = f"; all labels are there as {near_miss}" if near_miss else ""
         raise PlanError(f"label lines {' '.join(labels) or '(none)'} instead of "
-                        f"{' '.join(LABELS[:k])}")
+                        f"{' '.join(LABELS[:k])}{hint}", near_miss)
     for label, strategy in labelled:
         if not strategy:
             raise PlanError(f"nothing follows {label}:")
     return [strategy for _, strategy in labelled]
+
+
+# Marks in which models write labels that parse_plan, strict as Appendix B, does not take. L is the
+# label; the name is an example.
+NEAR_MISSES = {
+    "**A:**": r"\**(L)\**:\**",
+    "- A:": r"[-*+\u2022]\s+\**(L)\**:\**",
+    "# A:": r"#+\s*\**(L)\**:\**",
+    "A)": r"\**\(?(L)\)",
+    "A.": r"\**(L)\.",
+    "A -": r"\**(L)\**\s+[-\u2013\u2014]",
+    "Method A:": r"(?:[-*+#]+\s*)?\**(?:method|strategy|approach|plan|option|idea)\s+(L)\b",
+}
+
+
+def find_near_miss(text: str, k: int) -> str:
+    """The mark of NEAR_MISSES in which the K labels are there in order, each once, on a line of its
+    own; "a:" for lower case, "A: B:" for labels in one line; "" for none."""
+    text = cut_thought(text)
+    for name, mark in NEAR_MISSES.items():
+        line_start = re.compile(r"^[^\S\n]*" + mark.replace("L", f"[{LABELS[:k]}]"),
+                                re.MULTILINE | re.IGNORECASE)
+        labels = "".join(line_start.findall(text))
+        if labels == LABELS[:k]:
+            return name
+        if name == "**A:**" and labels == LABELS[:k].lower():
+            return "a:"
+    if "".join(re.findall(rf"(?<!\w)([{LABELS[:k]}]):", text)) == LABELS[:k]:
+        return "A: B:"
+    return ""
 
 
 SECOND_SENTENCE = re.compile(r"[.!?]\s+(\w)")
@@ -364,22 +434,86 @@ def format_plan(strategies: list[str]) -> str:
     return "\n".join(lines)
 
 
-def extract_code(text: str) -> str | None:
-    """The program of a reply: the last closed ``` block after any thought, or None.
+FENCE = re.compile(r"\s*```+([^`]*)$")                 # ```x = 1``` in a line is text
+# a fence that names a language; others close a block, also "``` This prints 3."
+OPENING = re.compile(r"\s*(?:python|py|\{?\.?\w[\w.+#{}-]*\s*$)", re.IGNORECASE)
+PYTHON_TAGS = ("python", "python3", "py")
 
-    One rule for every method. A block opens at a line that begins with ``` and closes at the next
-    such line; one that never closes (a reply cut at its length limit) is no program.
+
+class Block(NamedTuple):
+    """A closed ``` block of a reply."""
+    tag: str                    # the language that it names, in lower case; "" for none
+    code: str
+
+
+def find_blocks(text: str) -> tuple[list[Block], bool]:
+    """The closed ``` blocks after any thought, and whether the reply ends inside a block.
+
+    A block opens at a line that begins with ``` and closes at the next such line. A fence that
+    names a language while a block is open begins a new block: the old one was never closed.
     """
-    program, block = None, None
+    blocks: list[Block] = []
+    tag, lines = "", None
     for line in cut_thought(text).split("\n"):
-        if line.strip().startswith("```"):
-            if block is None:
-                block = []
-            else:
-                program, block = "\n".join(block), None
-        elif block is not None:
-            block.append(line)
-    return program if program and program.strip() else None
+        fence = FENCE.match(line)
+        if fence and (lines is None or OPENING.match(fence[1])):
+            tag, lines = language(fence[1]), []
+        elif fence:
+            blocks.append(Block(tag, dedent(lines)))
+            lines = None
+        elif lines is not None:
+            lines.append(line)
+    return blocks, lines is not None
+
+
+def language(info: str) -> str:
+    words = re.findall(r"\w+", info.lower())
+    return words[0] if words else ""
+
+
+def dedent(lines: list[str]) -> str:
+    """The lines without the indentation of the first, which a block inside a list has."""
+    first = next((line for line in lines if line.strip()), "")
+    margin = len(first) - len(first.lstrip())
+    return "\n".join(line[min(margin, len(line) - len(line.lstrip())):] for line in lines)
+
+
+def extract_code(text: str, fn_name: str | None = None) -> str | None:
+    """The program of a reply, or None. One rule for every method; the first that applies:
+
+    1. where the problem asks for a function, the last block that defines it: "```python, the
+       function, ``` Example usage: ```python, a call, ```" gives the function
+    2. the last block tagged python or py: a sample output that follows is no program
+    3. the last block without a tag that compiles
+
+    Only closed blocks after any thought count (a reply cut at its length limit is no program), and
+    of those only blocks tagged python or py, or without a tag.
+    """
+    blocks, _ = find_blocks(text)
+    blocks = [block for block in blocks if block.code.strip()]
+    tagged = [block.code for block in blocks if block.tag in PYTHON_TAGS]
+    untagged = [block.code for block in blocks if not block.tag]
+    if fn_name:
+        definition = re.compile(rf"^\s*(?:async\s+)?def\s+{re.escape(fn_name)}\b", re.MULTILINE)
+        for block in reversed(blocks):
+            if block.tag in ("", *PYTHON_TAGS) and definition.search(block.code):
+                return block.code
+    if tagged:
+        return tagged[-1]
+    for code in reversed(untagged):
+        if compiles(code):
+            return code
+    return None
+
+
+def compiles(code: str) -> bool:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")             # about escapes in the program's strings
+        try:
+            ast.parse(code)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            return False
+    return True
 
 
 LIST_ITEM = re.compile(r"[\s*]*\d+\s*[.):]\**\s*(\S.*)|\s*[-*]\s+(\S.*)")

@@ -29,6 +29,7 @@ import warnings
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -475,6 +476,35 @@ class Tuple:
     valid: float | None = None        # J
 
 
+def strategy_of_tokens(tokenizer, t: Tuple, k: int) -> list[int]:
+    """The place 0..K-1 of the strategy that each sampled token of a plan belongs to, (T,).
+
+    A token belongs to the last label that starts at or before it: one that holds the end of a
+    strategy and the next label still belongs to the first of the two. Tokens before the first
+    label, a thought too, belong to the first strategy, tokens after the last line to the last. A
+    plan that does not parse has no strategies: all its tokens get place 0.
+    """
+    if not t.strategies:
+        return [0] * len(t.plan.ids)
+    # a chat template may have opened the thought in the prompt: it stands in the text, not in ids
+    decode = partial(tokenizer.decode, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    opened = len(t.plan.text) - len(decode(reply_ids(t.plan)))
+    starts = prompts.label_starts(t.plan.text, k)
+    places, place = [], 0
+    for i in range(len(t.plan.ids)):
+        # a character whose bytes are not complete yet decodes to U+FFFD: it has not begun
+        begin = opened + len(decode(t.plan.ids[:i]).rstrip("\ufffd"))
+        while place + 1 < k and starts[place + 1] <= begin:
+            place += 1
+        places.append(place)
+    return places
+
+
+def reply_ids(sample: Sample) -> list[int]:
+    """The ids of a sample without the end of the turn."""
+    return sample.ids[:-1] if sample.finish == "eos" else sample.ids
+
+
 class SolvePrompts:
     """Encodes solve prompts and knows how many leading ids a problem's share whatever the strategy is. Whole prompts are tokenised,
     because a prefix tokenised alone can end in another token; two that have nothing in common show where they part."""
@@ -521,7 +551,7 @@ def sample_tuples(engine: Engine, problems: list, num_tuples: int, num_strategie
                 engine.push(Job(ids, (*key, problem.id, m, b), max_solve_tokens, shared, tag=(p, m, b))
                             for b, (ids, shared) in enumerate(encoded))
         else:
-            program = prompts.extract_code(sample.text)
+            program = prompts.extract_code(sample.text, problem.fn_name)
             tuples[p][m].branches[i] = Branch(job.prompt, job.shared, sample, program, tuples[p][m].strategies[i],
                                               judge(problem, program))
     return tuples
@@ -537,7 +567,7 @@ def sample_attempts(engine: Engine, problems: list, texts: list[list[str]], key:
     attempts: list[list] = [[None] * len(t) for t in texts]
     for job, sample in engine.run(jobs):
         p, n = job.tag
-        program = prompts.extract_code(sample.text)
+        program = prompts.extract_code(sample.text, problems[p].fn_name)
         attempts[p][n] = Branch(job.prompt, len(job.prompt), sample, program, None, judge(problems[p], program))
     return attempts
 

@@ -199,7 +199,11 @@ def drop_held_out(cards: Cards, counts: Counts, trained: Sequence[tuple[str, str
 def draw_order(problems: Iterable[Problem], seed: int) -> list[Problem]:
     """A random order by seed and ids alone: a problem that comes or goes does not reshuffle the
     others."""
-    return sorted(problems, key=lambda p: hashlib.sha256(f"{seed}:{p.id}".encode()).digest())
+    return sorted(problems, key=lambda p: order_key(seed, p.id))
+
+
+def order_key(seed: int, name: str) -> bytes:
+    return hashlib.sha256(f"{seed}:{name}".encode()).digest()
 
 
 def draw(pool: Pool, size: int, problems: Sequence[Problem], day: dict[str, str],

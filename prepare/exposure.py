@@ -79,8 +79,8 @@ def check_pool(path: str | os.PathLike, corpora: str | os.PathLike = "corpora") 
     if overlaps:
         name, overlap = next(iter(overlaps.items()))
         raise UserError(f"{path} holds {len(overlaps)} evaluation problem(s) among "
-                        f"{len(problems)}, the first {name!r} (held out as {overlap.held_out!r}, found by "
-                        f"{overlap.rule}): use the pools of `python -m prepare.corpora`")
+                        f"{len(problems)}, the first {name!r} (held out as {overlap.held_out!r}, "
+                        f"found by {overlap.rule}): use the pools of `python -m prepare.corpora`")
     for entry in read_manifest(folder)["pools"].values():
         file = folder / entry["file"]
         if path.resolve() == file.resolve() and tree_hash(path) != entry["sha256"]:

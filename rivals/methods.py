@@ -220,7 +220,7 @@ class Grader:
         """Take the program or the answer out of a reply's text, and start the program."""
         if problem.kind != "code":
             return Reply(sample, answer=metrics.canonical_answer(rival_prompts.extract_answer(text)))
-        return self.run(problem, prompts.extract_code(text), sample)
+        return self.run(problem, prompts.extract_code(text, problem.fn_name), sample)
 
     def run(self, problem: Problem, program: str | None, sample: Sample | None = None) -> Reply:
         if program is None:

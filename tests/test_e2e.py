@@ -206,7 +206,7 @@ def test_a_gemma_policy_goes_through_stage_5_gated_by_a_qwen(run, world, tmp_pat
 
 @pytest.mark.parametrize("flags", [
     ("--reward", "outcome"), ("--reward", "gate"), ("--num-tuples", "1", "--problems-per-step", "16"),
-    ("--updates-per-rollout", "2")])
+    ("--updates-per-rollout", "2"), ("--solver-credit", "marginal", "--planner-credit", "place")])
 def test_every_ablation_takes_a_step(run, flags):
     status, stage = run("--steps", "1", "--skip-audit", *flags)
     metrics = read(stage / "metrics.jsonl")[0]
@@ -244,6 +244,8 @@ def test_a_random_checkpoint_is_refused_by_the_audit(run, capsys):
 
 MISTAKES = [
     (("--num-strategies", "0"), "of 1 or more"), (("--num-tuples", "0"), "of 1 or more"),
+    (("--solver-credit", "marginal", "--num-tuples", "1"), "nothing to compare"),
+    (("--planner-credit", "place", "--stage", "warmup"), "has none"),
     (("--beta", "-1"), "of 0 or more"), (("--temperature", "nan"), "a number of 0 or more"),
     (("--model", "/nowhere"), "/nowhere"), (("--gate", "/nowhere"), "/nowhere"), (("--problems", "/nowhere"), "/nowhere"),
     (("--judge", "nothing:here"), "module:name"),

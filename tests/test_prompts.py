@@ -7,7 +7,7 @@ import time
 import pytest
 
 import prompts
-from prompts import PlanError, check_plan, extract_code, parse_list, parse_plan
+from prompts import PlanError, check_plan, extract_code, find_blocks, parse_list, parse_plan
 from random_replies import REPEATED, random_reply
 
 GOOD = """A: Sort the intervals.
@@ -45,6 +45,42 @@ def test_a_plan_of_four_label_lines_parses_to_its_texts():
 def test_a_plan_that_lacks_a_label_repeats_one_or_leaves_one_empty_is_refused(text):
     with pytest.raises(PlanError):
         parse_plan(text)
+
+
+@pytest.mark.parametrize("template, near_miss", [
+    ("**{}:** x", "**A:**"),
+    ("**{}**: x", "**A:**"),
+    ("- {}: x", "- A:"),
+    ("* **{}:** x", "- A:"),
+    ("### {}: x", "# A:"),
+    ("{}) x", "A)"),
+    ("({}) x", "A)"),
+    ("{}. x", "A."),
+    ("{} - x", "A -"),
+    ("Method {}: x", "Method A:"),
+    ("**Strategy {}**: x", "Method A:"),
+    ("Approach {} is x", "Method A:"),
+    ("{}x", ""),
+])
+def test_a_plan_with_other_marks_is_refused_and_the_near_miss_named(template, near_miss):
+    text = "Here they are.\n" + "\n".join(template.format(label) for label in "ABCD")
+    with pytest.raises(PlanError) as error:
+        parse_plan(text)
+    assert error.value.near_miss == near_miss
+    assert (f"all labels are there as {near_miss}" in str(error.value)) == bool(near_miss)
+
+
+@pytest.mark.parametrize("text, near_miss", [
+    ("a: x\nb: y\nc: z\nd: w", "a:"),
+    ("A: x B: y C: z D: w", "A: B:"),
+    ("**A:** x\n**B:** y\n**C:** z", ""),             # one is missing
+    ("**A:** x\n**C:** z\n**B:** y\n**D:** w", ""),  # another order
+    ("A: x\nB:  \nC: z\nD: w", ""),                  # nothing is wrong with the marks
+])
+def test_only_a_whole_plan_is_a_near_miss(text, near_miss):
+    with pytest.raises(PlanError) as error:
+        parse_plan(text)
+    assert error.value.near_miss == near_miss
 
 
 def test_labels_count_only_up_to_k_and_other_lines_are_ignored():
@@ -136,13 +172,62 @@ def test_no_parser_takes_more_than_linear_time(piece):
     assert time.process_time() - begun < 2
 
 
-def test_the_program_is_the_last_closed_block():
-    assert extract_code("```python\na\n```\nso\n```\nb\n\nc\n```") == "b\n\nc"
-    assert extract_code("```python\na\n```\nand now\n```python\ncut") == "a"
-    assert extract_code("<think>```\nno\n```</think>```py\nyes\n```") == "yes"
-    assert extract_code("no fence") is None
-    assert extract_code("```\n \n```") is None
-    assert extract_code("```python\ncut") is None
+# ----------------------------------------------------------------------------------------------
+# Programs
+
+@pytest.mark.parametrize("reply, program", [
+    # the last python block, whatever follows
+    ("```python\na\n```\nor\n```py\nb\n\nc\n```", "b\n\nc"),
+    ("```python\na\n```\nIt prints:\n```text\n42\n```", "a"),
+    ("```Python\na\n```\nIt prints:\n```\n42\n```", "a"),
+    ("```python\na\n```\nRun it:\n```bash\npython a.py\n```", "a"),
+    # else the last block without a tag that compiles
+    ("```\na = 1\n```\nIt prints:\n```\n3 4\n```", "a = 1"),
+    ("```\na = 1\n```\nor\n```\nb = 2\n```", "b = 2"),
+    ("```cpp\nint x;\n```", None),
+    ("```\nnot a program\n```", None),
+    # only closed blocks, after any thought
+    ("```python\na\n```\nand now\n```python\ncut", "a"),
+    ("```python\ncut", None),
+    ("```python\ncut\n```python\nwhole\n```", "whole"),
+    ("<think>```\nno\n```</think>\n```py\nyes\n```", "yes"),
+    ("no fence", None),
+    ("```\n \n```", None),
+    ("```x = 1``` is text\n```python\na\n```", "a"),
+    ("```python\na\n```x = 1```\n```", "a\n```x = 1```"),
+    ("```python\na\n``` This prints the answer.\n", "a"),
+    ("```{.python title='a.py'}\na\n```.", "a"),
+])
+def test_the_program_is_the_last_python_block_or_else_one_that_compiles(reply, program):
+    assert extract_code(reply) == program
+
+
+def test_a_function_is_found_before_its_example():
+    function = "def add(a, b):\n    return a + b"
+    reply = f"```python\n{function}\n```\nExample usage:\n```python\nprint(add(1, 2))\n```"
+    assert extract_code(reply, "add") == function
+    assert extract_code(reply) == extract_code(reply, "other") == "print(add(1, 2))"
+    method = "class Solution:\n    def add(self, a, b):\n        return a + b"
+    assert extract_code(f"```\n{method}\n```\n```python\nadd(1, 2)\n```", "add") == method
+
+
+def test_a_block_inside_a_list_is_dedented():
+    reply = "1. Write:\n   ```python\n   for i in x:\n       f(i)\n\n   g()\n   ```"
+    assert extract_code(reply) == "for i in x:\n    f(i)\n\ng()"
+    assert extract_code("```python\n  a\nb\n   c\n```") == "a\nb\n c"
+
+
+def test_blocks_and_a_cut_at_the_end_are_told_apart():
+    blocks, cut = find_blocks("```python\na\n```\n```text\nb\n```")
+    assert blocks == [("python", "a"), ("text", "b")] and not cut
+    assert find_blocks("```python\na\n```\n```\nb") == ([("python", "a")], True)
+    assert find_blocks("<think>```\n") == ([], False)
+
+
+@pytest.mark.parametrize("code", ["(" * 5_000, "-" * 100_000 + "1", "x" + ".x" * 50_000, "\x00",
+                                  "[" * 90 + "]" * 90, "if 1:\n" * 3_000, "\ud800"])
+def test_hostile_text_in_a_block_harms_nobody(code):
+    extract_code(f"```\n{code}\n```")
 
 
 def test_lists_are_numbered_or_dashed_lines():

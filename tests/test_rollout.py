@@ -271,7 +271,7 @@ def test_a_planner_that_thinks_is_asked_to_and_a_thought_that_never_closes_is_no
         parse("<think>A: x\nB: y", 2)
     tokenizer = tiny.tokenizer()
     tokenizer.chat_template = tiny.TEMPLATE.replace("enable_thinking is false", "true")
-    with pytest.raises(ValueError, match="--with-think: the chat template of this tokenizer knows no thinking"):
+    with pytest.raises(ValueError, match="--with-think: this tokenizer.s chat template has no thinking"):
         prompts.thought_mark(tokenizer)
 
 

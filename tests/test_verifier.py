@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import sandbox
 import verifier
 from verifier import SandboxError, Verifier, same_output
 
@@ -313,43 +314,6 @@ def test_chance_starts_the_same_in_every_test_worker_and_mode(strict, batch):
     assert len(seen) == 1 and None not in seen
 
 
-TAME = [
-    ("import sys, math\ninput = sys.stdin.readline\nprint(math.gcd(*map(int, input().split())))", True),
-    ("import numpy as np\nprint(np.linalg.norm(np.array(input().split(), dtype=float)))", True),
-    ("from collections import *\nfrom heapq import heappush\nclass N:\n  def __init__(self, x): self.left = x\nprint(N(1).left)", True),
-    ("import re\nprint(re.compile('a').match('a'))", True),
-    ("import sys\nsys.setrecursionlimit(10**6)\ndef f(n):\n  if n: f(n - 1)\nf(9)\nsys.exit()", True),
-    ("import os", False), ("import threading", False), ("eval('1')", False), ("open(0)", False), ("import sys\nsys.modules", False),
-    ("().__class__", False), ("getattr(1, 'real')", False), ("import math\nmath.pi = 3", False), ("import math\ndel math.pi", False),
-    ("import sys\nsys._getframe()", False), ("from random import _inst", False), ("import random\nrandom._os", False),
-    ("try: 1/0\nexcept Exception as e: e.__traceback__", False), ("def f():\n  def g(): exec('')", False),
-    ("import numpy as np\nnp.lib", False), ("import queue\nqueue.threading", False), ("lambda: globals()", False),
-    ("match 1:\n  case complex(real=x): print(x)", True), ("match 1:\n  case object(__class__=x): print(x)", False),
-    ("class A: __match_args__ = ('x',)", False), ("import sys\nsys.stdin.buffer.raw", False), ("import string\nstring.Template._x", True),
-    ("import random\nrandom.Random._randbelow", False),
-    ("class A:\n  x: int = 1\n  def __init__(self): self.x = 1\n  def __lt__(self, other): return True\ny: int = 2", True),
-    ("import math\nmath.__annotations__", False), ("from typing import List\nList.__init__(set, 1)", False),
-    ("class A:\n  def __init__(self): super().__init__()", False), ("class A:\n  def __hash__(self): return 1", False),
-    ("import numpy\nnumpy.testing", False), ("from numpy import ma", False), ("from typing import override", False),
-    ("import numpy.linalg\nnumpy.random.rand()", True), ("class A: __array_interface__ = 1", False), ("type('A', (), {})", False), ("[x for x in ().__iter__.__self__]", False),
-]
-
-
-@pytest.fixture(scope="module")
-def tameness():
-    """Judged in an interpreter that has loaded what the warm one has, and nothing more."""
-    script = ("import json, sys, verifier\nimport queue, __future__, re, random, math, heapq, collections, string, typing\ntry:\n  import numpy\nexcept ImportError: pass\n"
-              "tameness = verifier.Tameness()\nprint(json.dumps([tameness.read(compile(code, '', 'exec'))[0] for code in json.load(sys.stdin)]))")
-    done = subprocess.run([sys.executable, "-c", script], input=json.dumps([code for code, _ in TAME]), capture_output=True, text=True,
-                          cwd=ROOT, check=True)
-    return dict(zip([code for code, _ in TAME], json.loads(done.stdout), strict=True))
-
-
-@pytest.mark.parametrize("code, tame", TAME)
-def test_only_programs_without_a_way_out_of_a_test_are_tame(tameness, code, tame):
-    assert tameness[code] == tame
-
-
 # -------------------------------------------------------------------------------------------------------------- limits
 
 def test_table_11_is_what_a_program_meets(strict):
@@ -357,7 +321,7 @@ def test_table_11_is_what_a_program_meets(strict):
             "print(get('AS'), get('CORE'), get('NPROC')[0] >= 64, get('FSIZE')[0] >> 20)")
     verdict, = strict.judge([one(code, ("", f"({256 << 20}, {256 << 20}) (0, 0) True 8"))])
     assert verdict.passed, verdict
-    assert (verifier.TEST_SECONDS, verifier.MEMORY_MB, verifier.PROCESSES) == (10.0, 256, 64)
+    assert (verifier.TEST_SECONDS, verifier.MEMORY_MB, sandbox.PROCESSES) == (10.0, 256, 64)
 
 
 def test_an_item_can_have_a_memory_limit_of_its_own(both):
@@ -377,9 +341,9 @@ def test_memory_that_processes_share_counts_once(strict):
 
 
 def test_a_program_has_a_time_limit_over_all_its_tests():
-    code = "import time\ntime.sleep(0.4)\nprint(input())"
+    code = "import time\nwhile time.process_time() < 0.4: pass\nprint(input())"
     with Verifier(1, "strict", program_seconds=1.0) as judge:
-        verdict, = judge.judge([item(code, *[("a", "a")] * 20)])       # 8 s; a busy machine's share is given back, up to 3 s
+        verdict, = judge.judge([item(code, *[("a", "a")] * 20)])       # 8 s of CPU time
     assert verdict.status == "time_limit" and 1 <= verdict.tests_passed <= 10 and verdict.seconds < 6
 
 
@@ -413,13 +377,6 @@ def test_a_busy_machine_does_not_make_a_right_program_late():
         for hog in hogs:
             hog.kill()
             hog.wait()
-
-
-def test_the_worst_case_follows_from_the_limits():
-    with Verifier(2, test_seconds=10, program_seconds=120) as judge:
-        assert judge.worst_case_seconds(0) == 0
-        assert judge.worst_case_seconds(1) == judge.worst_case_seconds(2) == 490
-        assert judge.worst_case_seconds(5) == 3 * 490
 
 
 # ---------------------------------------------------------------------------------------------------------- resilience
@@ -598,7 +555,7 @@ def test_only_listed_system_calls_are_allowed():
             pytest.skip(f"no {header}")
         names = {int(n): name for name, n in re.findall(r"#define __NR(?:3264)?_(\w+)\s+(\d+)$", Path(header).read_text(), re.M)}
         allowed = set()
-        for part in verifier.ALLOWED_CALLS[machine].split():
+        for part in sandbox.ALLOWED_CALLS[machine].split():
             first, _, last = part.partition("-")
             allowed.update(names.get(n, "newer") for n in range(int(first), int(last or first) + 1))
         assert {"read", "write", "futex", "clone", "exit_group", "getrandom", "rt_sigreturn", "wait4"} <= allowed
@@ -610,7 +567,7 @@ def test_only_listed_system_calls_are_allowed():
             "mknodat", "setxattr", "pidfd_open", "pidfd_getfd", "seccomp", "clone3", "kexec_load", "init_module", "reboot", "swapon",
             "personality", "open_by_handle_at", "name_to_handle_at", "fanotify_init", "inotify_init1", "setsid", "setpgid", "setpriority",
             "sched_setscheduler", "kcmp", "quotactl", "settimeofday", "clock_settime", "adjtimex", "sethostname", "acct", "syslog"}
-        assert len(verifier.seccomp_filter(machine, True, True)) % 8 == 0
+        assert len(sandbox.seccomp_filter(machine, True, True)) % 8 == 0
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become someone else")
@@ -619,6 +576,7 @@ def test_an_ordinary_user_is_protected_as_well(tmp_path):
     if python is None:
         pytest.skip("no Python here that another user may run")
     shutil.copy(verifier.__file__, tmp_path)
+    shutil.copy(sandbox.__file__, tmp_path)
     tmp_path.chmod(0o755)
     for parent in tmp_path.parents:
         if parent.stat().st_uid == os.geteuid() and parent.name.startswith("pytest"):
@@ -646,6 +604,7 @@ def run(*arguments, text=None, cwd=ROOT):
 
 def test_the_file_works_alone_in_an_empty_folder(tmp_path):
     shutil.copy(verifier.__file__, tmp_path)
+    shutil.copy(sandbox.__file__, tmp_path)
     (tmp_path / "items.jsonl").write_text("\n".join(json.dumps(i) for i in [
         item(ADD, ("1 2", "3")), one("print('no')", want_outputs=True), one(None)]) + "\n")
     for mode in ("strict", "batch"):
