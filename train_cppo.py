@@ -269,13 +269,13 @@ def refusal(audited: dict, args: argparse.Namespace) -> str | None:
     """Why stage 5 may not start, and what to do about it; None if it may."""
     if not audited["parsed"]:
         if audited["plan_cut"] > 0.5:
-            return (f"no sampled plan parses, and {audited['plan_cut']:.0%} of them were cut: raise "
-                    f"--max-plan-tokens {args.max_plan_tokens}")
+            return (f"no sampled plan parses, and {audited['plan_cut']:.0%} of them were cut: "
+                    f"raise --max-plan-tokens {args.max_plan_tokens}")
         return "no sampled plan parses: return to stage 1 (train_sft.py)"
     if not audited["pass_at_k"]:
         if audited["solve_cut"] > 0.5:
-            return (f"frozen-solver pass@K is 0, and {audited['solve_cut']:.0%} of the programs were "
-                    f"cut: raise --max-solve-tokens {args.max_solve_tokens}")
+            return (f"frozen-solver pass@K is 0, and {audited['solve_cut']:.0%} of the programs "
+                    f"were cut: raise --max-solve-tokens {args.max_solve_tokens}")
         return ("frozen-solver pass@K is 0: return to stage 1 (train_sft.py), or take a model that "
                 "solves some of these problems")
     if not audited["valid"] and args.reward != "outcome":
