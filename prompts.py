@@ -293,19 +293,48 @@ class PlanError(ValueError):
         self.near_miss = near_miss
 
 
+def reply_span(text: str) -> tuple[int, int]:
+    """Where the text after the last closed thought begins and ends; empty if a thought never
+    closes."""
+    start, end = 0, len(text)
+    for opening, closing in THOUGHTS:
+        closed = text.rfind(closing, start, end)
+        if closed >= 0:
+            start = closed + len(closing)
+        opened = text.find(opening, start, end)
+        if opened >= 0:
+            end = opened
+    return start, end
+
+
 def cut_thought(text: str) -> str:
     """The text after the last closed thought; nothing if a thought never closes."""
-    for opening, closing in THOUGHTS:
-        text = text.rpartition(closing)[2].partition(opening)[0]
-    return text
+    start, end = reply_span(text)
+    return text[start:end]
+
+
+def match_label(line: str, k: int) -> re.Match | None:
+    """A label line of a plan of K strategies: its label is group 1, its strategy group 2."""
+    return re.match(rf"\s*([{LABELS[:k]}]):(.*)", line, re.DOTALL)
+
+
+def label_starts(text: str, k: int) -> list[int]:
+    """Character offsets in `text` of its labels, for credit by place."""
+    starts = []
+    offset, end = reply_span(text)
+    for line in text[offset:end].split("\n"):
+        match = match_label(line, k)
+        if match:
+            starts.append(offset + match.start(1))
+        offset += len(line) + 1
+    return starts
 
 
 def label_lines(text: str, k: int) -> tuple[list[tuple[str, str]], list[str]]:
     """(label, strategy) of each label line, and the other lines that are not blank."""
-    label_line = re.compile(rf"\s*([{LABELS[:k]}]):(.*)", re.DOTALL)
     labelled, others = [], []
     for line in cut_thought(text).split("\n"):
-        match = label_line.match(line)
+        match = match_label(line, k)
         if match:
             labelled.append((match[1], match[2].strip()))
         elif line.strip():

@@ -101,10 +101,12 @@ class Ranks:
         self.any(False)
 
 
-def setup(seed: int = 0, device: str = "auto", threads: int = 1,
-          timeout: timedelta = PATIENCE) -> Ranks:
-    """Process group, device, seeds and threads. With other numbers of threads the last bits
-    differ."""
+def setup(seed: int = 0, device: str = "auto", timeout: timedelta = PATIENCE) -> Ranks:
+    """Process group, device and seeds.
+
+    A process has OMP_NUM_THREADS CPU threads, one by default: a resumed run is bit-equal at the
+    same number only.
+    """
     launched = "RANK" in os.environ                     # by torchrun
     rank = int(os.environ.get("RANK", 0))
     world = int(os.environ.get("WORLD_SIZE", 1))
@@ -116,7 +118,7 @@ def setup(seed: int = 0, device: str = "auto", threads: int = 1,
             raise UserError(f"process {slot} has no GPU of its own ({torch.cuda.device_count()} "
                             f"found): start one process per GPU, or pass --device cpu")
         torch.cuda.set_device(slot)
-    torch.set_num_threads(threads)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
         where = {} if launched else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
@@ -326,7 +328,7 @@ class Run:
 
     def __init__(self, args: argparse.Namespace, stage: str):
         self.args = args
-        self.ranks = setup(args.seed, args.device, args.threads)
+        self.ranks = setup(args.seed, args.device)
         self.rank, self.world, self.device = self.ranks.rank, self.ranks.world, self.ranks.device
         self.main, self.any, self.gather = self.ranks.main, self.ranks.any, self.ranks.gather
         self.barrier = self.ranks.barrier
@@ -403,6 +405,7 @@ class Run:
         if newest:
             self.state = checkpoints.load(newest, module, optimizer)
             self.say(f"resuming after step {self.state['step']} from {newest}")
+        self.state["asked"] = self.args.steps       # `finished` compares it with the next --steps
         wandb = getattr(self.args, "wandb", None)
         self.logs = Log(self.folder, self.state["logs"], self.main, wandb)
         if self.main:
@@ -467,8 +470,7 @@ class Run:
             raise NotFinite(f"after step {self.state['step']} the weights hold a NaN or an "
                             f"infinity and are not saved; lower --lr")
         newest = checkpoints.newest(self.folder)
-        written = checkpoints.read_state(newest) if newest else {}
-        if written == {**self.state, "logs": written.get("logs")}:
+        if newest and newest.name == checkpoints.name(self.state["step"]):
             return
         extra = {**self.state, "logs": self.logs.offsets()}
         checkpoints.save(self.folder, self.state["step"], self.module, self.optimizer, extra,
@@ -483,7 +485,6 @@ class Run:
 
     def finish(self) -> None:
         """Write final/. In fp32: RL moves weights by less than bf16 can tell apart. Collective."""
-        self.state["asked"] = self.args.steps
         self.save()
         self.publish("final")
         self.say(f"{self.folder / 'final'} written after {self.state['step']} steps")

@@ -50,7 +50,7 @@ def small_run(folder, steps, phase):
 
     `phase` is for the observer: a byte, the place in PHASES.
     """
-    args = argparse.Namespace(model="none", run=str(folder.absolute()), seed=0, device="cpu", threads=1,
+    args = argparse.Namespace(model="none", run=str(folder.absolute()), seed=0, device="cpu",
                               dtype="fp32", fresh=False, keep=2, save_every=1, steps=steps)
     with lib_run.run_stage(args, "stage") as run:
         policy = grpo.shard(model.build(CONFIG), torch.float32)
@@ -256,7 +256,7 @@ def stage(tmp_path):
     """Starts a run of a stage in tmp_path, with one trained step behind it if asked."""
     def start(**flags):
         args = argparse.Namespace(**{
-            "model": "none", "run": str(tmp_path), "seed": 0, "device": "cpu", "threads": 1,
+            "model": "none", "run": str(tmp_path), "seed": 0, "device": "cpu",
             "dtype": "fp32", "fresh": False, "keep": 2, "save_every": 1, "steps": 3, **flags})
         run = lib_run.Run(args, "stage")
         policy, optimizer = trained(1)
