@@ -46,7 +46,7 @@ def best_lr(name: str, stage: str) -> str:
 
 
 def dev_pass(path: Path) -> float:
-    return float(attempts.outcomes(attempts.load(path), K, of=attempts.posterior).mean())
+    return float(attempts.outcomes(attempts.load(path), K, score=attempts.posterior).mean())
 
 
 def pack(name: str, out: Path) -> list[Path]:
@@ -207,7 +207,7 @@ class Report:
                  f"coordinated {self.coordinated.mean():.3f}."]
         cppo = self.passed("CPPO")
         if cppo is not None:
-            each = ", ".join(f"{attempts.outcomes(e, K, of=attempts.posterior).mean():.3f}" for e in self.seeds("CPPO"))
+            each = ", ".join(f"{attempts.outcomes(e, K, score=attempts.posterior).mean():.3f}" for e in self.seeds("CPPO"))
             lines.append(f"CPPO reaches {cppo.mean():.3f} (by seed {each}).")
             for name, limit in (("independent ceiling", self.independent),
                                 ("best constant tuple", np.full_like(cppo, self.constant))):

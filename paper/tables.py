@@ -28,7 +28,7 @@ import numpy as np
 
 from lib import metrics
 from paper import numbers as paper
-from paper.attempts import TOKENS_PER, Evaluation, decoded, figures, has, load, majority, outcomes, passed, posterior, render, texts, tuple_figures, tuples
+from paper.attempts import TOKENS_PER, Evaluation, decoded, has, load, majority, outcomes, passed, posterior, render, scores, solved, texts, tuple_scores, tuples
 
 SYSTEMS = {     # row of the tables -> stage of the run that the model comes from / method of evaluate.py
     "Direct Solve": "base/direct", "Plan-and-Solve": "base/plan-and-solve", "PlanSearch": "base/plansearch",
@@ -75,7 +75,7 @@ class Runs:
         """pass@K, posterior-averaged where that is known."""
         def of(evaluation: Evaluation) -> np.ndarray:
             averaged = not self.realised and has(evaluation, "posterior")
-            return outcomes(evaluation, k, of=posterior if averaged else None)
+            return outcomes(evaluation, k, score=posterior if averaged else solved)
         return of
 
     def pass_cell(self, model: str, benchmark: str, row: str, k: int = 4) -> str | None:
@@ -252,7 +252,7 @@ def majority_table(runs: Runs, k: int = 4) -> list[dict]:
     means = defaultdict(list)
 
     def right(evaluation: Evaluation) -> np.ndarray:
-        return outcomes(evaluation, k, of=majority)
+        return outcomes(evaluation, k, score=majority)
 
     with_programs = list(runs.places())
     for place in runs.places(of_programs=False):
@@ -429,9 +429,9 @@ def main(args: argparse.Namespace) -> int:
     try:
         if args.command == "show":
             files = [load(path) for path in args.files]
-            print(render([{"file": str(e.path), "K": k} | figures(e, k, args.select)
+            print(render([{"file": str(e.path), "K": k} | scores(e, k, args.select)
                           for e in files for k in args.k]))
-            print(render([{"file": str(e.path)} | tuple_figures(e) for e in files]))
+            print(render([{"file": str(e.path)} | tuple_scores(e) for e in files]))
             return 0
         if args.command == "table" and args.number == 13:
             print(render(reliability_table(args.labels)))
@@ -439,8 +439,8 @@ def main(args: argparse.Namespace) -> int:
         if not args.runs:
             raise ValueError("no RUN given: name run folders, e.g. runs/Qwen3.5-2B runs/Qwen3.5-2B-seed1")
         if args.command == "figure":
-            import drawings  # matplotlib is optional
-            drawings.draw(args.number, find(args.runs, args.realised, labels=args.labels), args.runs, args.out)
+            from paper import figures  # matplotlib is optional
+            figures.draw(args.number, find(args.runs, args.realised, labels=args.labels), args.runs, args.out)
             return 0
         runs = find(args.runs, args.realised, args.paper_model, args.labels)
         if args.number == 12:

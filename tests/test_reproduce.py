@@ -19,7 +19,7 @@ from lib import metrics
 from lib.problems import outcome_hash
 from miniature import reproduce, results, world
 from miniature.reproduce import Job, Queue
-from paper import tables
+from paper import cards, tables
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -120,7 +120,7 @@ def write_attempts(path: Path, stage: str, method: str, problems: list, chosen) 
                          "outcome": outcome, "posterior": problem.classes[outcome], "answer": None})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     setting = {"method": method, "benchmark": "heldout", "num_strategies": 4, "shuffle_strategies": False}
-    path.with_suffix(".json").write_text(json.dumps({"setting": setting, "ceilings": evaluate.ceilings(problems, (2, 4), 4)}))
+    path.with_suffix(".json").write_text(json.dumps({"setting": setting, "ceilings": cards.ceilings(problems, (2, 4), 4)}))
 
 
 def test_the_report_says_who_stands_above_the_independent_ceiling_and_where_the_gap_goes(tmp_path):

@@ -346,7 +346,7 @@ def test_last_and_random_attempts_are_of_as_few_tuples_as_hold_k(tmp_path):
     direct = attempts.load(write_run(tmp_path, "base", "direct"))
     assert [a["tuple"] for a in attempts.chosen(direct, "p00", 2, "last")] == [6, 7]
     with pytest.raises(ValueError, match="holds 8 attempts at p00, not 9"):
-        attempts.figures(direct, 9)
+        attempts.scores(direct, 9)
 
 
 def test_the_diversity_of_fixed_strategies_is_that_of_their_programs(tmp_path):
@@ -366,11 +366,11 @@ def test_figures_of_one_file_are_shown(folders, capsys):
 def test_unbiased_pass_at_k_is_for_independent_methods_with_attempts_to_spare(folders):
     direct = attempts.load(folders[0] / "eval" / "heldout-direct.jsonl")
     right = [sum(a["status"] == "accepted" for a in found) for found in direct.problems.values()]
-    assert attempts.figures(direct, 4)["unbiased"] == pytest.approx(statistics.mean(
+    assert attempts.scores(direct, 4)["unbiased"] == pytest.approx(statistics.mean(
         metrics.pass_at_k(8, c, 4) for c in right))
-    assert "unbiased" not in attempts.figures(direct, 8)
+    assert "unbiased" not in attempts.scores(direct, 8)
     joint = attempts.load(folders[0] / "sft" / "eval" / "heldout-tuple.jsonl")
-    assert "unbiased" not in attempts.figures(joint, 4)
+    assert "unbiased" not in attempts.scores(joint, 4)
 
 
 @pytest.mark.parametrize("argv, told", [
