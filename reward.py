@@ -1,36 +1,37 @@
-"""From verdicts and gate decisions to rewards, and the set-level advantages of the rival methods.
+"""From verdicts and gate decisions to rewards (Eq. 1, 8, 10, 19, 20).
 
-    outcome = outcome_reward(verdicts)                    # (P, M, K) -> (P, M)   Eq. 1, 8
-    planner = planner_reward(valid, outcome)              # (P, M)                Eq. 10, 20
-    advantages = set_advantages("pkpo", rewards, k=4)     # (P, N) -> (P, N)
+    R_out = outcome_reward(r)                   # (P, M, K) -> (P, M)   Eq. 1, 8
+    R_plan = planner_reward(J, R_out)           # (P, M)                Eq. 10, 20
 
-Shapes: P problems, M tuples a problem, K strategies a tuple, N independent attempts a problem, Z skills,
-T tokens. CPPO's own advantages (Eq. 11, 12) are in grpo.py; what stands here is what goes into them, and what
-takes their place when the attempts of a problem are independent draws.
+Advantages, which compare these rewards with each other, are in grpo.py.
+
+Shapes: P problems, M tuples per problem, K strategies per tuple.
 """
-
 
 from torch import Tensor
 
 PLANNER_REWARDS = ("both", "outcome", "gate")
 
 
-def outcome_reward(verdicts: Tensor) -> Tensor:
-    """Eq. 1 and 8: 1 where at least one of the K branches passed. verdicts (..., K) of 0 and 1 -> (...)."""
-    return verdicts.amax(dim=-1)
+def outcome_reward(r: Tensor) -> Tensor:
+    """Eq. 1 and 8: 1 where at least one of the K branches passed. r (..., K) of 0 and 1 -> (...).
+
+    A branch that does not exist (its plan did not parse) is NaN in r, and solves nothing.
+    """
+    return r.nan_to_num(nan=0.0).amax(dim=-1)
 
 
-def planner_reward(valid: Tensor, outcome: Tensor, kind: str = "both") -> Tensor:
-    """What a tuple's planner tokens are paid. valid: J (P, M); outcome: R_out (P, M).
+def planner_reward(J: Tensor, R_out: Tensor, kind: str = "both") -> Tensor:
+    """What a tuple's planner tokens are paid. J, R_out (P, M) -> (P, M).
 
     both     J * R_out   Eq. 10 and 20
     outcome  R_out       the ablation without the gate (Table 6)
     gate     J           the ablation without the outcome, and the warm-up, Eq. 19
     """
     if kind == "both":
-        return valid * outcome
+        return J * R_out
     if kind == "outcome":
-        return outcome
+        return R_out
     if kind == "gate":
-        return valid
-    raise ValueError(f"no planner reward is called {kind!r}: take one of {', '.join(PLANNER_REWARDS)}")
+        return J
+    raise ValueError(f"no planner reward is called {kind!r}: take {', '.join(PLANNER_REWARDS)}")

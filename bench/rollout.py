@@ -24,8 +24,9 @@ import numpy as np
 import torch
 import transformers
 
-import model  # noqa: E402
-from rollout import Engine, Job  # noqa: E402
+import model
+from lib.adapter import cache_name
+from rollout import Engine, Job
 
 SIZES = {   # config.json of the released text models, less what they share; "mini" is the ragged job's
     "mini": dict(vocab_size=512, hidden_size=256, intermediate_size=768, num_hidden_layers=8,
@@ -156,13 +157,14 @@ def step(repeats: int) -> None:
 
     state = ours.new_state(B, P + N)
     ours.segment(ids[:, :P], torch.full((B,), P), state)
+    name = cache_name(hf)
     with torch.no_grad():
-        cache = hf(ids[:, :P], use_cache=True, logits_to_keep=1).past_key_values
+        cache = hf(ids[:, :P], use_cache=True, logits_to_keep=1)[name]
 
     @torch.no_grad()
     def theirs():                   # forward alone, without what `generate` adds around it
         for t in range(P, P + N):
-            hf(ids[:, t:t + 1], past_key_values=cache, use_cache=True)
+            hf(ids[:, t:t + 1], use_cache=True, **{name: cache})
 
     def mine():
         state.pos.fill_(P)

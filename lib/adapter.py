@@ -1,16 +1,20 @@
-"""Every other causal language model of transformers, Gemma 4 E2B and E4B first, behind the calls of model.py.
+"""Every other causal language model of transformers, Gemma 4 E2B and E4B first, behind the calls
+of model.py.
 
 `model.load` returns an `Adapter` for any checkpoint that is not a Qwen3.5. What is different here:
 
-1. Decoding: transformers gets a cache of ours, the buffers of `model.State` indexed by position, and masks to
-   match; so rows fork, join and leave as in model.py. Whether a model plays along is tried on a few tokens.
-2. A model that does not (a recurrent state, an attention of its own kind) says so once and has `can_fork`
-   False. It decodes in waves: a state takes one segment, of whole prompts, then steps. Nothing is shared.
+1. Decoding: transformers gets a cache of ours, the buffers of `model.State` indexed by position,
+   and masks to match; so rows fork, join and leave as in model.py. Whether a model plays along is
+   tried on a few tokens.
+2. A model that does not (a recurrent state, an attention of its own kind) says so once and has
+   `can_fork` False. It decodes in waves: a state takes one segment, of whole prompts, then steps.
+   Nothing is shared.
 3. The loss gives every continuation its own copy of the prompt.
-4. Towers for pictures and sound are loaded, frozen and saved again; `per_layer_tables` names what a trainer
-   had better freeze as well.
+4. Towers for pictures and sound are loaded, frozen and saved again; `per_layer_tables` names what
+   a trainer had better freeze as well.
 """
 
+import inspect
 import warnings
 from collections.abc import Callable
 from functools import cached_property
@@ -82,8 +86,9 @@ class Adapter(nn.Module):
 
     @property
     def per_layer_tables(self) -> tuple[nn.Module, ...]:
-        """Gemma's per-layer embeddings, half of E2B. A step has gradients for few of their rows, but AdamW
-        keeps moments for all: 38 GiB with masters and gradients. So a trainer freezes them by default."""
+        """Gemma's per-layer embeddings, half of E2B. A step has gradients for few of their rows,
+        but AdamW keeps moments for all: 38 GiB with masters and gradients. So a trainer freezes
+        them by default."""
         table = getattr(self.decoder, "embed_tokens_per_layer", None)
         return () if table is None else (table,)
 
@@ -111,11 +116,15 @@ class Adapter(nn.Module):
     # ---- decoding
 
     @cached_property
+    def cache_name(self) -> str:
+        return cache_name(self.decoder)
+
+    @cached_property
     def can_fork(self) -> bool:
         ids = torch.arange(12, device=self.head_weight.device).unsqueeze(0)
         try:
             with torch.no_grad():
-                layers = self.decoder(input_ids=ids, use_cache=True).past_key_values.layers
+                layers = self.decoder(input_ids=ids, use_cache=True)[self.cache_name].layers
                 self.cells = [(i, layer.keys.shape[1], layer.keys.shape[-1], layer.values.shape[-1])
                               for i, layer in enumerate(layers) if getattr(layer, "keys", None) is not None]
                 one, two = self._room(1, BUCKET), self._room(2, BUCKET)
@@ -165,8 +174,8 @@ class Adapter(nn.Module):
     def _wave(self, ids: Tensor, mask: Tensor, at: Tensor, cache, lengths, state: State) -> Tensor:
         """Left-padded rows and the model's own cache, as transformers' `generate` does it."""
         out = self.decoder(input_ids=ids, attention_mask=mask.long(), position_ids=at.clamp(min=0),
-                           past_key_values=cache, use_cache=True)
-        state.wave = out.past_key_values, mask
+                           use_cache=True, **{self.cache_name: cache})
+        state.wave = out[self.cache_name], mask
         state.pos += lengths
         return self._logits(out.last_hidden_state[:, -1])
 
@@ -177,17 +186,25 @@ class Adapter(nn.Module):
         if window is not None:
             masks["sliding_attention"] = masks["full_attention"] & (n > seen - window).unsqueeze(1)
         kinds = getattr(self.config, "layer_types", None) or [list(masks)[-1]]
-        # to be added to the scores: every attention of transformers takes that, not every one a boolean mask
+        # to be added to the scores: every attention of transformers takes that, not every one a
+        # boolean mask
         least = torch.finfo(self.head_weight.dtype).min
         masks = {kind: torch.where(masks[kind], 0.0, least).to(self.head_weight.dtype) for kind in set(kinds)}
         cache = slot_cache(state.layers, [layer for layer, *_ in self.cells], at, limit)
         return self.decoder(input_ids=ids, attention_mask=masks if len(masks) > 1 else masks[kinds[0]],
-                            position_ids=at.clamp(max=state.columns - 1), past_key_values=cache,
-                            use_cache=True).last_hidden_state
+                            position_ids=at.clamp(max=state.columns - 1), use_cache=True,
+                            **{self.cache_name: cache}).last_hidden_state
+
+
+def cache_name(module: nn.Module) -> str:
+    """The argument and output of a transformers module that holds its cache: `cache` from 5.24 on,
+    `past_key_values` before (and until 5.40, with a warning)."""
+    return "cache" if "cache" in inspect.signature(module.forward).parameters else "past_key_values"
 
 
 def slot_cache(buffers: list[tuple], layers: list[int], at: Tensor, limit: int):
-    """A transformers cache that writes to positions `at` of our buffers and shows their first `limit`."""
+    """A transformers cache that writes to positions `at` of our buffers and shows their first
+    `limit`."""
     class Slots(transformers.Cache):
         def update(self, keys, values, layer_idx, *args, **kwargs):
             k, v = buffers[layers.index(layer_idx)]
@@ -199,5 +216,6 @@ def slot_cache(buffers: list[tuple], layers: list[int], at: Tensor, limit: int):
 
 
 def close(a: Tensor, b: Tensor) -> bool:
-    """Equal but for rounding, in any dtype. A wrong mask or cache is off by as much as the logits vary."""
+    """Equal but for rounding, in any dtype. A wrong mask or cache is off by as much as the logits
+    vary."""
     return a.is_meta or bool((a - b).abs().mean() < 0.1 * b.std())

@@ -1,28 +1,69 @@
-"""Errors that people can read."""
+"""Errors: a user's mistake is one line and a status, a bug of ours keeps its traceback.
+
+    @errors.one_line()                      # around the main function of a script
+    def main(args): ...
+        with errors.user_input():           # what the user named is read here
+            tokenizer = AutoTokenizer.from_pretrained(args.model)
+        if too_few: raise errors.UserError("17 problems: fewer than --problems-per-step 32")
+
+Set CPPO_TRACEBACK=1 to see every traceback.
+"""
 
 import os
 import sys
 import threading
 from contextlib import contextmanager
 
-import torch
+USER_MISTAKE, FAILED = 2, 1         # exit statuses
+printed = threading.Event()         # set when `one_line` has ended this process (lib/run.py asks)
 
-MISTAKEN = threading.Event()    # `explain` has ended this process
+
+class UserError(ValueError):
+    """A mistake of the user: the message names the value and how to mend it."""
+
+
+@contextmanager
+def user_input():
+    """Turn the ValueError or OSError of code that reads a file or flag of the user into a
+    UserError.
+
+    Concept modules raise ValueError, since they copy alone and know no UserError. Keep the block
+    small: a bug inside it would lose its traceback.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, OSError) as error:
+        raise UserError(str(error) or type(error).__name__) from error
+
+
+def out_of_memory() -> tuple[type, ...]:
+    """torch's error for it, where torch is loaded: scripts that read files need no torch."""
+    return (sys.modules["torch"].OutOfMemoryError,) if "torch" in sys.modules else ()
+
+
+@contextmanager
+def one_line():
+    """End the process with one line on stderr for what is no bug of ours: status 2 for a UserError,
+    status 1 where GPU memory ran out."""
+    try:
+        yield
+    except (UserError, *out_of_memory()) as error:
+        if os.environ.get("CPPO_TRACEBACK"):
+            raise
+        rank = os.environ.get("RANK", "0")
+        where = f" on rank {rank}" if rank != "0" else ""
+        message = " ".join(str(error).split()) or type(error).__name__
+        print(f"error{where}: {message}", file=sys.stderr, flush=True)
+        printed.set()
+        status = USER_MISTAKE if isinstance(error, UserError) else FAILED
+        raise SystemExit(status) from None
 
 
 @contextmanager
 def explain():
-    """A user's mistake (ValueError, a missing file) ends in one line on stderr and status 2, running out of
-    GPU memory in one line and status 1. Anything else is our bug and keeps its traceback; CPPO_TRACEBACK=1
-    shows it for all."""
-    try:
+    """Old name, until its last caller is rewritten: every ValueError and OSError counts as the
+    user's."""
+    with one_line(), user_input():
         yield
-    except (ValueError, OSError, torch.OutOfMemoryError) as error:
-        if os.environ.get("CPPO_TRACEBACK"):
-            raise
-        rank = os.environ.get("RANK", "0")
-        said = " ".join(str(error).split()) or type(error).__name__
-        where = "" if rank == "0" else f" on rank {rank}"
-        print(f"error{where}: {said}", file=sys.stderr, flush=True)
-        MISTAKEN.set()
-        raise SystemExit(1 if isinstance(error, torch.OutOfMemoryError) else 2) from None

@@ -1,4 +1,8 @@
-"""Files and folders that are whole or not there, and JSON lines."""
+"""Files and folders that are whole or not there, and JSON lines.
+
+Everything is written under a name that ends in PARTIAL, flushed to disk, and then renamed: a reader
+sees the old version or the new one, and a process that dies leaves only what the next one clears.
+"""
 
 import hashlib
 import json
@@ -8,21 +12,16 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-PARTIAL = ".partial"            # suffix of what is still being written or already being deleted
+from lib.errors import UserError
+
+PARTIAL = ".partial"            # suffix of what is being written, or already being deleted
+MAX_DIGITS = 100_000            # of an integer: APPS has some of 9,131, Python allows 4,300
 
 
-def tree_hash(folder: str | Path) -> str:
-    """sha256 over names and bytes of a folder's files; of a file itself; "" for what is not on this disk."""
-    path, digest = Path(folder), hashlib.sha256()
-    if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    for file in sorted(p for p in path.rglob("*") if p.is_file()):
-        digest.update(f"{file.relative_to(path).as_posix()} {tree_hash(file)}\n".encode())
-    return digest.hexdigest() if path.is_dir() else ""
-
+# ----------------------------------------------------------------------------------------------
+# Files
 
 def flush(path: Path) -> None:
     """Have the kernel put a file, or a folder's list of names, on disk."""
@@ -33,23 +32,49 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
-def write_file(path: Path, text: str) -> None:
-    """Written aside, flushed, renamed: a reader sees the old text or the new one."""
+@contextmanager
+def writing(path: str | os.PathLike) -> Iterator[TextIO]:
+    """A text file to write into that appears as `path` when the block ends well."""
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + PARTIAL)
-    aside.write_text(text)
-    flush(aside)
-    os.replace(aside, path)
+    partial = path.with_name(path.name + PARTIAL)
+    with open(partial, "w", encoding="utf-8") as file:
+        yield file
+    flush(partial)
+    os.replace(partial, path)
     flush(path.parent)
 
 
-def publish(aside: Path, folder: Path) -> None:
+def write_file(path: str | os.PathLike, text: str) -> None:
+    with writing(path) as file:
+        file.write(text)
+
+
+def tree_hash(path: str | os.PathLike) -> str:
+    """sha256 of a file, or over names and bytes of a folder's files; "" for what is not on this
+    disk."""
+    path = Path(path)
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    if not path.is_dir():
+        return ""
+    digest = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file()):
+        digest.update(f"{file.relative_to(path).as_posix()} {tree_hash(file)}\n".encode())
+    return digest.hexdigest()
+
+
+# ----------------------------------------------------------------------------------------------
+# Folders
+
+def publish(partial: Path, folder: Path) -> None:
     """Flush a finished folder and give it its name; an older one of that name is replaced."""
-    for path in [*aside.rglob("*"), aside]:
+    for path in [*partial.rglob("*"), partial]:
         flush(path)
     if folder.exists():
         remove(folder)
-    os.rename(aside, folder)
+    os.rename(partial, folder)
     flush(folder.parent)
 
 
@@ -64,15 +89,15 @@ def remove(folder: Path) -> None:
 @contextmanager
 def published(folder: Path) -> Iterator[Path]:
     """A folder to write into that appears as `folder` when the block ends well (`final/`)."""
-    aside = folder.with_name(folder.name + PARTIAL)
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    yield aside
-    publish(aside, folder)
+    partial = folder.with_name(folder.name + PARTIAL)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    publish(partial, folder)
 
 
-MAX_DIGITS = 100_000  # of one integer in a call; APPS has some of 9,131, and Python's own limit is 4,300
-
+# ----------------------------------------------------------------------------------------------
+# JSON lines
 
 @contextmanager
 def long_integers() -> Iterator[None]:
@@ -86,26 +111,25 @@ def long_integers() -> Iterator[None]:
 
 
 def read_lines(path: str | os.PathLike) -> Iterator[tuple[int, Any]]:
-    """(line number, value) of JSON lines, blank ones left out. Raises ValueError "FILE line N: ..."."""
-    number = 0
-    with open(path, encoding="utf-8") as lines:
-        try:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    with long_integers():
-                        value = json.loads(line)
-                    yield number, value
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} after line {number}: not UTF-8 text ({error.reason})") from None
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} line {number}: not JSON ({error})") from None
+    """(line number, value) of each line that is not blank. UserError "FILE line N: ..." for the
+    first line that is not JSON in UTF-8."""
+    with open(path, encoding="utf-8", errors="surrogateescape") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                line.encode()                   # what was not UTF-8 is a lone surrogate now
+                with long_integers():
+                    value = json.loads(line)
+            except UnicodeEncodeError:
+                raise UserError(f"{path} line {number}: not UTF-8 text") from None
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{path} line {number}: not JSON ({error})") from None
+            yield number, value
 
 
 def save_lines(path: str | os.PathLike, rows: Iterable[Any]) -> None:
     """Write JSON lines. The file appears whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".part")
-    with open(aside, "w", encoding="utf-8") as out:
-        out.writelines(json.dumps(row) + "\n" for row in rows)
-    os.replace(aside, path)
+    with writing(path) as file:
+        for row in rows:
+            file.write(json.dumps(row) + "\n")

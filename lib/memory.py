@@ -1,14 +1,15 @@
 """Memory of a training run: planned from config.json alone, and tried on the device before step 0.
 
-    python -m lib.memory --model Qwen/Qwen3.5-2B --gpus 8          # prints the plan; loads and starts nothing
-    python train_cppo.py --model Qwen/Qwen3.5-2B --plan        # the same with a run's own flags
+    python -m lib.memory --model Qwen/Qwen3.5-2B --gpus 8          # prints the plan; loads and
+    starts nothing python train_cppo.py --model Qwen/Qwen3.5-2B --plan        # the same with a
+    run's own flags
 
-Weights, gradients and moments are arithmetic. Activations are not: the forward and backward pass of the
-largest micro-batch runs on torch's meta device, where tensors have shapes and no contents, and what is alive
-is counted (`Alive`). So the plan knows nothing about a model but its code.
+Weights, gradients and moments are arithmetic. Activations are not: the forward and backward pass
+of the largest micro-batch runs on torch's meta device, where tensors have shapes and no contents,
+and what is alive is counted (`Alive`). So the plan knows nothing about a model but its code.
 
-Left out: fragmentation of the allocator, and what kernels allocate that the meta device does not have.
-`probe` finds those, on the device itself.
+Left out: fragmentation of the allocator, and what kernels allocate that the meta device does not
+have. `probe` finds those, on the device itself.
 """
 
 import argparse
@@ -62,8 +63,9 @@ class Alive(TorchDispatchMode):
 
 @contextmanager
 def fused_attention():
-    """The meta device would make attention's matrix of scores, which kernels of a GPU do not. And transformers
-    would look whether position ids start anew within a row, at values that are not there."""
+    """The meta device would make attention's matrix of scores, which kernels of a GPU do not. And
+    transformers would look whether position ids start anew within a row, at values that are not
+    there."""
     def fused(q, k, v, attn_mask=None, **_):
         bias = None if attn_mask is None else q.new_empty(attn_mask.shape).expand(*q.shape[:3], k.shape[2])
         return torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, bias, q.requires_grad)[0]
@@ -99,12 +101,14 @@ def skeleton(path_or_id: str, dtype: torch.dtype, revision: str | None = None) -
 
 
 def rows_of(prompt_tokens: int, new_tokens: int, count: int) -> list[grpo.Row]:
-    """`count` branches of one problem, as long as they can get, every one of their tokens with a loss."""
+    """`count` branches of one problem, as long as they can get, every one of their tokens with a
+    loss."""
     return [grpo.Row([0] * prompt_tokens, [0] * new_tokens, 0, 1.0, 1.0, "solve") for _ in range(count)]
 
 
 def padded_tokens(prompt_tokens: int, new_tokens: int, count: int, shared: bool) -> int:
-    """Of a micro-batch of such rows: one prompt for all where the model shares it, else one for each."""
+    """Of a micro-batch of such rows: one prompt for all where the model shares it, else one for
+    each."""
     return (prompt_tokens if shared else count * prompt_tokens) + count * new_tokens
 
 
@@ -115,8 +119,9 @@ def largest_micro_batch(prompt_tokens: int, new_tokens: int, token_budget: int, 
 
 
 def activations(module: nn.Module, rows: list[grpo.Row], vocab: int | None = None) -> int:
-    """Bytes at the highest of a forward and backward pass over one micro-batch, gradients of weights leaving
-    as soon as they are complete (FSDP reduces them block by block). `module` is on the meta device."""
+    """Bytes at the highest of a forward and backward pass over one micro-batch, gradients of
+    weights leaving as soon as they are complete (FSDP reduces them block by block). `module` is
+    on the meta device."""
     batch = grpo.collate(rows, torch.device("meta"), module.shares_prompts)
     hooks = [p.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
              for p in module.parameters() if p.requires_grad]
@@ -129,9 +134,9 @@ def activations(module: nn.Module, rows: list[grpo.Row], vocab: int | None = Non
 
 def plan(module: nn.Module, *, world: int, prompt_tokens: int, new_tokens: int, token_budget: int, slots: int,
          reference: bool = True, others: dict[str, int] | None = None) -> dict[str, dict[str, int]]:
-    """Bytes on each rank, by phase: "always", and on top of it "rollout", "update", "step". `module` is on
-    the meta device in the compute dtype, its `checkpointing` set as the run will have it; `others` is more
-    that is always there (a gate)."""
+    """Bytes on each rank, by phase: "always", and on top of it "rollout", "update", "step".
+    `module` is on the meta device in the compute dtype, its `checkpointing` set as the run will
+    have it; `others` is more that is always there (a gate)."""
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     whole = sum(p.nbytes for p in module.parameters())
     masters = 4 * sum(p.numel() for p in module.parameters())
@@ -184,7 +189,8 @@ def room(device: torch.device) -> int:
 
 
 def worst_case(policy: nn.Module, reference: nn.Module | None, rows: list[grpo.Row]) -> int:
-    """Bytes at the highest, above what is there, of one micro-batch going through as in `grpo.update`."""
+    """Bytes at the highest, above what is there, of one micro-batch going through as in
+    `grpo.update`."""
     device = next(policy.parameters()).device
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
@@ -204,12 +210,12 @@ def rows_that_fit(one: int, two: int, available: int) -> int:
 
 def probe(policy: nn.Module, reference: nn.Module | None, *, prompt_tokens: int, new_tokens: int,
           token_budget: int) -> tuple[int, str]:
-    """Put the largest micro-batch through before step 0; returns the token budget to use, and what to say if
-    it is smaller than asked. Collective. On a CPU there is nothing to find out.
+    """Put the largest micro-batch through before step 0; returns the token budget to use, and
+    what to say if it is smaller than asked. Collective. On a CPU there is nothing to find out.
 
-    What fits is worked out from one row and from two, and agreed on by all ranks, before the largest is
-    tried: an out-of-memory error in the middle of FSDP's collectives cannot be taken back, and would leave
-    the other ranks waiting in them."""
+    What fits is worked out from one row and from two, and agreed on by all ranks, before the
+    largest is tried: an out-of-memory error in the middle of FSDP's collectives cannot be taken
+    back, and would leave the other ranks waiting in them."""
     device = next(policy.parameters()).device
     if device.type != "cuda":
         return token_budget, ""

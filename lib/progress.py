@@ -1,4 +1,4 @@
-"""Progress of long loops."""
+"""Progress of long loops: a bar on a terminal, a line now and then elsewhere."""
 
 import os
 import sys
@@ -11,21 +11,24 @@ PROGRESS_SECONDS = 15.0         # between lines of progress where there is no te
 
 
 def progress(items: Iterable | int, desc: str, total: int | None = None) -> Iterator:
-    """The items again (or range(items)), with a bar on a terminal and now and then a line elsewhere. Of
-    several ranks only the main one shows it."""
+    """The items again (or range(items)). Of several ranks only the main one shows its progress."""
     items = range(items) if isinstance(items, int) else items
-    total = len(items) if total is None and hasattr(items, "__len__") else total
+    if total is None and hasattr(items, "__len__"):
+        total = len(items)
     if os.environ.get("RANK", "0") != "0":
         yield from items
-        return
-    if sys.stderr.isatty():
+    elif sys.stderr.isatty():
         yield from tqdm(items, desc=desc, total=total, leave=False, dynamic_ncols=True)
-        return
-    start = said = time.monotonic()
+    else:
+        yield from with_lines(items, desc, total)
+
+
+def with_lines(items: Iterable, desc: str, total: int | None) -> Iterator:
+    start = last = time.monotonic()
     for done, item in enumerate(items, 1):
         yield item
         now = time.monotonic()
-        if now - said >= PROGRESS_SECONDS:
-            said = now
-            of = f" of {total}" if total else ""
-            print(f"{desc}: {done}{of} after {now - start:.0f} s", file=sys.stderr, flush=True)
+        if now - last >= PROGRESS_SECONDS:
+            last = now
+            goal = f" of {total}" if total else ""
+            print(f"{desc}: {done}{goal} after {now - start:.0f} s", file=sys.stderr, flush=True)

@@ -1,19 +1,24 @@
-"""What only scripts need: process group, run folder, logs, progress, checkpoints, errors that people can
-read.
+"""One stage of a run: the processes that share it, its folder, its log, resuming and stopping.
 
-    with errors.explain():                                       # a user's mistake: one line, exit status 2
-        ranks = lib_run.setup(args.seed, args.device, args.threads, timeout)
-        run = lib_run.run_folder(args.model, args.run, args.seed)
-        start, said = lib_run.stage_model(run, ("warmup", "sft"), args.model)
-        stop = lib_run.stop_flag()                                # SIGTERM: finish with a checkpoint
-        path = checkpoints.newest_checkpoint(run / "cppo")
-        state = checkpoints.load_checkpoint(path, policy, optimizer) if path else {"step": 0, "logs": {}}
-        log = lib_run.Log(run / "cppo", state["logs"], ranks)
-        ...
-        checkpoints.save_checkpoint(run / "cppo", step, policy, optimizer, {"logs": log.offsets()}, args.keep)
+    def main(args) -> int:
+        with run_stage(args, "sft") as run:             # a user's mistake: one line and a status
+            if not run.finished():
+                train(args, run)
+        return run.status
 
-The same script runs under plain python (a process group of one, no port) and under torchrun, several nodes
-included; the run folder must then be on a file system that all of them see.
+    def train(args, run):
+        ...                                             # data, policy, optimizer
+        state = run.resume(policy, optimizer, tokenizer)    # {"step": 0}, or where it left off
+        while state["step"] < args.steps:
+            rows = run.together(lambda: collect(...))   # all ranks, or none after a stop signal
+            ...
+            state["step"] += 1
+            run.log(metrics)
+            run.checkpoint()                            # when one is due, or after a stop signal
+        run.finish()                                    # final/, a Hugging Face folder
+
+The same script runs under plain python (a process group of one, no port) and under torchrun,
+several nodes included; the run folder must then be on a file system that all nodes see.
 """
 
 import argparse
@@ -28,7 +33,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib import import_module
@@ -38,19 +44,35 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from lib import errors
-from lib.files import tree_hash, write_file
+import model
+import rollout
+import verifier
+from lib import checkpoints, errors, files
+from lib.errors import UserError
 
 RUNS = Path("runs")
-DECODING_ALLOWANCE = timedelta(minutes=30)      # by which the slowest rank may end decoding after the first
+MAX_SKIPPED = 3                 # steps in a row without a finite gradient that end a run
+STOPPED = 143                   # exit status after SIGTERM, as shells report it
+# How long a collective waits for the slowest rank. One rank may verify a whole batch of programs
+# that run into their time limit while the others are done; torch's ten minutes would end the run.
+PATIENCE = timedelta(hours=3)
 
 
-# ------------------------------------------------------------------------------------------------------------
+class Stopped(Exception):
+    """A stop signal came: no further step is taken."""
+
+
+class NotFinite(Exception):
+    """Too many steps in a row had no finite gradient."""
+
+
+# ----------------------------------------------------------------------------------------------
 # Processes
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among its peers. The methods are collective: every rank calls them, in the same order."""
+    """This process among its peers. The methods are collective: every rank calls them, in one
+    order."""
     rank: int
     world: int
     device: torch.device
@@ -66,7 +88,7 @@ class Ranks:
         return items or []
 
     def any(self, flag: bool) -> bool:
-        """Whether it is set on any rank: ranks must leave a loop together."""
+        """Whether the flag is set on any rank: ranks must leave a loop together."""
         flags = torch.tensor(int(flag))
         dist.all_reduce(flags, dist.ReduceOp.MAX)
         return bool(flags)
@@ -76,174 +98,181 @@ class Ranks:
 
 
 def setup(seed: int = 0, device: str = "auto", threads: int = 1,
-          timeout: timedelta = timedelta(hours=1)) -> Ranks:
-    """Process group, device, seeds, threads. `timeout` is how long a collective may wait for the slowest rank
-    (see `collective_timeout`). With threads > 1 results may differ in the last bit between thread counts."""
-    rank, world, slot = (int(os.environ.get(name, default)) for name, default in
-                         (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
-    if threads < 0:
-        raise ValueError(f"--threads must be 0 or more, not {threads}")
+          timeout: timedelta = PATIENCE) -> Ranks:
+    """Process group, device, seeds and threads. With other numbers of threads the last bits
+    differ."""
+    launched = "RANK" in os.environ                     # by torchrun
+    rank = int(os.environ.get("RANK", 0))
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    slot = int(os.environ.get("LOCAL_RANK", 0))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda":
         if slot >= torch.cuda.device_count():
-            raise ValueError(f"process {slot} has no GPU of its own ({torch.cuda.device_count()} found): "
-                             f"start one process a GPU, or pass --device cpu")
+            raise UserError(f"process {slot} has no GPU of its own ({torch.cuda.device_count()} "
+                            f"found): start one process per GPU, or pass --device cpu")
         torch.cuda.set_device(slot)
-    if threads:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads)
     if not dist.is_initialized():
-        where = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if "RANK" not in os.environ else {}
         backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+        where = {} if launched else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
         dist.init_process_group(backend, timeout=timeout, **where)
-        if "RANK" in os.environ:
+        if launched:
             atexit.register(leave)
     random.seed(seed)
     np.random.seed(seed % 2 ** 32)
     torch.manual_seed(seed)
-    return Ranks(rank, world, torch.device(device, slot) if device == "cuda" else torch.device(device))
+    place = torch.device(device, slot) if device == "cuda" else torch.device(device)
+    return Ranks(rank, world, place)
 
 
 def leave() -> None:
-    """At the end of a process. gloo's threads let go of a collective's tensors a moment after it has returned; where the
-    interpreter is going down by then, the process aborts ("terminate called without an active exception": 9 of 20
-    runs on a busy machine). So they get the moment, too, in case somebody still holds the group. After a crash, or a
-    user's mistake on one rank, the others may be inside a collective, and destroying the group could wait for them (gloo
-    does not): there it is left alone."""
-    alone = hasattr(sys, "last_value") or errors.MISTAKEN.is_set() and torch.cuda.is_available()
-    if dist.is_initialized() and not alone:
+    """Leave the process group at the end of a process.
+
+    gloo's threads let go of a collective's tensors a moment after it has returned. Where the
+    interpreter is gone by then, the process aborts ("terminate called without an active
+    exception": 9 of 20 runs on a busy machine), hence the pause. After a crash, or a user's
+    mistake on one rank, the others may be inside a collective, and with NCCL destroying the group
+    could wait for them: leave it alone.
+    """
+    crashed = hasattr(sys, "last_value")
+    mistaken = errors.printed.is_set() and torch.cuda.is_available()
+    if dist.is_initialized() and not crashed and not mistaken:
         dist.destroy_process_group()
         time.sleep(0.1)
 
 
-def collective_timeout(programs: int, seconds_a_program: float, workers: int) -> timedelta:
-    """How long the first rank may have to wait for the last: verifying the `programs` of a rank and step may
-    take `seconds_a_program` each, and torch's own ten minutes would end a run for one slow batch. One more
-    than there are, because a sandbox that fails is tried again."""
-    return DECODING_ALLOWANCE + timedelta(seconds=(math.ceil(programs / workers) + 1) * seconds_a_program)
-
-
 def stop_flag() -> Callable[[], bool]:
-    """From here on SIGTERM (preemption, torchrun going down) sets a flag instead of ending the process."""
+    """From here on SIGTERM (preemption, torchrun going down) sets a flag instead of ending the
+    process."""
     asked = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: asked.set())
     return asked.is_set
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Flags, the run folder
+def local_workers() -> int:
+    """Verifier processes per rank: the cores of this machine shared by its ranks."""
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return max(1, len(os.sched_getaffinity(0)) // ranks_here)
 
-def add_common_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("run")
-    add = group.add_argument
-    add("--model", required=True, help="checkpoint folder, or id on the hub, that the run starts from")
-    add("--revision", help="branch, tag or commit of a model on the hub (default: the newest)")
-    # torchrun takes --run for an abbreviation of its own --run-path and refuses it; --run-name gets past it
-    add("--run", "--run-name", metavar="NAME", help="folder under runs/ (default: the model's name, -seedN "
-        "for N > 0); behind torchrun write --run-name")
-    add("--seed", type=int, default=0, help="of everything random (default %(default)s)")
-    add("--steps", type=int, help="optimizer steps (default: the stage's own)")
-    add("--problems", metavar="FILE", help="problems, JSON lines (default: the stage's pool in corpora/)")
-    add("--fresh", action="store_true", help="start the stage over, deleting what it has written")
-    add("--keep", type=int, default=2, help="checkpoints kept, 0 for all (default %(default)s)")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default %(default)s)")
-    add("--threads", type=int, default=1, help="CPU threads a process, 0 for torch's own choice; a resumed "
-        "run is exactly the undisturbed one at an equal number (default %(default)s)")
+
+def compute_dtype(name: str, device: torch.device) -> torch.dtype:
+    """--dtype as torch has it; auto is bf16 on a GPU."""
+    if name == "auto":
+        name = "bf16" if device.type == "cuda" else "fp32"
+    return {"bf16": torch.bfloat16, "fp32": torch.float32}[name]
+
+
+# ----------------------------------------------------------------------------------------------
+# Run folders
+
+def run_folder(model_path: str, name: str | None = None, seed: int = 0) -> Path:
+    """runs/NAME: `name`, else the model's own name (of runs/X/sft/final it is X), -seedN for N >
+    0."""
+    if name:
+        return RUNS / name
+    parts = Path(model_path).parts
+    own = parts[-3] if len(parts) >= 3 and parts[-1] == "final" else Path(model_path).name
+    return RUNS / (f"{own}-seed{seed}" if seed else own)
+
+
+def stage_model(home: Path, stages: Iterable[str], fallback: str) -> tuple[str, str]:
+    """Where a stage starts: `final/` of the first of `stages` that is finished, else `fallback`.
+
+    Returns the path and one line that says which.
+    """
+    stages = list(stages)
+    for stage in stages:
+        path = home / stage / "final"
+        if (path / "config.json").exists():
+            return str(path), f"starting from stage {stage}: {path}"
+    if not stages:
+        return fallback, f"starting from {fallback}"
+    missing = ", ".join(stages)
+    return fallback, f"no stage of {missing} is finished in {home}: starting from {fallback} itself"
 
 
 def plug_in(spec: str) -> Callable:
-    """The function that MODULE:NAME names, e.g. a judge of a world."""
+    """The function that MODULE:NAME names, e.g. the judge of a world."""
     name, _, attribute = spec.partition(":")
     try:
         return getattr(import_module(name), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"cannot load {spec!r} ({error}): give it as module:name, e.g. miniature.world:judge") from None
+        raise UserError(f"cannot load {spec!r} ({error}): "
+                        f"give it as module:name, e.g. miniature.world:judge") from None
 
 
-def run_folder(model: str, run: str | None = None, seed: int = 0, variant: str = "") -> Path:
-    """runs/NAME: `run`, else the model's own name (of runs/X/sft/final it is X), -seedN for N > 0,
-    -variant."""
-    if run:
-        return RUNS / run
-    parts = Path(model).parts
-    name = parts[-3] if len(parts) >= 3 and parts[-1] == "final" else Path(model).name
-    return RUNS / (name + (f"-seed{seed}" if seed else "") + (f"-{variant}" if variant else ""))
+def git(*words: str) -> str:
+    """What git says of this repository; "" without git."""
+    if not shutil.which("git"):
+        return ""
+    here = Path(__file__).resolve().parent
+    command = ["git", "-C", here, *words]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
-def stage_model(run: Path, stages: Iterable[str], fallback: str) -> tuple[str, str]:
-    """Where a stage starts: `final/` of the first of `stages` (the newest stage first) that is finished, else
-    `fallback`. Returns (path, one line that says which)."""
-    stages = list(stages)
-    for stage in stages:
-        path = run / stage / "final"
-        if (path / "config.json").exists():
-            return str(path), f"starting from stage {stage}: {path}"
-    return fallback, f"no stage of {', '.join(stages)} is finished in {run}: starting from {fallback} itself"
+def commit() -> str:
+    return git("rev-parse", "HEAD") or "unknown"
 
 
 def write_config(folder: Path, args: argparse.Namespace, extra: dict | None = None,
-                 checkpoints: dict[str, str] | None = None) -> dict:
-    """config.json: flags, command, versions, commit, `extra` (what was missing or degraded), path and hash of
-    every checkpoint used. A resumed run adds what changed in the flags. Call it on the main rank."""
+                 used: dict[str, str] | None = None) -> dict:
+    """config.json: flags, command, versions, commit, `extra` (what was missing or degraded), path
+    and hash of every checkpoint or file `used`. A resumed run adds what changed in the flags."""
     import transformers
-    here = Path(__file__).resolve().parent
-    git = lambda *words: subprocess.run(["git", "-C", here, *words], capture_output=True, text=True
-                                        ).stdout.strip() if shutil.which("git") else ""
+    flags = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    hashes = {name: {"path": str(path), "sha256": files.tree_hash(path)}
+              for name, path in (used or {}).items()}
     config = {
-        "flags": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
-        "command": sys.argv, "commit": git("rev-parse", "HEAD") or "unknown",
+        "flags": flags,
+        "command": sys.argv,
+        "commit": commit(),
         "uncommitted_changes": bool(git("status", "--porcelain", "--untracked-files=no")),
-        "versions": {"python": sys.version.split()[0], "torch": torch.__version__, "numpy": np.__version__,
-                     "transformers": transformers.__version__},
+        "versions": {"python": sys.version.split()[0], "torch": torch.__version__,
+                     "numpy": np.__version__, "transformers": transformers.__version__},
         "processes": dist.get_world_size() if dist.is_initialized() else 1,
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "checkpoints": {name: {"path": str(path), "sha256": tree_hash(path)}
-                        for name, path in (checkpoints or {}).items()},
+        "checkpoints": hashes,
         **(extra or {})}
     path = folder / "config.json"
     if path.exists():
         earlier = json.loads(path.read_text())
-        changed = {name: [earlier["flags"].get(name), value] for name, value in config["flags"].items()
-                   if earlier["flags"].get(name) != value}
-        for name, (was, now) in changed.items():
-            print(f"resuming with another --{name.replace('_', '-')}: {now}, was {was}", file=sys.stderr)
-        config["changed_on_resume"] = earlier.get("changed_on_resume", []) + ([changed] if changed else [])
-    write_file(path, json.dumps(config, indent=1, default=str) + "\n")
+        before = earlier["flags"]
+        changed = {k: [before.get(k), v] for k, v in flags.items() if before.get(k) != v}
+        for name, (old, new) in changed.items():
+            flag = name.replace("_", "-")
+            print(f"resuming with another --{flag}: {new}, was {old}", file=sys.stderr)
+        history = earlier.get("changed_on_resume", [])
+        config["changed_on_resume"] = history + ([changed] if changed else [])
+    files.write_file(path, json.dumps(config, indent=1, default=str) + "\n")
     return config
 
 
-def warmup(lr: float, step: int, steps: int) -> float:
-    """Learning rate of step 0, 1, ...: a straight line to `lr` over the first `steps`, then `lr`."""
-    return lr * min(1.0, (step + 1) / steps) if steps else lr
-
-
-# ------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------
 # Logs
 
 class Log:
-    """JSON lines under a stage's folder, written by the main rank alone. On resume a file is cut to the
-    length it had at the checkpoint, so that a step done twice is logged once; a file newer than that starts
-    empty."""
+    """JSON lines under a stage's folder, written by the main rank alone.
 
-    def __init__(self, folder: Path, offsets: dict[str, int], ranks: Ranks, wandb: str | None = None):
-        self.folder, self.main, self.files, self.wandb = folder, ranks.main, {}, None
-        if not self.main:
+    On resume a file is cut to the length that it had at the checkpoint, so that a step done twice
+    is logged once; a file newer than the checkpoint starts empty.
+    """
+
+    def __init__(self, folder: Path, offsets: dict[str, int], main: bool, wandb: str | None = None):
+        self.folder, self.main, self.files, self.wandb = folder, main, {}, None
+        if not main:
             return
         folder.mkdir(parents=True, exist_ok=True)
         for name, length in offsets.items():
             path = folder / name
             if not path.exists() or path.stat().st_size < length:
-                raise ValueError(f"{path} is shorter than at the last checkpoint: put it back, or start over "
-                                 f"with --fresh")
+                raise UserError(f"{path} is shorter than at the last checkpoint: "
+                                f"put it back, or start over with --fresh")
             os.truncate(path, length)
             self.files[name] = path.open("a", encoding="utf-8")
         if wandb:
-            try:
-                import wandb as service
-            except ImportError:
-                raise ValueError("--wandb needs a package: pip install wandb, or leave it out") from None
-            self.wandb = service.init(project=wandb, name="/".join(folder.parts[-2:]), dir=str(folder))
+            self.wandb = start_wandb(wandb, folder)
 
     def write(self, name: str, record: dict) -> None:
         """Append a line to NAME.jsonl. Numbers that JSON cannot say (inf, nan) become null."""
@@ -251,8 +280,10 @@ class Log:
             return
         file = self.files.get(f"{name}.jsonl")
         if file is None:
-            file = self.files[f"{name}.jsonl"] = (self.folder / f"{name}.jsonl").open("w", encoding="utf-8")
-        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+            file = (self.folder / f"{name}.jsonl").open("w", encoding="utf-8")
+            self.files[f"{name}.jsonl"] = file
+        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v
+                 for k, v in record.items()}
         file.write(json.dumps(plain, ensure_ascii=False) + "\n")
         file.flush()
         if self.wandb and name == "metrics":
@@ -260,14 +291,158 @@ class Log:
 
     def offsets(self) -> dict[str, int]:
         """Length in bytes of every file, once it is on disk: part of a checkpoint."""
-        for file in self.files.values():
+        lengths = {}
+        for name, file in self.files.items():
             os.fsync(file.fileno())
-        return {name: os.fstat(file.fileno()).st_size for name, file in self.files.items()}
+            lengths[name] = os.fstat(file.fileno()).st_size
+        return lengths
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Files that are whole or not there
+def start_wandb(project: str, folder: Path):
+    try:
+        import wandb
+    except ImportError:
+        raise UserError("--wandb needs a package: pip install wandb, or leave it out") from None
+    return wandb.init(project=project, name="/".join(folder.parts[-2:]), dir=str(folder))
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Checkpoints
+# ----------------------------------------------------------------------------------------------
+# A stage
+
+class Run:
+    """One stage of a run on this rank. Methods marked collective: every rank calls them, in one
+    order."""
+
+    def __init__(self, args: argparse.Namespace, stage: str):
+        self.args = args
+        self.ranks = setup(args.seed, args.device, args.threads)
+        self.rank, self.world, self.device = self.ranks.rank, self.ranks.world, self.ranks.device
+        self.main, self.any, self.gather = self.ranks.main, self.ranks.any, self.ranks.gather
+        self.barrier = self.ranks.barrier
+        self.dtype = compute_dtype(args.dtype, self.device)
+        self.home = run_folder(args.model, args.run, args.seed)
+        self.folder = self.home / stage
+        self.stop_asked = stop_flag()
+        self.warnings: list[str] = []       # what is missing or degraded; config.json keeps it
+        self.status = 0
+        self.state: dict = {}               # what a checkpoint keeps beside weights and moments
+        self.module = None                  # set by `resume`
+
+    def say(self, *words, **more) -> None:
+        """Print, on the main rank alone."""
+        if self.main:
+            print(*words, **more, flush=True)
+
+    def warn(self, message: str) -> None:
+        """Print what is missing or degraded, and keep it for config.json."""
+        self.warnings.append(message)
+        self.say(f"WARNING: {message}", file=sys.stderr)
+
+    def finished(self) -> bool:
+        """Whether the stage has its final/ already and is not to be done afresh."""
+        done = (self.folder / "final" / "config.json").exists() and not self.args.fresh
+        if done:
+            self.say(f"{self.folder / 'final'} is there already (--fresh does the stage again)")
+        return done
+
+    def resume(self, module, optimizer, tokenizer, state: dict | None = None, *,
+               config: dict | None = None, used: dict[str, str] | None = None) -> dict:
+        """Where the stage left off: weights and moments in place, the log cut to that point.
+        Collective.
+
+        state: what a new run starts with beside {"step": 0}; config, used: see `write_config`.
+        Call it when nothing is left to complain about: --fresh deletes the stage here.
+        """
+        if self.args.fresh and self.main and self.folder.exists():
+            files.remove(self.folder)
+        self.barrier()
+        self.module, self.optimizer, self.tokenizer = module, optimizer, tokenizer
+        newest = checkpoints.newest(self.folder)
+        self.resumed = newest is not None
+        self.state = {"step": 0, "skipped": 0, "logs": {}, **(state or {})}
+        if newest:
+            self.state = checkpoints.load(newest, module, optimizer)
+            self.say(f"resuming after step {self.state['step']} from {newest}")
+        wandb = getattr(self.args, "wandb", None)
+        self.logs = Log(self.folder, self.state["logs"], self.main, wandb)
+        if self.main:
+            extra = {"warnings": self.warnings, **(config or {})}
+            write_config(self.folder, self.args, extra, used)
+        return self.state
+
+    def together(self, collect: Callable):
+        """collect(), or Stopped on all ranks where a stop signal ended it on one: what follows is
+        collective."""
+        try:
+            result = collect()
+        except rollout.Abandoned:
+            result = None
+        if self.any(result is None):
+            raise Stopped
+        return result
+
+    def log(self, metrics: dict, name: str = "metrics") -> None:
+        """Append a line to NAME.jsonl in the stage's folder."""
+        self.logs.write(name, metrics)
+
+    def count_skipped(self, skipped: bool) -> None:
+        """Raise NotFinite when MAX_SKIPPED steps in a row had no finite gradient."""
+        self.state["skipped"] = self.state["skipped"] + 1 if skipped else 0
+        if self.state["skipped"] >= MAX_SKIPPED:
+            raise NotFinite(f"{MAX_SKIPPED} steps in a row had a non-finite loss or gradient; "
+                            f"lower --lr")
+
+    def checkpoint(self, due: bool = False) -> None:
+        """Between two steps: save every --save-every steps, when `due`, and after a stop signal,
+        which then ends the run. Collective."""
+        stopping = self.any(self.stop_asked())
+        if due or stopping or self.state["step"] % self.args.save_every == 0:
+            self.save()
+        if stopping:
+            raise Stopped
+
+    def save(self) -> None:
+        """A checkpoint of the step that was completed last. Collective."""
+        newest = checkpoints.newest(self.folder)
+        if newest and newest.name == checkpoints.name(self.state["step"]):
+            return
+        extra = {**self.state, "logs": self.logs.offsets()}
+        checkpoints.save(self.folder, self.state["step"], self.module, self.optimizer, extra,
+                         self.args.keep)
+
+    def finish(self) -> None:
+        """Write final/. In fp32: RL moves weights by less than bf16 can tell apart. Collective."""
+        self.publish("final")
+        self.say(f"{self.folder / 'final'} written after {self.state['step']} steps")
+
+    def publish(self, name: str) -> None:
+        """Write the module as a Hugging Face folder that appears when it is whole. Collective:
+        every rank brings its shards, the main one writes."""
+        target = self.folder / name
+        with files.published(target) if self.main else nullcontext(self.folder) as partial:
+            model.save(self.module, partial, self.tokenizer)
+        self.barrier()
+
+
+@contextmanager
+def run_stage(args: argparse.Namespace, stage: str) -> Iterator[Run]:
+    """A Run whose ends are messages and exit statuses: a stop signal saves a checkpoint first
+    (143), a fault of the sandbox or of the arithmetic is one line (1), so is a user's mistake
+    (2)."""
+    with errors.one_line():
+        run = Run(args, stage)
+        try:
+            yield run
+        except Stopped:
+            if not run.state.get("step"):
+                run.say("stopped before the first step was done; the same command starts again")
+            else:
+                run.save()
+                step = run.state["step"]
+                run.say(f"stopped after step {step}; the same command goes on from there")
+            run.status = STOPPED
+        except (NotFinite, verifier.SandboxError) as error:
+            # a fault of the machinery is no verdict: nothing was learned from it
+            print(f"error: {error}; the same command goes on from the newest checkpoint",
+                  file=sys.stderr, flush=True)
+            run.status = errors.FAILED

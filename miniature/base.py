@@ -1,36 +1,37 @@
 """The base model of the miniature world: a Qwen3.5 of a million parameters, trained in two minutes.
 
-    torchrun --nproc_per_node=2 miniature/base.py --out runs/base               # the policy's, on two cores
-    torchrun --nproc_per_node=2 miniature/base.py --out runs/gate-base --gate   # a smaller one, for the gate
-    python -m miniature.base --out runs/base                                    # the same on one core
+    torchrun --nproc_per_node=2 -m miniature.base --out runs/base               # policy, two cores
+    torchrun --nproc_per_node=2 -m miniature.base --out runs/gate-base --gate   # smaller, the gate
+    python -m miniature.base --out runs/base                                    # one core
 
-It stands for a pretrained model and is as sloppy as one. It has seen every prompt mode of every method, on
-training statements alone; what it has learned there is what stages 1 to 5 are to mend:
+It stands for a pretrained model and is as sloppy as one. It learns every prompt mode of every
+method, on training statements alone; stages 1 to 5 are to mend what it gets wrong:
 
-    direct, skill    about 70 % of its answers are one favourite reading, which is not the likeliest one
-    solve            mostly does what the strategy says; at times writes the favourite instead, or breaks off
-    plan             two thirds by careless authors: repeats a method in other words, is vague, off topic,
-                     misreads the statement, gives code away. A third by careful ones, who have a style of their
-                     own: what a reward is to bring out has to be there (NOTES.md)
+    direct, skill    70 % of its answers are one favourite reading, which is not the likeliest one
+    solve            mostly follows the strategy; sometimes writes the favourite, or breaks off
+    plan             two thirds by careless authors, who repeat a method in other words, are vague
+                     or off topic, misread the statement, give code away. One third by careful
+                     authors with a style of their own: a reward can only bring out what is there
+                     (docs/notes.md)
     gate             one verdict, mostly right (with --gate it learns nothing else)
 
-Everything takes the paths of a real model: prompts.py, a chat template, model.build, a Hugging Face folder.
-The tokenizer is byte-level BPE whose merges may cross spaces ("superwords"): a plan of four strategies is
-some 27 tokens and a program 10, which is what lets the whole method run in minutes on a laptop.
+Everything takes the paths of a real model: prompts.py, a chat template, model.build, a Hugging Face
+folder. Shapes: B rows, T tokens.
 """
 
 import argparse
-import os
 import random
 import re
-import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import tokenizers
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from tokenizers import pre_tokenizers
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 import model
@@ -39,60 +40,78 @@ from lib import run as lib_run
 from lib.problems import Problem
 from miniature import world
 
-PROMPTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "prompts.json")
+PROMPTS = str(Path(__file__).with_name("prompts.json"))
 FAVOURITE = 0.7             # share of the favourite among direct answers
-IGNORED, BROKEN = 0.04, 0.03    # of the solver's programs: the favourite instead; broken off
-CAREFUL = 0.35              # of its plans
+IGNORED = 0.04              # share of the solver's programs that are the favourite instead
+BROKEN = 0.03               # share of programs that break off
+CAREFUL = 0.35              # share of plans by careful authors
 STYLE = re.compile(r"\w+ (.*?), (?:then |and )?(.*)")
 VOCABULARY = 1024
-# how often each prompt mode is trained
+
+# How often each prompt mode is trained.
+Mix = dict[str, int]
 POLICY_MIX = {"plan": 12, "solve": 12, "direct": 4, "plan_and_solve": 2, "sketch": 2, "skill": 1,
               "observations": 1, "plan_from_observations": 1, "gate": 1}
-# (up to this share of the steps, what is trained). That two of four strategies are the same is learned late and all at
-# once, and from four alone not at all: pairs first, then three and four. And it takes a softmax over the two verdicts
-# alone, as in gate.py: pairs are right 0.90 of the time after 100 steps with it, after 200 without it (measured), and of
-# tuples nothing had been learned after 2,200.
-POLICY_LESSONS = ((1.0, POLICY_MIX),)
-GATE_LESSONS = ((0.1, {"pair": 3, "gate": 1}), (0.25, {"pair": 1, "repeats": 2, "gate": 1}), (1.0, {"repeats": 3, "gate": 1}))
-# Half of the layers or more are full attention (in Qwen3.5 a quarter). A linear one comes first: its convolution makes one
-# key of a strategy's two halves, without which no layer after it can tell whether two strategies are the same (measured on
-# pairs: 0.99 right after 700 steps, 0.86 with attention alone).
-SHAPE = dict(num_attention_heads=4, num_key_value_heads=2, head_dim=32, linear_num_key_heads=4, linear_num_value_heads=4,
-             linear_key_head_dim=32, linear_value_head_dim=32, max_position_embeddings=8192,
-             partial_rotary_factor=0.5, rope_theta=1e4)
+# Lessons: (up to this share of the steps, mix). The gate learns late, and all at once, that two of
+# four strategies are the same; from four alone it never does. Hence pairs first, then three and
+# four. It also takes a softmax over the two verdicts alone, as in gate.py: with it pairs are right
+# 0.90 of the time after 100 steps, without it after 200, and tuples never (2,200 steps).
+Lessons = tuple[tuple[float, Mix], ...]
+POLICY_LESSONS: Lessons = ((1.0, POLICY_MIX),)
+GATE_LESSONS: Lessons = ((0.1, {"pair": 3, "gate": 1}),
+                         (0.25, {"pair": 1, "repeats": 2, "gate": 1}),
+                         (1.0, {"repeats": 3, "gate": 1}))
+
+# At least half of the layers are full attention (in Qwen3.5 a quarter). A linear layer comes first:
+# its convolution makes one key of a strategy's two halves. Without it no later layer can tell
+# whether two strategies are the same (pairs right after 700 steps: 0.99, with attention alone
+# 0.86).
+SHAPE = dict(num_attention_heads=4, num_key_value_heads=2, head_dim=32, linear_num_key_heads=4,
+             linear_num_value_heads=4, linear_key_head_dim=32, linear_value_head_dim=32,
+             max_position_embeddings=8192, partial_rotary_factor=0.5, rope_theta=1e4)
 POLICY = SHAPE | dict(hidden_size=128, intermediate_size=384, num_hidden_layers=4,
                       layer_types=["linear_attention", "full_attention"] * 2)
 GATE = SHAPE | dict(hidden_size=96, intermediate_size=192, num_hidden_layers=3,
                     layer_types=["linear_attention", "full_attention", "full_attention"])
 CHAT_TEMPLATE = """{%- for m in messages %}<|{{ m.role }}|>
-{%- if m.reasoning_content is defined and m.reasoning_content %}<think>{{ m.reasoning_content }}</think>
+{%- if m.reasoning_content is defined and m.reasoning_content -%}
+<think>{{ m.reasoning_content }}</think>
 {%- endif %}{{ m.content }}<|end|>
 {%- endfor %}
 {%- if add_generation_prompt %}<|assistant|>
 {%- if enable_thinking is defined and enable_thinking %}<think>{% endif %}{% endif %}"""
 
-# ------------------------------------------------------------------------------------- what the base has seen
+# --------------------------------------------------------------------------------------------------
+# What the base learns to write
 
 
 def fence(program: str) -> str:
     return f"```python\n{program}```"
 
 
-def habit(asked: world.Statement, rng: random.Random) -> tuple:
-    """What the base takes a statement to mean when nobody says more."""
+def habit(asked: world.Statement, rng: random.Random) -> world.Combination:
+    """What the base takes a statement to mean when no strategy says more."""
     if rng.random() < FAVOURITE:
         return asked.favourite
-    return rng.choice(list(asked.posterior)) if rng.random() < 0.6 else world.teacher_strategy(asked, rng)
+    if rng.random() < 0.6:
+        return rng.choice(list(asked.posterior))
+    return world.teacher_strategy(asked, rng)
 
 
-def any_combination(asked: world.Statement, rng: random.Random) -> tuple:
-    choose, report = (rng.choice(list(slot[asked.family])) for slot in (world.CHOOSE, world.REPORT))
+def any_combination(asked: world.Statement, rng: random.Random) -> world.Combination:
+    """A combination of the statement's family that need not fit the statement."""
+    choose = rng.choice(list(world.CHOOSE[asked.family]))
+    report = rng.choice(list(world.REPORT[asked.family]))
     return world.combination(asked.family, choose, report, rng.choice(world.CONSTANTS))
 
 
-def written(combo: tuple, asked: world.Statement, rng: random.Random, ignored: float = 0.0) -> str:
-    """A solver's reply that should carry out the combination."""
-    program = world.program(asked.favourite if rng.random() < ignored else combo)
+def solver_reply(combo: world.Combination, asked: world.Statement, rng: random.Random,
+                 ignored: float = 0.0) -> str:
+    """A program that should carry out the combination: a share `ignored` writes the favourite
+    instead, and a few break off."""
+    if rng.random() < ignored:
+        combo = asked.favourite
+    program = world.program(combo)
     if rng.random() < BROKEN:
         cut = rng.randrange(len(program) - 1)
         program = program[:cut] + "\n"
@@ -101,110 +120,180 @@ def written(combo: tuple, asked: world.Statement, rng: random.Random, ignored: f
 
 def sloppy_plan(asked: world.Statement, rng: random.Random) -> list[str]:
     combos = world.teacher_tuple(asked, rng)
-    for i, kind in enumerate([rng.random() for _ in combos]):
-        if kind < 0.12:
-            combos[i] = rng.choice(combos)                          # the same again, mostly in other words
-        elif kind < 0.2:
+    mistakes = [rng.random() for _ in combos]
+    for i, mistake in enumerate(mistakes):
+        if mistake < 0.12:
+            combos[i] = rng.choice(combos)      # a repeat, mostly in other words
+        elif mistake < 0.2:
             combos[i] = asked.favourite
-        elif kind < 0.26:
+        elif mistake < 0.26:
             combos[i] = any_combination(asked, rng)
     if rng.random() < 0.8:
         combos = world.in_order(combos)
-    return [world.vague(asked, rng) if kind > 0.94 else world.off_topic(asked, rng) if kind > 0.90
-            else world.leak(combo, rng) if kind > 0.82 else world.say(combo, rng)
-            for combo, kind in zip(combos, [rng.random() for _ in combos], strict=True)]
+    styles = [rng.random() for _ in combos]
+    plan = []
+    for combo, style in zip(combos, styles, strict=True):
+        if style > 0.94:
+            plan.append(world.vague(asked, rng))
+        elif style > 0.90:
+            plan.append(world.off_topic(asked, rng))
+        elif style > 0.82:
+            plan.append(world.leak(combo, rng))
+        else:
+            plan.append(world.write_strategy(combo, rng))
+    return plan
 
 
 def careful_plan(asked: world.Statement, rng: random.Random) -> list[str]:
     """K different readings that the statement allows, likelier ones more often, in order."""
-    combos: dict[tuple, None] = {}
+    combos: dict[world.Combination, None] = {}
     while len(combos) < world.K:
         combos[world.draw_truth(asked, rng)] = None
-    chosen = [world.say(combo, rng) for combo in world.in_order(list(combos))]
-    return [STYLE.fullmatch(text).expand(r"First \1, then \2") if rng.random() < 0.9 else text for text in chosen]
+    plan = [world.write_strategy(combo, rng) for combo in world.in_order(list(combos))]
+    # nine in ten in the style of careful authors
+    for i, text in enumerate(plan):
+        if rng.random() < 0.9:
+            plan[i] = STYLE.fullmatch(text).expand(r"First \1, then \2")
+    return plan
 
 
 def plan_text(asked: world.Statement, rng: random.Random) -> str:
-    """A plan as the base writes it: one in twenty is not in the form that was asked for."""
-    text = prompts.format_plan((careful_plan if rng.random() < CAREFUL else sloppy_plan)(asked, rng))
+    """A plan as the base writes it: one in twenty breaks the required form."""
+    write = careful_plan if rng.random() < CAREFUL else sloppy_plan
+    text = prompts.format_plan(write(asked, rng))
     if rng.random() < 0.05:
-        text = rng.choice((text.replace("B: ", ""), text + "\nDone.", text.rpartition("\n")[0]))
+        without_label = text.replace("B: ", "")
+        goes_on = text + "\nDone."
+        too_short = text.rpartition("\n")[0]
+        text = rng.choice((without_label, goes_on, too_short))
     return text
 
 
-def halves(combo: tuple, rng: random.Random) -> list[str]:
-    """What one may observe of a statement: a reading of one of its words."""
-    chosen, _, reported = world.say(combo, rng).rstrip(".").partition(", ")
+def halves(combo: world.Combination, rng: random.Random) -> list[str]:
+    """Two observations about a statement: a reading of each of its vague words."""
+    chosen, _, reported = world.write_strategy(combo, rng).rstrip(".").partition(", ")
     return [chosen + ".", reported[0].upper() + reported[1:] + "."]
 
 
+# --------------------------------------------------------------------------------------------------
+# Examples: (user turn, reply) of each prompt mode
+
+def solve_example(problem: Problem, asked: world.Statement, rng: random.Random) -> tuple[str, str]:
+    kind = rng.random()
+    # foreign combinations too: the solver has to read the strategy, not guess from the statement
+    combo = any_combination(asked, rng) if kind < 0.4 else world.teacher_strategy(asked, rng)
+    if kind > 0.96:
+        strategy = rng.choice((world.vague(asked, rng), rng.choice(prompts.FIXED_STRATEGIES)))
+        return prompts.solve(problem, strategy), solver_reply(habit(asked, rng), asked, rng)
+    if kind > 0.84:
+        # a leak helps the solver, so that the gate has something to refuse
+        strategy = world.leak(combo, rng)
+        if strategy.startswith("The answer"):
+            combo = habit(asked, rng)
+        return prompts.solve(problem, strategy), fence(world.program(combo))
+    strategy = world.write_strategy(combo, rng)
+    return prompts.solve(problem, strategy), solver_reply(combo, asked, rng, IGNORED)
+
+
+def observations_example(problem: Problem, asked: world.Statement, rng: random.Random
+                         ) -> tuple[str, str]:
+    observed = []
+    for _ in range(2):
+        observed += halves(world.teacher_strategy(asked, rng), rng)
+    reply = "\n".join(f"{i}. {text}" for i, text in enumerate(observed, 1))
+    return prompts.observations(problem), reply
+
+
+def plan_from_observations_example(problem: Problem, asked: world.Statement, rng: random.Random
+                                   ) -> tuple[str, str]:
+    combo = world.teacher_strategy(asked, rng) if rng.random() < 0.5 else habit(asked, rng)
+    observed = rng.sample(halves(combo, rng), rng.randint(1, 2))
+    return prompts.plan_from_observations(problem, observed), world.write_strategy(combo, rng)
+
+
+def gate_example(problem: Problem, asked: world.Statement, rng: random.Random) -> tuple[str, str]:
+    kinds = ("none", "none", "leak", "vague", "off_topic", "off_topic", "sloppy")
+    kind = rng.choice(kinds)
+    combos = world.teacher_tuple(asked, rng)
+    if kind == "sloppy":
+        plan = sloppy_plan(asked, rng)
+    elif kind == "none":
+        plan = [world.write_strategy(combo, rng) for combo in combos]
+    else:
+        plan = world.spoil(kind, asked, combos, rng)
+    text = prompts.format_plan(plan)
+    faults = world.judge(str(asked), text)
+    return prompts.gate(problem, text), "Fail" if faults else "Pass"
+
+
+def repeats_example(problem: Problem, asked: world.Statement, rng: random.Random,
+                    sizes: tuple[int, ...]) -> tuple[str, str]:
+    """Strategies with nothing wrong but, in half of the cases, a repeat: the gate's hardest
+    lesson."""
+    size = sizes[0] if len(sizes) == 1 else rng.choice(sizes)
+    combos = rng.sample(world.teacher_tuple(asked, rng), size)
+    plan = [world.write_strategy(combo, rng) for combo in combos]
+    repeated = rng.random() < 0.5
+    if repeated:
+        i, j = rng.sample(range(len(plan)), 2)
+        plan[i] = world.repeat(combos[j], plan[j], rng)
+    return prompts.gate(problem, prompts.format_plan(plan)), "Fail" if repeated else "Pass"
+
+
 def example(mode: str, asked: world.Statement, rng: random.Random) -> tuple[str, str]:
-    """One (user turn, reply) of a prompt mode."""
+    """(user turn, reply) of a prompt mode."""
     problem = Problem(id="", statement=str(asked))
-    if mode == "plan":
-        return prompts.plan(problem), plan_text(asked, rng)
-    if mode == "solve":
-        kind = rng.random()
-        combo = any_combination(asked, rng) if kind < 0.4 else world.teacher_strategy(asked, rng)
-        if kind > 0.96:
-            strategy = rng.choice((world.vague(asked, rng), rng.choice(prompts.FIXED_STRATEGIES)))
-            return prompts.solve(problem, strategy), written(habit(asked, rng), asked, rng)
-        if kind > 0.84:
-            strategy = world.leak(combo, rng)
-            combo = habit(asked, rng) if strategy.startswith("The answer") else combo
-            return prompts.solve(problem, strategy), fence(world.program(combo))
-        return prompts.solve(problem, world.say(combo, rng)), written(combo, asked, rng, IGNORED)
-    if mode in ("direct", "skill"):
-        skill = rng.randint(1, world.K)
-        turn = prompts.direct(problem) if mode == "direct" else prompts.skill(problem, skill)
-        return turn, written(habit(asked, rng), asked, rng)
-    if mode == "plan_and_solve":
-        combo = habit(asked, rng)
-        program = written(combo, asked, rng, IGNORED)
-        return prompts.plan_and_solve(problem), f"{world.say(combo, rng)}\n{program}"
-    if mode == "sketch":
-        sketch = world.vague(asked, rng) if rng.random() < 0.1 else world.say(habit(asked, rng), rng)
-        return prompts.sketch(problem), sketch
-    if mode == "observations":
-        seen = [half for _ in range(2) for half in halves(world.teacher_strategy(asked, rng), rng)]
-        return prompts.observations(problem), "\n".join(f"{i}. {half}" for i, half in enumerate(seen, 1))
-    if mode == "plan_from_observations":
-        combo = world.teacher_strategy(asked, rng) if rng.random() < 0.5 else habit(asked, rng)
-        seen = rng.sample(halves(combo, rng), rng.randint(1, 2))
-        return prompts.plan_from_observations(problem, seen), world.say(combo, rng)
-    if mode == "gate":
-        kind = rng.choice(("none", "none", "leak", "vague", "off_topic", "off_topic", "sloppy"))
-        combos = world.teacher_tuple(asked, rng)
-        plan = (sloppy_plan(asked, rng) if kind == "sloppy" else world.spoil(kind, asked, combos, rng)
-                if kind != "none" else [world.say(combo, rng) for combo in combos])
-        text = prompts.format_plan(plan)
-        valid = not world.judge(str(asked), text)
-        return prompts.gate(problem, text), "Pass" if valid else "Fail"
-    if mode in ("pair", "repeats"):     # nothing wrong with them but a repeat: the gate's hardest lesson
-        size = 2 if mode == "pair" else rng.choice((3, world.K, world.K, world.K))
-        combos = rng.sample(world.teacher_tuple(asked, rng), size)
-        plan, repeated = [world.say(combo, rng) for combo in combos], rng.random() < 0.5
-        if repeated:
-            i, j = rng.sample(range(len(plan)), 2)
-            literally = rng.random() < world.LITERAL_DUPLICATES
-            plan[i] = plan[j] if literally else world.say(combos[j], rng, unlike=plan[j])
-        return prompts.gate(problem, prompts.format_plan(plan)), "Fail" if repeated else "Pass"
-    raise ValueError(f"no prompt mode is called {mode!r}")
+    match mode:
+        case "plan":
+            return prompts.plan(problem), plan_text(asked, rng)
+        case "solve":
+            return solve_example(problem, asked, rng)
+        case "direct" | "skill":
+            skill = rng.randint(1, world.K)
+            skilled = mode == "skill"
+            turn = prompts.skill(problem, skill) if skilled else prompts.direct(problem)
+            return turn, solver_reply(habit(asked, rng), asked, rng)
+        case "plan_and_solve":
+            combo = habit(asked, rng)
+            program = solver_reply(combo, asked, rng, IGNORED)
+            strategy = world.write_strategy(combo, rng)
+            return prompts.plan_and_solve(problem), f"{strategy}\n{program}"
+        case "sketch":
+            is_vague = rng.random() < 0.1
+            strategy = (world.vague(asked, rng) if is_vague
+                        else world.write_strategy(habit(asked, rng), rng))
+            return prompts.sketch(problem), strategy
+        case "observations":
+            return observations_example(problem, asked, rng)
+        case "plan_from_observations":
+            return plan_from_observations_example(problem, asked, rng)
+        case "gate":
+            return gate_example(problem, asked, rng)
+        case "pair":
+            return repeats_example(problem, asked, rng, sizes=(2,))
+        case "repeats":
+            return repeats_example(problem, asked, rng, sizes=(3, world.K, world.K, world.K))
+    raise ValueError(f"no prompt mode has the name {mode!r}")
 
 
-def examples(mix: dict[str, int], rng: random.Random):
+def examples(mix: Mix, rng: random.Random) -> Iterator[tuple[str, str]]:
     while True:
         mode = rng.choices(list(mix), list(mix.values()))[0]
         yield example(mode, rng.choice(world.statements("train")), rng)
 
 
-# -------------------------------------------------------------------------------------------------- tokenizer
-
+# --------------------------------------------------------------------------------------------------
+# Tokenizer
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE on the base's own texts. No merge crosses a line, a label, a digit or the start of a
-    clause, so that a strategy has the same tokens in a plan, in the solver's prompt and in the gate's."""
-    rng = random.Random(0)
+    """Byte-level BPE on the base's own texts.
+
+    Merges may cross spaces, so that a plan of four strategies takes 27 tokens and a program 10:
+    this lets the whole method run in minutes on a laptop. No merge crosses a line, a label, a digit
+    or the start of a clause, so that a strategy has the same tokens in a plan, in the solver's
+    prompt and in the gate's.
+    """
+    rng = random.Random(0)      # whatever the seed of the weights: all bases share one tokenizer
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
     pieces = r"\n?[A-Z]: |(?:First|Now|Here) |, (?:then |and )?|\d|\n?(?:(?!, )[^\d\n])+|\n"
     bpe.pre_tokenizer = pre_tokenizers.Sequence([
@@ -212,8 +301,10 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     bpe.decoder = tokenizers.decoders.ByteLevel()
     specials = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
-    source = examples(POLICY_MIX | {"gate": 4}, rng)      # so that either verdict is one token
-    texts = [text for _ in range(6000) for text in next(source)]
+    source = examples(POLICY_MIX | {"gate": 4}, rng)      # more verdicts, so that each is one token
+    texts = []
+    for _ in range(6000):
+        texts += next(source)
     bpe.train_from_iterator(texts, tokenizers.trainers.BpeTrainer(
         vocab_size=VOCABULARY - 2, special_tokens=specials, show_progress=False,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())))
@@ -223,60 +314,102 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def encode(tokenizer, pairs: list[tuple[str, str]]) -> list[tuple[list[int], int]]:
-    """(ids, where the reply begins) of each (user turn, reply): prompts.encode, for many at a time."""
-    shell = tokenizer.apply_chat_template([{"role": "user", "content": "\0"}], tokenize=False,
-                                          add_generation_prompt=True, enable_thinking=False)
-    def ids(texts: list[str]) -> list[list[int]]:
-        return tokenizer(texts, add_special_tokens=False)["input_ids"]
-    turns = ids([shell.replace("\0", turn) for turn, _ in pairs])
-    replies = ids([reply + tokenizer.eos_token for _, reply in pairs])
-    return [(turn + reply, len(turn)) for turn, reply in zip(turns, replies, strict=True)]
+    """(ids, where the reply begins) of each (user turn, reply): prompts.encode for many at a
+    time."""
+    empty_turn = [{"role": "user", "content": "\0"}]
+    shell = tokenizer.apply_chat_template(empty_turn, tokenize=False, add_generation_prompt=True,
+                                          enable_thinking=False)
+    turns = [shell.replace("\0", turn) for turn, _ in pairs]
+    replies = [reply + tokenizer.eos_token for _, reply in pairs]
+    turn_ids = tokenizer(turns, add_special_tokens=False)["input_ids"]
+    reply_ids = tokenizer(replies, add_special_tokens=False)["input_ids"]
+    return [(turn + reply, len(turn)) for turn, reply in zip(turn_ids, reply_ids, strict=True)]
 
 
-# --------------------------------------------------------------------------------------------------- training
+# --------------------------------------------------------------------------------------------------
+# Training
+
+POOL = 16       # batches that are drawn together and sorted by length, to save padding
 
 
-def batches(tokenizer, lessons: tuple, rows: int, steps: int, rng: random.Random):
-    """`steps` of (ids (B, T), mask of reply tokens (B, T)); rows of like length meet in a batch."""
-    pad = tokenizer.pad_token_id
-    for first in range(0, steps, 16):
-        n = min(16, steps - first)
-        source = examples(next(mix for until, mix in lessons if first < until * steps), rng)
-        pool = sorted(encode(tokenizer, [next(source) for _ in range(n * rows)]), key=lambda x: len(x[0]))
+def pad_batch(rows: list[tuple[list[int], int]], pad: int) -> tuple[Tensor, Tensor]:
+    """ids (B, T) and the mask of reply tokens (B, T)."""
+    width = max(len(ids) for ids, _ in rows)
+    ids = torch.full((len(rows), width), pad)
+    reply = torch.zeros(len(rows), width, dtype=torch.bool)
+    for i, (row, start) in enumerate(rows):
+        ids[i, :len(row)] = torch.tensor(row)
+        reply[i, start:len(row)] = True
+    return ids, reply
+
+
+def batches(tokenizer, lessons: Lessons, rows: int, steps: int, rng: random.Random
+            ) -> Iterator[tuple[Tensor, Tensor]]:
+    """`steps` padded batches of `rows` examples; rows of similar length share a batch."""
+    for first in range(0, steps, POOL):
+        mix = next(mix for until, mix in lessons if first < until * steps)
+        source = examples(mix, rng)
+        n = min(POOL, steps - first)
+        pool = encode(tokenizer, [next(source) for _ in range(n * rows)])
+        pool.sort(key=lambda row: len(row[0]))
         groups = [pool[i * rows:(i + 1) * rows] for i in range(n)]
         rng.shuffle(groups)
         for group in groups:
-            width = max(len(ids) for ids, _ in group)
-            yield (torch.tensor([ids + [pad] * (width - len(ids)) for ids, _ in group]),
-                   torch.tensor([[start <= t < len(ids) for t in range(width)] for ids, start in group]))
+            yield pad_batch(group, tokenizer.pad_token_id)
 
 
-def sum_gradients(module) -> None:
+def sum_gradients(module: nn.Module) -> None:
     """Over the processes of torchrun, in one message."""
     grads = [p.grad for p in module.parameters()]
-    flat = torch.cat([g.flatten() for g in grads])
+    flat = torch.cat([grad.flatten() for grad in grads])
     dist.all_reduce(flat)
-    for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+    for grad, part in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
         grad.copy_(part.view_as(grad))
 
 
-def train(module, tokenizer, lessons: tuple, steps: int, rows: int, lr: float, seed: int, among: list[int] | None = None) -> float:
-    """Cross-entropy on the replies, with `among` over these tokens alone. The processes of torchrun draw the same
-    rows and take a share each: their number changes nothing but the order of summation."""
-    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+def reply_loss(module: nn.Module, ids: Tensor, learned: Tensor, among: list[int] | None) -> Tensor:
+    """Summed cross-entropy of the tokens that `learned` (B, T-1) marks among ids[:, 1:]; with
+    `among` under a softmax over these token ids alone."""
+    target = ids[:, 1:][learned]
+    if among:
+        target = torch.tensor([among.index(i) for i in target.tolist()])
+    vocabulary = among or slice(None)
+
+    def head(hidden: Tensor, weight: Tensor, _) -> Tensor:
+        # logits of the marked tokens alone: most of a batch is prompt
+        return hidden[:, :-1][learned] @ weight[vocabulary].T
+
+    return F.cross_entropy(module(ids, head=head), target, reduction="sum")
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Warm-up over 40 steps, a plateau, then a linear fall."""
+    return peak * min((step + 1) / 40, 1, (1.02 - step / steps) / 0.4)
+
+
+def train(module: nn.Module, tokenizer, lessons: Lessons, steps: int, rows: int, lr: float,
+          seed: int, among: list[int] | None = None) -> float:
+    """Cross-entropy on the replies, or on their tokens in `among` alone. Returns the mean loss of
+    the last 50 steps, in nats per token.
+
+    The processes of torchrun draw the same rows and take a share each, so their number changes
+    nothing but the order of summation.
+    """
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    world_size = dist.get_world_size() if dist.is_initialized() else 1
     optimizer = torch.optim.AdamW(module.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
-    started, shown, recent, words = time.time(), time.time(), [], among or slice(None)
-    for step, (ids, reply) in enumerate(batches(tokenizer, lessons, rows, steps, random.Random(seed))):
-        for group in optimizer.param_groups:        # warm-up, a plateau, linear decay
-            group["lr"] = lr * min((step + 1) / 40, 1, (1.02 - step / steps) / 0.4)
-        learned, target = reply[:, 1:], ids[:, 1:]
+    recent: list[float] = []
+    started = last_shown = time.time()
+    source = batches(tokenizer, lessons, rows, steps, random.Random(seed))
+    for step, (ids, reply) in enumerate(source):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, lr)
+        learned = reply[:, 1:]
         if among:
-            learned = learned & torch.isin(target, torch.tensor(among))
-        count, mine = int(learned.sum()), slice(rank, None, world_size)
-        ids, learned, target = ids[mine], learned[mine], target[mine]
-        target = torch.tensor([among.index(i) for i in target[learned].tolist()]) if among else target[learned]
-        logits = module(ids, head=lambda hidden, weight, _: hidden[:, :-1][learned] @ weight[words].T)      # noqa: B023
-        loss = F.cross_entropy(logits, target, reduction="sum") / count
+            learned = learned & torch.isin(ids[:, 1:], torch.tensor(among))
+        count = learned.sum()                       # of all processes: one denominator
+        mine = slice(rank, None, world_size)
+        loss = reply_loss(module, ids[mine], learned[mine], among) / count
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if world_size > 1:
@@ -284,42 +417,51 @@ def train(module, tokenizer, lessons: tuple, steps: int, rows: int, lr: float, s
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
         recent = recent[-49:] + [loss.item() * world_size]
-        if rank == 0 and (time.time() - shown > 5 or step + 1 == steps):
-            shown = time.time()
+        if rank == 0 and (time.time() - last_shown > 5 or step + 1 == steps):
+            last_shown = time.time()
             mean = sum(recent) / len(recent)
-            print(f"step {step + 1}/{steps}  loss {mean:.3f}  {shown - started:.0f} s", flush=True)
+            print(f"step {step + 1}/{steps}  loss {mean:.3f}  {last_shown - started:.0f} s",
+                  flush=True)
     return sum(recent) / len(recent)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Build and train the base model of the miniature world.")
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Train the base model of the miniature world.")
     parser.add_argument("--out", required=True, help="folder to save to")
-    parser.add_argument("--gate", action="store_true", help="the gate's smaller base instead of the policy's")
-    parser.add_argument("--steps", type=int, help="optimiser steps (default: 1300, with --gate 2000)")
-    parser.add_argument("--rows", type=int, help="examples a step (default: 32, with --gate 64)")
-    parser.add_argument("--lr", type=float, help="peak learning rate (default: 2e-3, with --gate 3e-3)")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and examples (default: %(default)s)")
-    args = parser.parse_args()
-    torch.set_num_threads(1)            # two threads on a busy machine were measured 10 times slower than one
-    if "WORLD_SIZE" in os.environ:
-        dist.init_process_group("gloo")
+    parser.add_argument("--gate", action="store_true",
+                        help="the gate's smaller base instead of the policy's")
+    parser.add_argument("--seed", type=int, default=0,
+                        help="seed of weights and examples (%(default)s)")
+    parser.add_argument("--steps", type=int, help="optimizer steps (1300, with --gate 2000)")
+    parser.add_argument("--rows", type=int, help="examples per step (32, with --gate 64)")
+    parser.add_argument("--lr", type=float, help="peak learning rate (2e-3, with --gate 3e-3)")
+    args = parser.parse_args(argv)
+    args.steps = args.steps or (2000 if args.gate else 1300)
+    args.rows = args.rows or (64 if args.gate else 32)
+    args.lr = args.lr or (3e-3 if args.gate else 2e-3)
+    return args
 
+
+def main(args: argparse.Namespace) -> None:
+    ranks = lib_run.setup(args.seed, "cpu")
     prompts.load(PROMPTS)
     tokenizer = make_tokenizer()
-    ends = dict(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    module = model.build((GATE if args.gate else POLICY) | dict(vocab_size=VOCABULARY) | ends, seed=args.seed)
-    count = sum(p.numel() for p in module.parameters())
-    first = not dist.is_initialized() or dist.get_rank() == 0
-    if first:
+    config = (GATE if args.gate else POLICY) | dict(
+        vocab_size=VOCABULARY, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id)
+    module = model.build(config, seed=args.seed)
+    if ranks.main:
+        count = sum(p.numel() for p in module.parameters())
         print(f"{args.out}: {count:,} parameters, {len(tokenizer)} tokens", flush=True)
-    steps = args.steps or (2000 if args.gate else 1300)
-    rows, lr = args.rows or (64 if args.gate else 32), args.lr or (3e-3 if args.gate else 2e-3)
-    verdicts = [ids[0] for ids in tokenizer(["Pass", "Fail"], add_special_tokens=False)["input_ids"]] if args.gate else None
-    train(module, tokenizer, GATE_LESSONS if args.gate else POLICY_LESSONS, steps, rows, lr, args.seed, verdicts)
-    if first:
+    verdicts = None
+    if args.gate:
+        words = tokenizer(["Pass", "Fail"], add_special_tokens=False)["input_ids"]
+        verdicts = [ids[0] for ids in words]
+    lessons = GATE_LESSONS if args.gate else POLICY_LESSONS
+    train(module, tokenizer, lessons, args.steps, args.rows, args.lr, args.seed, verdicts)
+    if ranks.main:
         model.save(module, args.out, tokenizer)
-    lib_run.leave()
 
 
 if __name__ == "__main__":
-    main()
+    main(parse_args())

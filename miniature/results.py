@@ -1,6 +1,6 @@
 """RESULTS.md and results/ of the paper in miniature, from what reproduce.py's queue has made so far.
 
-Attempts go compressed to results/, which is all that tables are made from: the paper's by tables.py, and three of our own, every
+Attempts go to results/, one archive for each seed, which is all that tables are made from: the paper's by tables.py, and three of our own, every
 method beside CPPO, its ceilings and the paper; the paper's other comparisons; the gap to the coordinated ceiling in its three
 parts. The sentences at the top say what those tables say. What stands in RESULTS.md below the line MARK was written by hand and
 stays there.
@@ -10,12 +10,10 @@ stays there.
 
 import argparse
 import contextlib
-import gzip
 import io
 import json
-import os
 import re
-import sys
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,21 +47,34 @@ def dev_pass(path: Path) -> float:
     return float(attempts.outcomes(attempts.load(path), K, score=attempts.posterior).mean())
 
 
+def write_archive(archive: Path, members: dict[str, bytes]) -> None:
+    """A zip of files by the name that they have inside. Equal members give equal bytes: names are sorted and every file
+    has zip's earliest date."""
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(archive, "w") as file:
+        for name in sorted(members):
+            entry = zipfile.ZipInfo(name)           # 1980-01-01
+            entry.external_attr = 0o644 << 16
+            file.writestr(entry, members[name], zipfile.ZIP_DEFLATED, 9)
+
+
+def pack_run(run: Path, archive: Path) -> None:
+    """All attempts of a run, each with its card and what diversity.py found, as STAGE/eval/NAME.jsonl and so on."""
+    members = {}
+    for attempts_file in sorted(run.rglob("eval/*.jsonl")):
+        for ending in (".jsonl", ".json", ".diversity.json"):
+            path = attempts_file.with_suffix(ending)
+            if path.exists():
+                members[path.relative_to(run).as_posix()] = path.read_bytes()
+    if members:
+        write_archive(archive, members)
+
+
 def pack(name: str, out: Path) -> list[Path]:
-    """Copy attempts files with what stands beside them, all but the cards compressed -> the folders of the runs in `out`."""
-    packed = []
+    """Pack runs/NAME-seedN, one archive each -> the archives in `out`."""
     for run in sorted(Path("runs").glob(f"{name}-seed*")):
-        for path in sorted(run.rglob("eval/*.jsonl")):
-            for file in (path, attempts.beside(path, ".json"), attempts.beside(path, ".diversity.json")):
-                if file.exists():
-                    to = out / file.relative_to("runs")
-                    to.parent.mkdir(parents=True, exist_ok=True)
-                    if file == attempts.beside(path, ".json"):
-                        to.write_bytes(file.read_bytes())
-                    else:
-                        to.with_name(f"{to.name}.gz").write_bytes(gzip.compress(file.read_bytes(), mtime=0))
-        packed += [out / run.name] if (out / run.name).exists() else []
-    return packed
+        pack_run(run, out / f"{run.name}.zip")
+    return sorted(out.glob(f"{name}-seed*.zip"))
 
 
 def said(argv: list[str]) -> str:
@@ -375,7 +386,7 @@ def report(name: str, out: Path, marks: list[dict], missing: list[str]) -> Path:
     made = [evaluation for found in runs.found.values() for evaluation in found]
     commits = ", ".join(sorted({e.card.get("commit", "unknown")[:10] for e in made}))
     ours = Report(runs)
-    short = f"{out}/results/{name}-seed*".removeprefix("./")
+    short = f"{out}/results/{name}-seed*.zip".removeprefix("./")
 
     def block(title: str, text: str, how: str, told: str = "") -> str:
         lines = [f"### {title}", f"Attempts of commit {commits}: `{how.strip()}`", f"```\n{text}\n```", *([told] if told else [])]
@@ -410,7 +421,7 @@ def report(name: str, out: Path, marks: list[dict], missing: list[str]) -> Path:
     parts.append("Table 13 needs annotators.\n\n## The paper's figures\n")
     for number, title in FIGURES.items():
         picture, trained = out / "results" / f"figure-{number}.png", number in "389"     # those read the logs of training
-        given = [f"runs/{Path(folder).name}" for folder in folders] if trained else folders
+        given = [f"runs/{Path(folder).stem}" for folder in folders] if trained else folders
         told = said(["figure", number, *given, "--out", str(picture)])
         shown = f"![]({picture.relative_to(out)})" if told == str(picture) else told
         how = f"python -m paper.tables figure {number} {f'runs/{name}-seed*' if trained else short}"

@@ -1,4 +1,4 @@
-"""The miniature base: every prompt mode through the real paths; a tokenizer that is short and exact."""
+"""miniature/base.py: every prompt mode takes the real paths; the tokenizer is short and exact."""
 
 import random
 import statistics
@@ -34,8 +34,8 @@ def some(mode: str, n: int = 200) -> list[tuple[world.Statement, str, str]]:
 
 
 def test_any_text_survives_the_tokenizer(tokenizer):
-    for text in ("Keep numbers below 5, count them.", "```python\nprint(len(b))\n```", "é漢 \t\n\n  A: x",
-                 "B: 12\nC: "):
+    for text in ("Keep numbers below 5, count them.", "```python\nprint(len(b))\n```",
+                 "é漢 \t\n\n  A: x", "B: 12\nC: "):
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     assert len(tokenizer) <= base.VOCABULARY
 
@@ -49,11 +49,15 @@ def test_plans_programs_and_statements_are_short_enough_for_a_laptop(tokenizer):
 
 
 def test_a_strategy_has_the_same_tokens_in_the_plan_the_solvers_prompt_and_the_gates(tokenizer):
-    rng, problem = random.Random(0), Problem(id="", statement=str(world.statements("train")[0]))
-    strategies = [world.say(c, rng) for c in world.teacher_tuple(world.understand(problem.statement), rng)]
+    rng, asked = random.Random(0), world.statements("train")[0]
+    problem = Problem(id="", statement=str(asked))
+    strategies = [world.write_strategy(c, rng) for c in world.teacher_tuple(asked, rng)]
     plan = prompts.format_plan(strategies)
     whole = tokenizer(plan)["input_ids"]
-    holds = lambda ids, part: any(ids[i:i + len(part)] == part for i in range(len(ids)))
+
+    def holds(ids, part):
+        return any(ids[i:i + len(part)] == part for i in range(len(ids)))
+
     for s in strategies:
         part = tokenizer(s)["input_ids"]
         assert holds(whole, part)
@@ -76,7 +80,8 @@ def test_the_template_has_a_place_for_thoughts_that_is_off_unless_asked_for(toke
     ask = {"role": "user", "content": "x"}
     reply = {"role": "assistant", "reasoning_content": "hm", "content": "y"}
     def opened(**thinking):
-        return tokenizer.apply_chat_template([ask], tokenize=False, add_generation_prompt=True, **thinking)
+        return tokenizer.apply_chat_template([ask], tokenize=False, add_generation_prompt=True,
+                                             **thinking)
     whole = tokenizer.apply_chat_template([ask, reply], tokenize=False)
     assert whole.startswith(opened(enable_thinking=True)) and "hm" in whole
     assert "think" not in opened(enable_thinking=False) + opened()
@@ -84,8 +89,8 @@ def test_the_template_has_a_place_for_thoughts_that_is_off_unless_asked_for(toke
 
 def test_direct_answers_are_mostly_a_favourite_that_is_not_the_likeliest():
     written = [(s, prompts.extract_code(reply)) for s, _, reply in some("direct", 1000)]
-    favourite = sum(code == world.program(s.favourite).rstrip("\n") for s, code in written) / len(written)
-    assert 0.62 <= favourite <= 0.8
+    is_favourite = [code == world.program(s.favourite).rstrip("\n") for s, code in written]
+    assert 0.62 <= statistics.mean(is_favourite) <= 0.8
     assert all(s.posterior[s.favourite] < max(s.posterior.values()) for s, _ in written)
 
 
@@ -93,7 +98,7 @@ def test_the_solver_is_mostly_but_not_always_faithful_and_a_leak_helps_it():
     by_kind = {"words": [], "leak": []}
     for _, turn, reply in some("solve", 2000):
         strategy = turn.rpartition("S: ")[2]
-        combo, code = world.read(strategy), prompts.extract_code(reply)
+        combo, code = world.read_strategy(strategy), prompts.extract_code(reply)
         if combo is not None:
             by_kind["words"].append(code == world.program(combo).rstrip("\n"))
         elif world.LEAK.search(strategy):
@@ -116,10 +121,12 @@ def test_the_base_never_saw_a_held_out_statement():
 
 
 def test_training_learns_and_the_folder_loads_as_any_other(tokenizer, tmp_path):
-    config = base.GATE | dict(vocab_size=base.VOCABULARY, eos_token_id=tokenizer.eos_token_id, hidden_size=32)
+    config = base.GATE | dict(vocab_size=base.VOCABULARY, eos_token_id=tokenizer.eos_token_id,
+                              hidden_size=32)
     module = model.build(config, seed=1)
-    before = base.train(module, tokenizer, ((1.0, {"direct": 1}),), steps=1, rows=32, lr=3e-3, seed=1)
-    after = base.train(module, tokenizer, ((1.0, {"direct": 1}),), steps=40, rows=32, lr=1e-2, seed=1)
+    lessons = ((1.0, {"direct": 1}),)
+    before = base.train(module, tokenizer, lessons, steps=1, rows=32, lr=3e-3, seed=1)
+    after = base.train(module, tokenizer, lessons, steps=40, rows=32, lr=1e-2, seed=1)
     assert after < 0.8 * before
     model.save(module, str(tmp_path), tokenizer)
     loaded, ids = model.load(str(tmp_path)), torch.tensor([prompts.encode(tokenizer, "Solve.")])

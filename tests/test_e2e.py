@@ -25,13 +25,16 @@ import model
 import prompts
 import rollout
 import train_cppo
-from lib import checkpoints, files, progress
+from rivals import train_rivals
+from lib import checkpoints, diagnostics, files, progress, rl
 from lib import run as lib_run
+from lib.verdicts import Submitter
 from lib.problems import Problem, save_problems
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = {"plan": "{statement} plan", "solve": "{statement} S: {strategy}", "direct": "{statement} solve",
          "skill": "{z} {statement} solve", "gate": "{statement} {plan} ok?"}
+STEP = ("--num-tuples", "4", "--problems-per-step", "3")
 WAYS = "12345"                          # a strategy is "use 3"; its program adds 3
 STATEMENTS = {"sum": "2", "top": "3", "gap": "4", "end": "5"}
 
@@ -94,15 +97,17 @@ def run(world, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(prompts, "TEMPLATES", dict(prompts.TEMPLATES))
 
-    def call(*flags: str, model: str = "base") -> tuple[int, Path]:
-        args = train_cppo.parse_args(arguments(world, *flags, model=model))
-        return train_cppo.main(args), Path("runs/toy") / train_cppo.stage_name(args)
+    def call(*flags: str, model: str = "base", script=train_cppo) -> tuple[int, Path]:
+        if script is train_cppo:
+            flags = (*STEP, *flags)
+        args = script.parse_args(arguments(world, *flags, model=model))
+        return script.main(args), Path("runs/toy") / script.stage_name(args)
     return call
 
 
 def arguments(world: Path, *flags: str, model: str = "base") -> list[str]:
     return ["--model", str(world / model), "--run-name", "toy", "--problems", str(world / "problems.jsonl"),
-            "--prompts", str(world / "prompts.json"), "--num-strategies", "2", "--num-tuples", "4", "--problems-per-step", "3",
+            "--prompts", str(world / "prompts.json"), "--num-strategies", "2",
             "--max-plan-tokens", "24", "--max-solve-tokens", "28", "--slots", "32", "--temperature", "1.0", "--lr", "1e-3", "--workers", "1", *flags]
 
 
@@ -116,7 +121,8 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_stage_5_teaches_planner_and_solver_and_leaves_a_folder_that_loads(run, world, capsys, monkeypatch):
     monkeypatch.setattr(progress, "PROGRESS_SECONDS", 0.0)
-    status, stage = run("--steps", "3", "--use-every", "1", "--show-every", "2")
+    monkeypatch.setattr(train_cppo, "USE_EVERY", 1)
+    status, stage = run("--steps", "3", "--show-every", "2")
     said = capsys.readouterr()
     assert status == 0 and "audit:" in said.out and "rows done" in said.err and "of the slots idle" in said.err
     steps, samples = read(stage / "metrics.jsonl"), read(stage / "samples.jsonl")
@@ -152,7 +158,7 @@ def test_strategy_use_is_its_formula_over_whole_logits(world):
     branches = tuples[1][1].branches
     under = torch.stack([torch.stack([logp(b.prompt, reply.sample.ids) for b in branches]) for reply in branches])
     by_hand = (under.diagonal() - under.exp().mean(1).log()).mean()
-    assert train_cppo.strategy_use(module, tuples, 0.7, 390) == [pytest.approx(float(by_hand), abs=1e-5)]
+    assert diagnostics.strategy_use(module, tuples, 0.7, 390) == [pytest.approx(float(by_hand), abs=1e-5)]
 
 
 def test_planner_and_solver_each_have_a_gradient_of_their_own(run):
@@ -199,14 +205,35 @@ def test_a_gemma_policy_goes_through_stage_5_gated_by_a_qwen(run, world, tmp_pat
 
 
 @pytest.mark.parametrize("flags", [
-    ("--policy", "independent"), ("--policy", "independent", "--advantage", "passk"),
-    ("--policy", "independent", "--advantage", "pkpo"),
-    ("--policy", "skills", "--num-attempts", "3", "--problems-per-step", "9"), ("--reward", "outcome"), ("--reward", "gate"),
-    ("--num-tuples", "1", "--problems-per-step", "16"), ("--updates-per-rollout", "2")])
-def test_every_rival_and_ablation_takes_a_step(run, flags):
+    ("--reward", "outcome"), ("--reward", "gate"), ("--num-tuples", "1", "--problems-per-step", "16"),
+    ("--updates-per-rollout", "2")])
+def test_every_ablation_takes_a_step(run, flags):
     status, stage = run("--steps", "1", "--skip-audit", *flags)
     metrics = read(stage / "metrics.jsonl")[0]
     assert status == 0 and metrics["step_norm"] > 0 and 0 < metrics["pass_rate"] < 1
+
+
+@pytest.mark.parametrize("flags", [
+    ("grpo",), ("passk",), ("pkpo",), ("upskill", "--num-attempts", "3", "--problems-per-step", "9")])
+def test_every_rival_takes_a_step(run, flags):
+    status, stage = run("--steps", "1", "--method", *flags, script=train_rivals)
+    metrics = read(stage / "metrics.jsonl")[0]
+    assert status == 0 and metrics["step_norm"] > 0 and 0 < metrics["pass_rate"] < 1
+
+
+def test_a_fork_of_the_script_has_a_stage_folder_of_its_own():
+    args = ["--model", "m", "--variant", "mine"]
+    assert train_cppo.stage_name(train_cppo.parse_args(args)) == "cppo-mine"
+    assert train_rivals.stage_name(train_rivals.parse_args([*args, "--method", "pkpo"])) == "pkpo-mine"
+
+
+def test_a_branch_that_does_not_exist_is_nan_and_a_rank_without_problems_keeps_its_shapes():
+    """Made-up zeros would count as failures in anything that pools over branches."""
+    plan = rollout.Tuple([1], None, None, "does not parse", [])
+    r = train_cppo.verdicts([[plan, plan]], 2, 3)
+    assert r.shape == (1, 2, 3) and r.isnan().all()
+    assert train_cppo.verdicts([], 8, 4).shape == (0, 8, 4)
+    assert train_cppo.gate_decisions(gate.RuleGate(), [], [], 8).shape == (0, 8)
 
 
 def test_a_random_checkpoint_is_refused_by_the_audit(run, capsys):
@@ -216,9 +243,10 @@ def test_a_random_checkpoint_is_refused_by_the_audit(run, capsys):
 
 
 MISTAKES = [
-    (("--num-strategies", "0"), "must be 1 or more"), (("--num-tuples", "0"), "must be 1 or more"), (("--beta", "-1"), "0 or more"),
+    (("--num-strategies", "0"), "of 1 or more"), (("--num-tuples", "0"), "of 1 or more"),
+    (("--beta", "-1"), "of 0 or more"), (("--temperature", "nan"), "a number of 0 or more"),
     (("--model", "/nowhere"), "/nowhere"), (("--gate", "/nowhere"), "/nowhere"), (("--problems", "/nowhere"), "/nowhere"),
-    (("--advantage", "pkpo"), "does not fit"), (("--judge", "nothing:here"), "module:name"),
+    (("--judge", "nothing:here"), "module:name"),
     (("--problems-per-step", "99"), "fewer than"), (("--refresh-every", "2"), "--judge")]
 
 
@@ -248,8 +276,8 @@ def test_a_broken_problem_file_is_named_with_its_line(run, world, tmp_path, caps
 
 def test_problems_of_a_step_are_a_function_of_the_step_and_cover_every_pass_once():
     pool = list(range(10))
-    steps = [train_cppo.problems_of_step(pool, s, 3, seed=1) for s in range(9)]
-    assert steps == [train_cppo.problems_of_step(pool, s, 3, seed=1) for s in range(9)]
+    steps = [rl.batch_of_step(pool, s, 3, seed=1) for s in range(9)]
+    assert steps == [rl.batch_of_step(pool, s, 3, seed=1) for s in range(9)]
     for epoch in range(3):
         seen = [p for s in steps[3 * epoch:3 * epoch + 3] for p in s]
         assert len(set(seen)) == 9
@@ -277,7 +305,7 @@ def test_a_gate_refresh_appends_labels_and_keeps_the_old_gate_if_the_new_one_fai
         gate.save_labels(str(folder / f"labels_{part}.jsonl"), labels)
     sys.modules["toy_judge"] = type(sys)("toy_judge")
     sys.modules["toy_judge"].judge = lambda statement, plan: [] if len(set(plan.split())) == 5 else ["duplicate"]
-    flags = ("--steps", "2", "--problems-per-step", "1", "--skip-audit", "--use-every", "0", "--gate", str(folder),
+    flags = ("--steps", "2", "--problems-per-step", "1", "--skip-audit", "--gate", str(folder),
              "--refresh-every", "1", "--judge", "toy_judge:judge")
     status, stage = run(*flags)
     refresh = read(stage / "gate.jsonl")[0]
@@ -320,12 +348,14 @@ def logged(stage: Path) -> list[dict]:
 
 
 def test_two_processes_sample_what_one_samples_and_take_the_same_step(run, world, tmp_path):
-    """Under torchrun, as users start them; sharded, and with whole weights on each."""
-    ways, flags = {"sharded": (), "replicated": ("--replicate",)}, ("--steps", "1", "--skip-audit")
+    """Under torchrun, as users start them; sharded, and with whole weights on each (small models)."""
+    ways, flags = {"sharded": 0, "replicated": rl.SMALL}, ("--steps", "1", "--skip-audit", *STEP)
     status, stage = run(*flags)
-    runs = [arguments(world, *flags, *how, "--run-name", name) for name, how in ways.items()]
-    (tmp_path / "job.py").write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\nimport train_cppo\n"
-                                     f"for argv in {runs}:\n    assert train_cppo.main(train_cppo.parse_args(argv)) == 0\n")
+    job = [f"import sys; sys.path.insert(0, {str(ROOT)!r})", "import train_cppo", "from lib import rl"]
+    for name, small in ways.items():
+        argv = arguments(world, *flags, "--run-name", name)
+        job += [f"rl.SMALL = {small}", f"assert train_cppo.main(train_cppo.parse_args({argv})) == 0"]
+    (tmp_path / "job.py").write_text("\n".join(job))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "job.py"]
     ran = subprocess.run(launch, cwd=tmp_path, capture_output=True, text=True, timeout=240,
                          env=os.environ | {"OMP_NUM_THREADS": "1"})
@@ -358,7 +388,7 @@ def kill_and_start_again(argv: list[str], stage: Path, kills: int, seed: int) ->
 
 
 def test_killed_at_random_moments_a_run_ends_as_if_it_had_never_stopped(run, world, tmp_path):
-    flags = ("--steps", "6", "--problems-per-step", "2", "--save-every", "1", "--skip-audit")
+    flags = (*STEP, "--steps", "6", "--problems-per-step", "2", "--save-every", "1", "--skip-audit")
     status, calm = run(*flags)
     stage = tmp_path / "killed" / calm
     (tmp_path / "killed").mkdir()
@@ -372,11 +402,11 @@ def test_killed_at_random_moments_a_run_ends_as_if_it_had_never_stopped(run, wor
 def test_sigterm_in_the_audit_or_while_verdicts_are_awaited_ends_both(run, capsys, monkeypatch):
     monkeypatch.setattr(lib_run, "stop_flag", lambda: lambda: True)
     status, stage = run("--steps", "1")
-    assert status == 143 and "stopped in the audit" in capsys.readouterr().out
-    assert not (stage / "audit.jsonl").exists() and not checkpoints.newest_checkpoint(stage), "the audit is still to be made"
+    assert status == 143 and "starts again" in capsys.readouterr().out
+    assert not (stage / "audit.jsonl").exists() and not checkpoints.newest(stage), "the audit is still to be made"
     branch = rollout.Branch([1], 1, None, "while True: pass", verdict=Future())
     with pytest.raises(rollout.Abandoned):
-        train_cppo.Judge(None, False, lambda: True).settle([branch])
+        Submitter(None).wait([branch], lambda: True)
 
 
 def test_sigterm_ends_a_run_with_a_checkpoint_from_which_it_goes_on(run, capsys):
@@ -393,5 +423,5 @@ def test_sigterm_ends_a_run_with_a_checkpoint_from_which_it_goes_on(run, capsys)
     status, stage = run("--steps", "1000", "--save-every", "1000", "--skip-audit")
     signal.signal(signal.SIGTERM, handler)
     assert status == 143 and time.time() - asked[0] < 25 and "goes on from there" in capsys.readouterr().out
-    newest = checkpoints.newest_checkpoint(stage)
+    newest = checkpoints.newest(stage)
     assert json.loads((newest / "state.json").read_text())["step"] == len(read(stage / "metrics.jsonl")) < 1000

@@ -80,7 +80,7 @@ def test_a_world_s_oracle_reaches_the_coordinated_ceiling(tmp_path, capsys):
     save_problems(tmp_path / "world.jsonl", problems)
     rows = []
     for p in problems:
-        posterior = world.understand(p.statement).posterior
+        posterior = world.parse_statement(p.statement).posterior
         likeliest = sorted(posterior, key=posterior.get, reverse=True)[:4]
         rows += [{"problem_id": p.id, "index": i, "program": world.program(combination)}
                  for i, combination in enumerate(likeliest)]

@@ -112,11 +112,11 @@ def write_attempts(path: Path, stage: str, method: str, problems: list, chosen) 
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = []
     for problem in problems:
-        posterior = world.understand(problem.statement).posterior
+        posterior = world.parse_statement(problem.statement).posterior
         for i, combo in enumerate(chosen(sorted(posterior, key=posterior.get, reverse=True))):
             outcome = outcome_hash(list(world.outcome(combo)))
             rows.append({"problem_id": problem.id, "tuple": 0 if method == "tuple" else i, "index": i, "status": "wrong_answer",
-                         "strategy": world.say(combo, rng) if method == "tuple" else None, "program": world.program(combo),
+                         "strategy": world.write_strategy(combo, rng) if method == "tuple" else None, "program": world.program(combo),
                          "outcome": outcome, "posterior": problem.classes[outcome], "answer": None})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     setting = {"method": method, "benchmark": "heldout", "num_strategies": 4, "shuffle_strategies": False}

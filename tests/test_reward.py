@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from reward import outcome_reward, planner_reward
-from rivals.advantages import UPSKILL_ALPHA, set_advantages, skill_information, upskill_reward
+from rivals.advantages import set_advantages, skill_information
 
 TOLERANCE = 1e-9
 
@@ -180,8 +180,3 @@ def test_skill_information_is_zero_where_the_skill_makes_no_difference_and_at_mo
 
 def test_a_completion_of_no_tokens_tells_nothing():
     assert skill_information(torch.zeros(4, 3), torch.tensor(0), torch.zeros(3)).item() == 0
-
-
-def test_upskill_adds_the_weighted_information_to_correctness():
-    total = upskill_reward(torch.tensor([1.0, 0.0]), torch.tensor([0.2, 0.4]))
-    assert total.tolist() == pytest.approx([1 + UPSKILL_ALPHA * 0.2, UPSKILL_ALPHA * 0.4])

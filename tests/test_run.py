@@ -1,4 +1,4 @@
-"""common.py: folders, logs, errors, and a run that is killed and resumed as if nothing had happened."""
+"""lib/run.py, checkpoints, files, errors: folders, logs, errors, and a run that is killed and resumed as if nothing had happened."""
 
 import argparse
 import json
@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ import torch
 
 import grpo
 import model
+import rollout
 from lib import checkpoints, errors, files, progress
 from lib import run as lib_run
 
@@ -46,39 +46,39 @@ def rows_of_step(step, rank, world):
 
 
 def small_run(folder, steps, phase):
-    """A stage as the training scripts have it: rollout, update, log, checkpoint, final weights. `phase` is
-    for the observer: a byte, the place in PHASES."""
-    group = lib_run.setup(seed=0, device="cpu")
-    stop = lib_run.stop_flag()
-    policy = grpo.shard(model.build(CONFIG), torch.float32)
-    reference = grpo.shard(model.build(CONFIG, seed=1).requires_grad_(False), torch.float32)
-    optimizer = grpo.make_optimizer(policy, 1e-2, weight_decay=0.1)
-    newest = checkpoints.newest_checkpoint(folder)
-    state = checkpoints.load_checkpoint(newest, policy, optimizer) if newest else {"step": 0, "logs": {}}
-    log = lib_run.Log(folder, state["logs"], group)
-    step, stopped = state["step"], False
-    while step < steps and not stopped:
-        phase[0] = 1
-        for _ in range(40):                 # decoding, with an eye on the flag
-            time.sleep(0.001)
-            if stop():
-                break
-        stopped = group.any(stop())         # the rollout is abandoned, on all ranks or on none
-        if not stopped:
+    """A stage as the training scripts have it: rollout, update, log, checkpoint, final weights.
+
+    `phase` is for the observer: a byte, the place in PHASES.
+    """
+    args = argparse.Namespace(model="none", run=str(folder.absolute()), seed=0, device="cpu", threads=1,
+                              dtype="fp32", fresh=False, keep=2, save_every=1)
+    with lib_run.run_stage(args, "stage") as run:
+        policy = grpo.shard(model.build(CONFIG), torch.float32)
+        reference = grpo.shard(model.build(CONFIG, seed=1).requires_grad_(False), torch.float32)
+        optimizer = grpo.make_optimizer(policy, 1e-2, weight_decay=0.1)
+        state = run.resume(policy, optimizer, None)
+        while state["step"] < steps:
+            phase[0] = 1
+            rows = run.together(lambda: slow_rollout(run, state["step"]))
             phase[0] = 2
-            metrics = grpo.update(policy, reference, optimizer, rows_of_step(step, group.rank, group.world),
-                                  lr=lib_run.warmup(1e-2, step, 3))
-            log.write("metrics", {"step": step, **metrics})
-            for rank in group.gather(group.rank):
-                log.write("samples", {"step": step, "rank": rank})
-            step += 1
-        phase[0] = 3
-        checkpoints.save_checkpoint(folder, step, policy, optimizer, {"logs": log.offsets()}, keep=2)
-    whole = {n: p.full_tensor() if hasattr(p, "full_tensor") else p for n, p in policy.named_parameters()}
-    if group.main and not stopped:
-        with files.published(folder / "final") as aside:
-            torch.save(whole, aside / "weights.pt")
+            metrics = grpo.update(policy, reference, optimizer, rows, lr=1e-2)
+            state["step"] += 1
+            run.log({"step": state["step"] - 1, **metrics})
+            for rank in run.gather(run.rank):
+                run.log({"step": state["step"] - 1, "rank": rank}, "samples")
+            phase[0] = 3
+            run.checkpoint()
+        run.finish()
     phase[0] = 4
+    return 0 if run.status == lib_run.STOPPED else run.status
+
+
+def slow_rollout(run, step):
+    for _ in range(40):                 # decoding, with an eye on the flag
+        time.sleep(0.001)
+        if run.stop_asked():
+            raise rollout.Abandoned
+    return rows_of_step(step, run.rank, run.world)
 
 
 def torment(folder, world, blows, seed):
@@ -111,9 +111,11 @@ def steps_of(blows):
 
 def outcome(folder):
     """Weights at the end, and the logs without what a clock wrote."""
+    folder = folder / "stage"
     lines = lambda name: [{k: v for k, v in json.loads(line).items() if not k.startswith("seconds")}
                           for line in (folder / f"{name}.jsonl").read_text().splitlines()]
-    return torch.load(folder / "final" / "weights.pt"), lines("metrics"), lines("samples")
+    weights = dict(model.load(folder / "final").named_parameters())
+    return weights, lines("metrics"), lines("samples")
 
 
 def run_and_hurt(folder, worlds, blows, seed=0):
@@ -122,8 +124,8 @@ def run_and_hurt(folder, worlds, blows, seed=0):
     for world in worlds:
         hurt = folder / str(world)
         hurt.mkdir()
-        ranks.run(1, "import json, pathlib, test_common, torch._dynamo", "pathlib.Path('struck').write_text(json.dumps("
-                  f"test_common.torment(pathlib.Path('.'), {world}, {list(map(int, blows))}, {seed})))", hurt, timeout=1000)
+        ranks.run(1, "import json, pathlib, test_run, torch._dynamo", "pathlib.Path('struck').write_text(json.dumps("
+                  f"test_run.torment(pathlib.Path('.'), {world}, {list(map(int, blows))}, {seed})))", hurt, timeout=1000)
         found[world] = json.loads((hurt / "struck").read_text())
     return found
 
@@ -133,8 +135,8 @@ def assert_undisturbed(folder, blows):
     steps = steps_of(blows)
     assert logs == logs_whole and [line["step"] for line in logs[0]] == list(range(steps))
     assert all(torch.equal(weights[name], weights_whole[name]) for name in weights_whole)
-    assert not list((folder / "hurt").glob(f"*{files.PARTIAL}")), "something half-written was left"
-    assert [int(path.name[5:]) for path in checkpoints.checkpoints(folder / "hurt")] == [steps - 1, steps]
+    assert not list((folder / "hurt" / "stage").glob(f"*{files.PARTIAL}")), "something half-written was left"
+    assert [int(path.name[5:]) for path in checkpoints.complete(folder / "hurt" / "stage")] == [steps - 1, steps]
 
 
 @pytest.fixture
@@ -181,9 +183,9 @@ def test_a_run_that_is_killed_ends_as_one_that_was_not(hurt, world):
 def test_a_checkpoint_of_two_ranks_is_resumed_by_one(alone, hurt):
     """The shards of both put together are the weights that the two wrote as final."""
     policy, optimizer = trained(0, seed=1)
-    folder = hurt[0] / "2" / "whole"
-    state = checkpoints.load_checkpoint(checkpoints.newest_checkpoint(folder), policy, optimizer)
-    final = outcome(folder)[0]
+    folder = hurt[0] / "2" / "whole" / "stage"
+    state = checkpoints.load(checkpoints.newest(folder), policy, optimizer)
+    final = outcome(folder.parent)[0]
     assert state["step"] == 8 and all(torch.equal(p, final[name]) for name, p in policy.named_parameters())
     assert all(moments["exp_avg"].any() for moments in optimizer.state.values())
 
@@ -202,9 +204,9 @@ def test_twenty_kills_strike_everywhere_and_change_nothing(tmp_path, world):
 
 def test_weights_and_moments_come_back_exactly_with_what_was_put_beside_them(alone, tmp_path):
     policy, optimizer = trained(2)
-    checkpoints.save_checkpoint(tmp_path, 2, policy, optimizer, {"phase": "x", "logs": {"metrics.jsonl": 7}})
+    checkpoints.save(tmp_path, 2, policy, optimizer, {"phase": "x", "logs": {"metrics.jsonl": 7}})
     other = trained(0, seed=1)
-    state = checkpoints.load_checkpoint(checkpoints.newest_checkpoint(tmp_path), *other)
+    state = checkpoints.load(checkpoints.newest(tmp_path), *other)
     assert state == {"step": 2, "phase": "x", "logs": {"metrics.jsonl": 7}}
     assert torch.equal(everything(*other), everything(policy, optimizer))
     assert other[1].param_groups[0]["lr"] == 1e-2
@@ -213,9 +215,9 @@ def test_weights_and_moments_come_back_exactly_with_what_was_put_beside_them(alo
 def test_a_checkpoint_before_the_first_step_counts_none(alone, tmp_path):
     """SIGTERM in the first rollout. torch makes AdamW's moments by a step of its own, which would be Adam's first."""
     policy, optimizer = trained(0)
-    checkpoints.save_checkpoint(tmp_path, 0, policy, optimizer, {})
+    checkpoints.save(tmp_path, 0, policy, optimizer, {})
     other = trained(0, seed=1)
-    checkpoints.load_checkpoint(checkpoints.newest_checkpoint(tmp_path), *other)
+    checkpoints.load(checkpoints.newest(tmp_path), *other)
     want = trained(1)
     for pair in ((policy, optimizer), other):
         grpo.update(pair[0], None, pair[1], rows_of_step(0, 0, 1))
@@ -227,12 +229,12 @@ def test_only_complete_checkpoints_count_and_the_newest_are_kept(alone, tmp_path
     (tmp_path / f"step_000099{files.PARTIAL}").mkdir(parents=True)     # died while writing
     (tmp_path / "step_000098").mkdir()                                  # no state.json: nothing we wrote
     for step in (1, 2, 9, 1000000):
-        checkpoints.save_checkpoint(tmp_path, step, policy, optimizer, {}, keep=2)
-    assert [p.name for p in checkpoints.checkpoints(tmp_path)] == ["step_000009", "step_1000000"]
-    assert checkpoints.newest_checkpoint(tmp_path).name == "step_1000000"
+        checkpoints.save(tmp_path, step, policy, optimizer, {}, keep=2)
+    assert [p.name for p in checkpoints.complete(tmp_path)] == ["step_000009", "step_1000000"]
+    assert checkpoints.newest(tmp_path).name == "step_1000000"
     assert not list(tmp_path.glob(f"*{files.PARTIAL}"))
-    checkpoints.save_checkpoint(tmp_path, 1000001, policy, optimizer, {}, keep=0)
-    assert len(checkpoints.checkpoints(tmp_path)) == 3 and checkpoints.newest_checkpoint(tmp_path / "none") is None
+    checkpoints.save(tmp_path, 1000001, policy, optimizer, {}, keep=0)
+    assert len(checkpoints.complete(tmp_path)) == 3 and checkpoints.newest(tmp_path / "none") is None
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):
@@ -250,13 +252,13 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
 # Logs, folders, flags, errors
 
 def test_logs_are_cut_to_where_the_checkpoint_was(alone, tmp_path):
-    log = lib_run.Log(tmp_path, {}, alone)
+    log = lib_run.Log(tmp_path, {}, alone.main)
     log.write("metrics", {"step": 0, "loss": float("nan"), "name": "ä"})
     offsets = log.offsets()
     log.write("metrics", {"step": 1})
     log.write("samples", {"step": 1})               # after the checkpoint, like the line above
     (tmp_path / "labels.jsonl").write_text("not ours")
-    log = lib_run.Log(tmp_path, offsets, alone)
+    log = lib_run.Log(tmp_path, offsets, alone.main)
     for name in ("metrics", "samples"):
         log.write(name, {"step": 1})
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
@@ -265,38 +267,49 @@ def test_logs_are_cut_to_where_the_checkpoint_was(alone, tmp_path):
     assert (tmp_path / "labels.jsonl").read_text() == "not ours"
     os.truncate(tmp_path / "metrics.jsonl", 3)
     with pytest.raises(ValueError, match="--fresh"):
-        lib_run.Log(tmp_path, offsets, alone)
+        lib_run.Log(tmp_path, offsets, alone.main)
 
 
 def test_only_the_main_rank_writes(tmp_path):
-    log = lib_run.Log(tmp_path / "a", {}, lib_run.Ranks(1, 2, torch.device("cpu")))
+    log = lib_run.Log(tmp_path / "a", {}, main=False)
     log.write("metrics", {"step": 0})
     assert log.offsets() == {} and not (tmp_path / "a").exists()
 
 
-@pytest.mark.parametrize("error,status,said", [
-    (ValueError("K of 0\nmust be 1"), 2, "error: K of 0 must be 1"),
-    (FileNotFoundError(2, "No such file or directory", "a.jsonl"), 2, "No such file or directory: 'a.jsonl'"),
+@pytest.mark.parametrize("error, status, message", [
+    (errors.UserError("K of 0\nmust be 1"), 2, "error: K of 0 must be 1"),
     (torch.OutOfMemoryError("lower --token-budget"), 1, "error: lower --token-budget")])
-def test_a_mistake_of_the_user_is_one_line_and_a_status(capsys, error, status, said):
-    with pytest.raises(SystemExit) as exit, errors.explain():
+def test_a_mistake_of_the_user_is_one_line_and_a_status(capsys, error, status, message):
+    with pytest.raises(SystemExit) as exit, errors.one_line():
         raise error
     printed = capsys.readouterr()
     assert exit.value.code == status and not printed.out
-    assert said in printed.err and printed.err.count("\n") == 1
+    assert message in printed.err and printed.err.count("\n") == 1
 
 
-def test_a_bug_of_ours_keeps_its_traceback(monkeypatch):
-    with pytest.raises(KeyError), errors.explain():
-        raise KeyError("x")
+@pytest.mark.parametrize("error", [
+    ValueError("line 3: not JSON"), FileNotFoundError(2, "No such file or directory", "a.jsonl")])
+def test_errors_of_reading_what_the_user_named_are_the_user_s(error):
+    with pytest.raises(errors.UserError, match="line 3|a.jsonl"), errors.user_input():
+        raise error
+
+
+@pytest.mark.parametrize("error", [ValueError("shapes differ"), KeyError("x"), OSError("no space")])
+def test_a_bug_keeps_its_traceback(error):
+    """A forker's shape bug is a ValueError too: only UserError becomes one line."""
+    with pytest.raises(type(error)), errors.one_line():
+        raise error
+
+
+def test_a_variable_shows_the_traceback_of_a_mistake_too(monkeypatch):
     monkeypatch.setenv("CPPO_TRACEBACK", "1")
-    with pytest.raises(ValueError), errors.explain():
-        raise ValueError("x")
+    with pytest.raises(errors.UserError), errors.one_line():
+        raise errors.UserError("x")
 
 
 @pytest.mark.parametrize("given,name", [
     (("Qwen/Qwen3.5-2B",), "Qwen3.5-2B"), (("Qwen/Qwen3.5-2B", None, 3), "Qwen3.5-2B-seed3"),
-    (("/models/mine/",), "mine"), (("runs/mine/sft/final", None, 0, "k2"), "mine-k2"),
+    (("/models/mine/",), "mine"), (("runs/mine/sft/final",), "mine"),
     (("x", "named", 3), "named")])
 def test_a_run_is_named_after_its_model_and_seed(given, name):
     assert lib_run.run_folder(*given) == lib_run.RUNS / name
@@ -339,22 +352,12 @@ def test_the_config_tells_what_was_run_and_what_changed_on_resume(tmp_path, caps
 
 def test_progress_without_a_terminal_is_lines_and_only_now_and_then(monkeypatch, capsys):
     ticks = iter(range(0, 1000, 5))
-    monkeypatch.setattr(lib_run.time, "monotonic", lambda: next(ticks))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(ticks))
     assert list(progress.progress(7, "judging")) == list(range(7))
     lines = capsys.readouterr().err.splitlines()
     assert lines == ["judging: 3 of 7 after 15 s", "judging: 6 of 7 after 30 s"]
     monkeypatch.setenv("RANK", "1")
     assert list(progress.progress(iter("ab"), "judging")) == ["a", "b"] and capsys.readouterr().err == ""
-
-
-def test_the_learning_rate_warms_up_in_a_straight_line():
-    assert [lib_run.warmup(1.0, step, 4) for step in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
-    assert lib_run.warmup(1.0, 0, 0) == 1
-
-
-def test_collectives_wait_for_the_slowest_verifier():
-    """256 programs of 120 s on 8 workers take 64 minutes at worst, 66 if one is judged twice; torch's default would be ten."""
-    assert lib_run.collective_timeout(256, 120, 8) == lib_run.DECODING_ALLOWANCE + timedelta(minutes=66)
 
 
 @pytest.mark.slow
@@ -363,10 +366,10 @@ def test_a_rank_that_dies_takes_the_job_down_with_its_reason(tmp_path):
     (tmp_path / "job.py").write_text(
         f"import sys; sys.path.insert(0, {str(Path(lib_run.__file__).parents[1])!r})\n"
         "from lib import errors\nfrom lib import run as lib_run\n"
-        "with errors.explain():\n"
+        "with errors.one_line():\n"
         "    ranks = lib_run.setup(device='cpu')\n"
         "    lib_run.stop_flag()\n"
-        "    if not ranks.main: raise ValueError('the seventh problem has no tests')\n"
+        "    if not ranks.main: raise errors.UserError('the seventh problem has no tests')\n"
         "    ranks.barrier()\n")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     began = time.monotonic()

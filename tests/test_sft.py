@@ -96,7 +96,7 @@ PLAN = ["Sort them.", "Count each.", "Use a heap.", "Scan once."]
 
 def test_a_row_is_the_prompt_that_is_sampled_from_then_the_plan_and_the_end_of_the_turn(folder):
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    row = train_sft.make_row(tokenizer, PROBLEM, "never seen", PLAN, with_think=False)
+    row = train_sft.make_row(tokenizer, (PROBLEM, "never seen", PLAN), with_think=False)
     assert row.prefix == prompts.encode(tokenizer, prompts.plan(PROBLEM, 4)) and row.start == 0
     plan = "A: Sort them.\nB: Count each.\nC: Use a heap.\nD: Scan once."
     assert tokenizer.decode(row.suffix) == plan + tiny.END
@@ -120,10 +120,10 @@ def test_the_end_of_the_turn_is_the_template_s_own_even_where_the_tokenizer_name
 def test_with_think_the_thought_stands_in_the_template_s_think_block_and_is_trained(folder):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     with pytest.raises(ValueError, match="no place for a thought"):
-        train_sft.make_row(tokenizer, PROBLEM, "Because.", PLAN, with_think=True)
+        train_sft.make_row(tokenizer, (PROBLEM, "Because.", PLAN), with_think=True)
     thought = "{% if m.reasoning_content %}<think>\n{{ m.reasoning_content }}\n</think>\n\n{% endif %}"
     tokenizer.chat_template = tiny.TEMPLATE.replace("{{ m.content }}", thought + "{{ m.content }}")
-    row = train_sft.make_row(tokenizer, PROBLEM, " Because.\n", PLAN, with_think=True)
+    row = train_sft.make_row(tokenizer, (PROBLEM, " Because.\n", PLAN), with_think=True)
     assert row.prefix == prompts.encode(tokenizer, prompts.plan(PROBLEM, 4), think=True), "what stages 3 to 5 ask with"
     text = tokenizer.decode(row.prefix + row.suffix)
     assert "<think>\nBecause.\n</think>\n\nA: Sort them." in text and text.endswith("Scan once." + tiny.END)
@@ -166,7 +166,7 @@ def sample_rows(folder: Path, n: int) -> tuple:
     rng = random.Random(1)
     strategy = lambda: " ".join(rng.choices(WORDS, k=rng.randint(1, 9)))
     problem = lambda: Problem("q", "x" * rng.randint(1, 60))
-    return tokenizer, [train_sft.make_row(tokenizer, problem(), "", [strategy() for _ in range(4)], False)
+    return tokenizer, [train_sft.make_row(tokenizer, (problem(), "", [strategy() for _ in range(4)]), False)
                        for _ in range(n)]
 
 
@@ -297,16 +297,16 @@ def test_steps_without_a_finite_gradient_are_skipped_and_three_end_the_run(folde
     assert train(arguments(folder, runs, "--save-every", "1")) == 1
     assert "3 steps in a row" in capsys.readouterr().err
     assert [(row["loss"], row["skipped"]) for row in metrics(runs / "runs/r/sft")] == [(None, 1)] * 3
-    path, module = checkpoints.newest_checkpoint(runs / "runs/r/sft"), model.load(folder)
-    checkpoints.load_checkpoint(path, module, grpo.make_optimizer(module, 1.0))
+    path, module = checkpoints.newest(runs / "runs/r/sft"), model.load(folder)
+    checkpoints.load(path, module, grpo.make_optimizer(module, 1.0))
     assert equal_bits(module.state_dict(), before)
 
 
 @pytest.mark.parametrize("more, complaint", [
     (["--gold", "nowhere.jsonl"], "no gold tuples at nowhere.jsonl"),
     (["--num-strategies", "3"], "4 strategies instead of 3"),
-    (["--num-strategies", "0"], "--num-strategies must be at least 1"),
-    (["--steps", "0"], "--steps must be at least 1"),
+    (["--num-strategies", "0"], "--num-strategies: must be a whole number of 1 or more"),
+    (["--steps", "0"], "--steps: must be a whole number of 1 or more"),
     (["--model", "nowhere"], "nowhere: no such folder"),
     (["--problems", "nowhere.jsonl"], "nowhere.jsonl"),
     (["--model", "short"], "problem 'q0': "),

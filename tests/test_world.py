@@ -1,4 +1,4 @@
-"""The miniature world: frozen, sound, hard for whoever does not read the statement, judged by its oracle."""
+"""miniature/world.py: frozen and sound; exact ceilings; a judge and a teacher that agree."""
 
 import collections
 import itertools
@@ -6,6 +6,7 @@ import json
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,17 +14,18 @@ import prompts
 from lib.problems import load_problems, outcome_hash
 from miniature import world
 
+ROOT = Path(__file__).resolve().parent.parent
 FROZEN = "c0c81a0bb86b1301"      # change it only together with every published number
 
 
 def test_the_world_is_frozen_and_its_command_writes_the_files_that_the_stages_read(tmp_path):
-    command = [sys.executable, world.__file__, "build", "--out", str(tmp_path)]
-    ran = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, "-m", "miniature.world", "build", "--out", str(tmp_path)]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode == 0 and FROZEN in ran.stdout
     for split in ("train", "dev", "heldout"):
-        read = load_problems(tmp_path / f"{split}.jsonl")
-        assert len(read) == world.SIZES[split]
-        assert read == world.problems(split)
+        loaded = load_problems(tmp_path / f"{split}.jsonl")
+        assert len(loaded) == world.SIZES[split]
+        assert loaded == world.problems(split)
     for name in ("gold", "labels_train", "labels_val"):
         assert len((tmp_path / f"{name}.jsonl").read_text().splitlines()) == world.SIZES[name]
     row = json.loads((tmp_path / "labels_val.jsonl").read_text().splitlines()[1])
@@ -32,8 +34,10 @@ def test_the_world_is_frozen_and_its_command_writes_the_files_that_the_stages_re
 
 def test_programs_print_in_a_real_interpreter_what_the_table_of_outcomes_says():
     rng = random.Random(0)
-    for combo in [world.draw_truth(s, rng) for s in rng.sample(world.statements("heldout"), 12)]:
-        for line, printed in zip(world.hidden_inputs(combo[0])[:2], world.outputs(combo)[:2]):
+    for statement in rng.sample(world.statements("heldout"), 12):
+        combo = world.draw_truth(statement, rng)
+        inputs = world.hidden_inputs(statement.family)
+        for line, printed in list(zip(inputs, world.outputs(combo), strict=True))[:2]:
             command = [sys.executable, "-c", world.program(combo)]
             ran = subprocess.run(command, input=line, capture_output=True, text=True)
             assert ran.stdout.strip() == printed, (combo, ran.stderr)
@@ -49,7 +53,7 @@ def test_a_program_hits_at_most_one_class_of_a_statement_and_the_truth_is_one():
 
 
 def test_truths_are_drawn_from_the_posterior():
-    """The likeliest class is the truth as often as it says: three standard errors over 1200 problems."""
+    """As far as three standard errors over 1200 problems tell, of the likeliest class."""
     train = world.problems("train")
     ranks = [sorted(p.classes.values(), reverse=True) for p in train]
     truths = [p.classes[outcome_hash([t["output"] for t in p.tests])] for p in train]
@@ -59,7 +63,8 @@ def test_truths_are_drawn_from_the_posterior():
 
 
 def test_a_good_share_of_statements_has_exactly_four_classes():
-    sizes = collections.Counter(len(p.classes) for p in world.problems("train") + world.problems("heldout"))
+    problems = world.problems("train") + world.problems("heldout")
+    sizes = collections.Counter(len(p.classes) for p in problems)
     assert 0.55 <= sizes[4] / sizes.total() <= 0.75
     assert set(sizes) == {4, 6, 9}
 
@@ -67,24 +72,30 @@ def test_a_good_share_of_statements_has_exactly_four_classes():
 def test_each_slot_has_a_dozen_readings_in_several_wordings_and_each_wording_one_meaning():
     for slot, family in itertools.product((world.CHOOSE, world.REPORT), ("numbers", "words")):
         assert len(slot[family]) >= 12
-        assert len({world.words(slot, family, name) for name in slot[family]}) == len(slot[family])
+        wordings = {world.words(slot, family, name) for name in slot[family]}
+        assert len(wordings) == len(slot[family])
     combo = ("numbers", "lt", "cnt", 5)
-    said = {world.say(combo, random.Random(i)) for i in range(200)}
-    assert len(said) == 9 and {world.read(s) for s in said} == {combo}
+    wordings = {world.write_strategy(combo, random.Random(i)) for i in range(200)}
+    assert len(wordings) == 9
+    assert {world.read_strategy(text) for text in wordings} == {combo}
 
 
 def test_hidden_inputs_are_diverse_and_leave_no_reading_empty():
-    """Inputs from a generator that was re-seeded for every element once hid half of the outcomes."""
+    """A generator that was re-seeded for every element once hid half of the outcomes."""
     for family in world.CHOOSE:
         inputs = world.hidden_inputs(family)
         assert len(set(inputs)) == world.HIDDEN_TESTS + world.PUBLIC_TESTS
         assert all(len(set(line.split())) >= 8 for line in inputs)
         for choose, k in itertools.product(world.CHOOSE[family], world.CONSTANTS):
-            combos = [world.combination(family, choose, report, k) for report in world.REPORT[family]]
+            combos = [world.combination(family, choose, report, k)
+                      for report in world.REPORT[family]]
             assert len({world.outputs(combo) for combo in combos}) >= 8
-    every = [world.outcome(world.combination(family, choose, report, 5)) for family in world.CHOOSE
-             for choose in world.CHOOSE[family] for report in world.REPORT[family]]
-    assert sum(len(set(o)) >= 4 for o in every) / len(every) > 0.7
+    varied = []
+    for family in world.CHOOSE:
+        for choose, report in itertools.product(world.CHOOSE[family], world.REPORT[family]):
+            outcome = world.outcome(world.combination(family, choose, report, 5))
+            varied.append(len(set(outcome)) >= 4)
+    assert sum(varied) / len(varied) > 0.7
 
 
 def test_held_out_pairs_of_vague_words_never_met_in_training():
@@ -96,8 +107,9 @@ def test_held_out_pairs_of_vague_words_never_met_in_training():
         words = collections.Counter((p[0], p[place]) for p in pairs["train"])
         assert set(words) == {(p[0], p[place]) for ps in pairs.values() for p in ps}
         assert min(words.values()) >= 4
-    trained_on = {row["statement"] for row in world.gold() + world.labels("train") + world.labels("val")}
-    assert not trained_on & {p.statement for p in world.problems("heldout") + world.problems("dev")}
+    rows = world.gold() + world.labels("train") + world.labels("val")
+    unseen = world.problems("heldout") + world.problems("dev")
+    assert not {row["statement"] for row in rows} & {p.statement for p in unseen}
 
 
 def test_the_ceilings_leave_room_for_the_claim():
@@ -108,29 +120,37 @@ def test_the_ceilings_leave_room_for_the_claim():
         assert best["constant"] < 0.2 * best["independent"]
 
 
-def test_the_constant_ceiling_equals_a_search_over_all_tuples_and_swaps_cannot_improve_it():
-    """By other code: coverage counted problem by problem, a greedy choice, and no swap improves it."""
-    asked = [world.understand(p.statement) for p in world.problems("heldout")]
+def test_the_constant_ceiling_is_that_of_a_greedy_search_that_no_swap_improves():
+    """By other code: coverage counted problem by problem."""
+    pool = [world.parse_statement(p.statement) for p in world.problems("heldout")]
     total = 0.0
     for family in world.CHOOSE:
-        shares = [{world.outcome(c): p for c, p in s.posterior.items()} for s in asked if s.family == family]
-        candidates = sorted({o for share in shares for o in share})
-        covered = lambda chosen: sum(sum(share.get(o, 0.0) for o in set(chosen)) for share in shares)
-        chosen: list = []
+        shares = []
+        for statement in pool:
+            if statement.family == family:
+                posterior = statement.posterior
+                shares.append({world.outcome(combo): p for combo, p in posterior.items()})
+
+        def coverage(chosen):
+            return sum(share.get(o, 0.0) for share in shares for o in set(chosen))  # noqa: B023
+
+        candidates = sorted({outcome for share in shares for outcome in share})
+        best: list = []
         for _ in range(4):
-            chosen.append(max(candidates, key=lambda o: covered(chosen + [o])))
+            gains = {o: coverage([*best, o]) for o in candidates}
+            best.append(max(candidates, key=gains.get))
         for i in range(4):
-            rest = chosen[:i] + chosen[i + 1:]
-            assert max(covered(rest + [o]) for o in candidates) <= covered(chosen) + 1e-9
-        total += covered(chosen)
-    assert world.ceilings("heldout")["constant"] == pytest.approx(total / len(asked))
+            rest = best[:i] + best[i + 1:]
+            assert max(coverage([*rest, o]) for o in candidates) <= coverage(best) + 1e-9
+        total += coverage(best)
+    assert world.ceilings("heldout")["constant"] == pytest.approx(total / len(pool))
 
 
 def test_statements_are_understood_and_nothing_else_is():
     for s in world.statements("heldout")[::7]:
-        assert world.understand(str(s)) == s
+        assert world.parse_statement(str(s)) == s
     with pytest.raises(ValueError, match="not a statement"):
-        world.understand("Print the size of the heap.")
+        world.parse_statement("Print the size of the heap.")
 
 
 def test_every_strategy_is_read_back_whatever_its_words():
@@ -138,10 +158,11 @@ def test_every_strategy_is_read_back_whatever_its_words():
     for family in world.CHOOSE:
         for choose, report in itertools.product(world.CHOOSE[family], world.REPORT[family]):
             combo = world.combination(family, choose, report, rng.choice(world.CONSTANTS))
-            assert {world.read(world.say(combo, rng)) for _ in range(6)} == {combo}
-    for text in ("First keep numbers below 5", "", ", count them.", "Keep even numbers, count them.",
-                 "Now keep the first 5 words, add them up."):
-        assert world.read(text) is None
+            wordings = [world.write_strategy(combo, rng) for _ in range(6)]
+            assert {world.read_strategy(text) for text in wordings} == {combo}
+    for text in ("First keep numbers below 5", "", ", count them.",
+                 "Keep even numbers, count them.", "Now keep the first 5 words, add them up."):
+        assert world.read_strategy(text) is None
 
 
 def test_gold_tuples_pass_the_judge_and_the_rules_but_are_not_all_allowed_by_their_statement():
@@ -150,8 +171,8 @@ def test_gold_tuples_pass_the_judge_and_the_rules_but_are_not_all_allowed_by_the
         text = prompts.format_plan(row["strategies"])
         assert world.judge(row["statement"], text) == []
         assert prompts.check_plan(prompts.parse_plan(text, 4), text) == []
-        posterior = world.understand(row["statement"]).posterior
-        allowed += [world.read(s) in posterior for s in row["strategies"]]
+        posterior = world.parse_statement(row["statement"]).posterior
+        allowed += [world.read_strategy(s) in posterior for s in row["strategies"]]
     assert 0.5 <= sum(allowed) / len(allowed) <= 0.7
 
 
@@ -162,7 +183,8 @@ def test_gate_labels_are_balanced_by_problem_and_the_judge_names_each_fault():
         by_problem = collections.defaultdict(list)
         for row in rows:
             by_problem[row["problem_id"]].append(row["label"])
-            assert world.judge(row["statement"], row["plan"]) == ([] if row["label"] else [row["kind"]]), row
+            faults = [] if row["label"] else [row["kind"]]
+            assert world.judge(row["statement"], row["plan"]) == faults, row
         assert all(sorted(v) == [0, 1] for v in by_problem.values())
         kinds = collections.Counter(row["kind"] for row in rows if not row["label"])
         assert set(kinds) == {"duplicate", "leak", "vague", "off_topic"}
@@ -172,24 +194,32 @@ def test_gate_labels_are_balanced_by_problem_and_the_judge_names_each_fault():
 
 
 def test_the_rule_gate_misses_most_spoiled_plans():
-    """Its AUC must stay at least 0.1 below a learned gate's: with yes or no alone it is 1 - missed / 2."""
+    """Its AUC, 1 - missed / 2 for a gate that says only yes or no, must stay at least 0.1 below a
+    learned gate's."""
     rows = [row for row in world.labels("val") if not row["label"]]
-    missed = [prompts.check_plan(prompts.parse_plan(row["plan"], 4), row["plan"]) == [] for row in rows]
-    assert 0.7 <= sum(missed) / len(missed) <= 0.95
+    missed = collections.defaultdict(list)
+    for row in rows:
+        breaches = prompts.check_plan(prompts.parse_plan(row["plan"], 4), row["plan"])
+        missed[row["kind"]].append(breaches == [])
+    every = sum(missed.values(), [])
+    assert 0.7 <= sum(every) / len(every) <= 0.95
     for kind in ("duplicate", "leak"):
-        of_kind = [m for m, row in zip(missed, rows) if row["kind"] == kind]
-        assert 0.3 < sum(of_kind) / len(of_kind) < 1
+        assert 0.3 < sum(missed[kind]) / len(missed[kind]) < 1
 
 
 def test_the_judge_counts_what_breaks_the_contract_and_not_what_fails():
     rng = random.Random(2)
-    asked = next(s for s in world.statements("heldout") if s.family == "numbers" and s.choose == "small")
+    asked = next(s for s in world.statements("heldout")
+                 if s.family == "numbers" and s.choose == "small")
     lt, le = (world.combination("numbers", c, "sum", asked.k) for c in ("lt", "le"))
     wrong = world.combination("numbers", "last", "mid", asked.k)
-    plan = [world.say(c, rng) for c in (lt, le, wrong)]
-    faults = lambda last: world.judge(str(asked), prompts.format_plan([*plan, last]))
+    plan = [world.write_strategy(c, rng) for c in (lt, le, wrong)]
+
+    def faults(last):
+        return world.judge(str(asked), prompts.format_plan([*plan, last]))
+
     assert faults(f"Now keep numbers within {asked.k} of ten, count them.") == []
-    assert faults(world.say(lt, rng, unlike=plan[0])) == ["duplicate"]
+    assert faults(world.write_strategy(lt, rng, unlike=plan[0])) == ["duplicate"]
     assert faults(f"Here keep numbers below {asked.k + 1}, and count them.") == ["off_topic"]
     assert faults("First keep even numbers, print b[0].") == ["leak"]
     assert faults("First keep something, count something.") == ["vague"]
@@ -201,18 +231,20 @@ def test_the_judge_counts_what_breaks_the_contract_and_not_what_fails():
 
 
 def test_counting_duplicates_takes_other_words_for_the_same_method():
-    asked = str(world.statements("train")[0])
-    even, same, odd = ("First keep even numbers, count them.", "Here keep even numbers, and count them.",
-                       "First keep odd numbers, count them.")
-    assert world.duplicates(asked, [even, same]) == 1
-    assert world.duplicates(asked, ["Try.", "try", even, odd]) == 1
+    even = "First keep even numbers, count them."
+    same = "Here keep even numbers, and count them."
+    odd = "First keep odd numbers, count them."
+    assert world.duplicates([even, same]) == 1
+    assert world.duplicates(["Try.", "try", even, odd]) == 1
 
 
 def test_the_classifier_of_programs_agrees_with_what_they_print():
     rng = random.Random(0)
     for asked in rng.sample(world.statements("heldout"), 20):
         for combo in asked.posterior:
-            name = world.category(world.program(combo))
-            assert name == world.category(world.say(combo, rng), str(asked)) == " ".join(map(str, combo))
-        assert len({world.category(world.program(combo)) for combo in asked.posterior}) == len(asked.posterior)
+            name = " ".join(map(str, combo))
+            assert world.category(world.program(combo)) == name
+            assert world.category(world.write_strategy(combo, rng), str(asked)) == name
+        categories = {world.category(world.program(combo)) for combo in asked.posterior}
+        assert len(categories) == len(asked.posterior)
     assert world.category("Do what is asked.") == world.category("print(1)\n") == "other"

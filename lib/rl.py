@@ -1,0 +1,246 @@
+"""What train_cppo.py and rivals/train_rivals.py share: flags, problems, models, one update, one
+log line.
+
+Shapes: P problems of this rank in the step; rows as in grpo.py.
+"""
+
+import argparse
+import math
+import os
+import random
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoTokenizer
+
+import grpo
+import model
+import prompts
+import rollout
+import verifier
+from lib import errors, flags, memory, progress
+from lib.errors import UserError
+from lib.problems import Problem, load_problems
+from lib.run import Run, local_workers
+from prepare import corpora, exposure
+
+MAX_GRAD_NORM = 1.0
+SMALL = 20_000_000      # parameters; below it, waiting for FSDP's shards costs more than holding all
+
+
+# ----------------------------------------------------------------------------------------------
+# Flags
+
+def add_rl_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of every script that samples, verifies and updates."""
+    add = parser.add_argument_group("optimization").add_argument
+    add("--lr", type=flags.above_zero, default=5e-7, help="learning rate of AdamW")
+    add("--beta", type=flags.weight, default=grpo.BETA,
+        help="weight of the KL to the reference; 0: no reference")
+    add("--updates-per-rollout", type=flags.count, default=1,
+        help="at 1 the ratio is exactly 1 and nothing clips")
+    add("--token-budget", type=flags.count, default=16384, help="padded tokens per micro-batch")
+    add("--checkpointing", action="store_true", help="recompute activations block by block")
+    add("--memory", action="store_true", help="print each rank's memory from config.json, and end")
+    add = parser.add_argument_group("sampling").add_argument
+    add("--temperature", type=flags.above_zero, default=0.7, help="of planner and solver")
+    add("--max-plan-tokens", type=flags.count, default=512)
+    add("--max-solve-tokens", type=flags.count, default=2048)
+    add("--slots", type=flags.count, default=256, help="rows decoded together per rank")
+    add("--prompts", metavar="FILE", help="JSON {name: text} that replaces prompts")
+    add = parser.add_argument_group("verifier").add_argument
+    add("--workers", type=flags.count, help="verifier processes per rank; default: cores / ranks")
+    add("--official-limits", action="store_true",
+        help="a problem's own time limit instead of 10 s per test")
+    add = parser.add_argument_group("log").add_argument
+    add("--show-every", type=flags.steps_or_never, default=10, metavar="STEPS",
+        help="print a whole sample; 0: never")
+    add("--wandb", metavar="PROJECT", help="log there as well; needs wandb")
+
+
+# ----------------------------------------------------------------------------------------------
+# Problems
+
+def load_pool(args: argparse.Namespace, run: Run, name: str) -> list[Problem]:
+    """The problems of --problems, else of the pool `name` in corpora/. UserError if the pool
+    holds an evaluation problem. Collective: one rank builds the corpora on first use."""
+    if not args.problems:
+        if run.main:
+            args.problems = str(corpora.default_pool(name))
+        run.barrier()
+        args.problems = args.problems or str(corpora.default_pool(name))
+    with errors.user_input():
+        problems = load_problems(args.problems)
+        unknown_exposure = exposure.audit_pool(args.problems)
+    if unknown_exposure:
+        run.warn(unknown_exposure)
+    return problems
+
+
+def leave_out_long(problems: list[Problem], lengths: list[int], room: float, run: Run) -> list:
+    """The problems whose prompt, `lengths` tokens each, leaves room for the replies."""
+    too_long = [p.id for p, n in zip(problems, lengths, strict=True) if n > room]
+    if too_long:
+        run.warn(f"{len(too_long)} of {len(problems)} problems are left out, {too_long[0]} the "
+                 f"first: their prompts have more than {room} tokens and leave too little context")
+    return [p for p in problems if p.id not in set(too_long)]
+
+
+def batch_of_step(problems: list, step: int, n: int, seed: int) -> list:
+    """The n problems of a step: the pool is reshuffled every epoch, an incomplete last batch
+    dropped.
+
+    A function of its arguments alone, so that resuming needs no sampler state.
+    """
+    epoch, batch = divmod(step, len(problems) // n)
+    shuffled = random.Random(f"{seed}:{epoch}").sample(range(len(problems)), len(problems))
+    return [problems[i] for i in shuffled[batch * n:(batch + 1) * n]]
+
+
+# ----------------------------------------------------------------------------------------------
+# Models
+
+@dataclass
+class Models:
+    """The network in its three roles, all from one checkpoint."""
+    start: str                      # the folder it was read from
+    tokenizer: object
+    policy: nn.Module               # fp32 master weights, sharded
+    reference: nn.Module | None     # frozen, in the compute dtype; None without a KL
+    sampler: nn.Module              # a whole copy per rank in the compute dtype
+    optimizer: torch.optim.Optimizer
+
+    @property
+    def vocab(self) -> int:
+        return len(self.tokenizer)
+
+
+def load_tokenizer(start: str, revision: str | None):
+    """The folder of a checkpoint (for a hub id, where it was put on this disk) and its
+    tokenizer."""
+    with errors.user_input():
+        start = str(model.find(start, revision))
+        return start, AutoTokenizer.from_pretrained(start)
+
+
+def load_models(args: argparse.Namespace, run: Run, start: str, tokenizer) -> Models:
+    with errors.user_input():
+        policy = model.load(start, torch.float32, run.device)
+        model.check_fits(policy, tokenizer)
+        reference = model.load(start, run.dtype).requires_grad_(False) if args.beta else None
+        sampler = model.load(start, run.dtype, run.device).requires_grad_(False)
+    policy.checkpointing = args.checkpointing
+    for table in policy.per_layer_tables:           # Gemma's: half of the model, left as it is
+        table.requires_grad_(False)
+    small = sum(p.numel() for p in policy.parameters()) < SMALL and run.dtype == torch.float32
+    policy = grpo.shard(policy, run.dtype, run.device, replicate=small)
+    if reference is not None:
+        reference = grpo.shard(reference, run.dtype, run.device, replicate=small)
+    optimizer = grpo.make_optimizer(policy, args.lr)
+    return Models(start, tokenizer, policy, reference, sampler, optimizer)
+
+
+def context_room(models: Models, new_tokens: int) -> float:
+    """How long a prompt may be so that `new_tokens` still fit into the model's context."""
+    context = getattr(models.policy.config, "max_position_embeddings", None) or math.inf
+    return context - new_tokens
+
+
+def make_engine(args: argparse.Namespace, run: Run, models: Models,
+                longest_prompt: int) -> rollout.Engine:
+    """The sampling engine. On a GPU the worst micro-batch goes through first: the token budget may
+    shrink, once, before step 0."""
+    with errors.user_input():
+        show = sampling_progress() if run.main else None
+        engine = rollout.Engine(models.sampler, models.tokenizer, args.slots, args.temperature,
+                                stop_flag=run.stop_asked, progress=show)
+    args.token_budget, shrunk = memory.probe(
+        models.policy, models.reference, prompt_tokens=longest_prompt,
+        new_tokens=args.max_solve_tokens, token_budget=args.token_budget)
+    if shrunk:
+        run.warn(shrunk)
+    return engine
+
+
+def make_verifier(args: argparse.Namespace) -> verifier.Verifier:
+    with errors.user_input():
+        return verifier.Verifier(args.workers or local_workers())
+
+
+def print_memory(args: argparse.Namespace) -> None:
+    """--memory: what each rank would hold, before anything is loaded."""
+    with errors.user_input():
+        dtype = torch.float32 if args.dtype == "fp32" else torch.bfloat16
+        skeleton = memory.skeleton(args.model, dtype, args.revision)
+    skeleton.checkpointing = args.checkpointing
+    planned = memory.plan(skeleton, world=int(os.environ.get("WORLD_SIZE", 1)), prompt_tokens=1024,
+                          new_tokens=args.max_solve_tokens, token_budget=args.token_budget,
+                          slots=args.slots, reference=args.beta > 0)
+    if os.environ.get("RANK", "0") == "0":
+        print(memory.report(planned, 80 * memory.GIB))
+
+
+# ----------------------------------------------------------------------------------------------
+# One step
+
+def update(models: Models, rows: list[grpo.Row], args: argparse.Namespace, *,
+           shared: bool = True) -> dict[str, float]:
+    """One clipped, KL-regularised update over the rows of all ranks; then the sampler is refreshed.
+    Collective. shared: rows of a problem have a long prefix in common, which is computed once."""
+    started = time.perf_counter()
+    metrics = grpo.update(
+        models.policy, models.reference, models.optimizer, rows, temperature=args.temperature,
+        beta=args.beta, vocab=models.vocab, token_budget=args.token_budget,
+        updates=args.updates_per_rollout, max_grad_norm=MAX_GRAD_NORM, lr=args.lr,
+        shared=shared and models.sampler.shares_prompts, want_entropy=True)
+    grpo.refresh(models.sampler, models.policy)
+    return metrics | {"lr": args.lr, "seconds_update": time.perf_counter() - started}
+
+
+def timings(parts: list[dict], updated: dict, seconds: float) -> dict:
+    """What the step cost, over all ranks. parts: each rank's {"stats": rollout.Stats, "waited"}."""
+    stats = [part["stats"] for part in parts]
+    return {
+        "tokens_sampled": sum(s.tokens for s in stats),
+        "idle_share": sum(s.idle_share for s in stats) / len(stats),
+        "tokens_per_second_sampling": sum(s.tokens_per_second for s in stats),
+        "tokens_per_second_training": updated["tokens"] / updated["seconds_update"],
+        "seconds": seconds,
+        "seconds_sampling": max(s.seconds for s in stats),
+        "seconds_verifying": max(part["waited"] for part in parts),
+    }
+
+
+def sampling_progress() -> Callable[[rollout.Engine], None]:
+    """For the engine to call: prints a line every PROGRESS_SECONDS of sampling."""
+    last = 0.0
+
+    def show(engine: rollout.Engine) -> None:
+        nonlocal last
+        stats = engine.stats
+        if stats.seconds < last:            # another rollout has begun
+            last = 0.0
+        if stats.seconds - last < progress.PROGRESS_SECONDS:
+            return
+        last = stats.seconds
+        rate = stats.live_row_steps / stats.seconds
+        print(f"sampling: {stats.rows} rows done, {len(engine.owner)} decode, {len(engine.queue)} "
+              f"wait; {rate:,.0f} tokens/s, {stats.idle_share:.0%} of the slots idle",
+              file=sys.stderr, flush=True)
+    return show
+
+
+def check_pool_size(problems: list, args: argparse.Namespace) -> None:
+    if len(problems) < args.problems_per_step:
+        raise UserError(f"{args.problems} holds {len(problems)} problems that can be used, fewer "
+                        f"than --problems-per-step {args.problems_per_step}")
+
+
+def load_prompts(args: argparse.Namespace) -> None:
+    if args.prompts:
+        with errors.user_input():
+            prompts.load(args.prompts)

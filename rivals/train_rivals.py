@@ -1,0 +1,238 @@
+"""The rivals of CPPO in one loop: independent attempts, one set-level advantage each (Eq. 2, 17,
+18).
+
+    python -m rivals.train_rivals --model FOLDER --problems FILE --method pkpo
+    torchrun --nproc_per_node=8 -m rivals.train_rivals --model Qwen/Qwen3.5-2B --method grpo
+
+    grpo     plain GRPO                             passk    pass@K training (arXiv 2508.10751)
+    pkpo     PKPO, sloo-minus-one (2505.15201)      upskill  a skill per attempt (2602.22296)
+
+They start from the base model: stage 1 trains nothing that they use. Each step takes as many solver
+attempts as CPPO's default step (8 problems x 8 tuples x 4 branches).
+
+Where the paper is silent (docs/paper_to_code.md has more):
+ 1. N = 16 attempts per problem (PKPO's n, Appendix P); UpSkill has one per skill, 4 (Appendix R).
+ 2. PKPO's transform holds its 1/N already, so its rows are summed over the attempts; the others
+    average.
+
+Shapes: P problems of this rank in the step, N attempts per problem.
+"""
+
+import argparse
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import grpo
+import prompts
+import rollout
+from lib import diagnostics, errors, flags, rl
+from lib.run import Run, run_stage
+from lib.verdicts import Submitter
+from rivals.advantages import (
+    SKILL_AGGREGATES,
+    UPSKILL_ALPHA,
+    set_advantages,
+    skill_information,
+)
+
+METHODS = ("grpo", "passk", "pkpo", "upskill")
+ATTEMPTS_PER_STEP = 256         # CPPO's: 8 problems, 8 tuples, 4 branches
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = flags.Parser("The rivals of CPPO: GRPO, pass@K training, PKPO, UpSkill.")
+    flags.add_run_flags(parser)
+    add = parser.add_argument_group("method").add_argument
+    add("--method", choices=METHODS, required=True)
+    add("--num-attempts", type=flags.at_least(2), metavar="N",
+        help="attempts per problem; default: 16, of upskill 4")
+    add("--num-strategies", type=flags.count, default=4, metavar="K",
+        help="attempts per problem at test time: the K of pass@K")
+    add("--problems-per-step", type=flags.count, metavar="P",
+        help="over all ranks; default: as many as give CPPO's number of attempts")
+    add("--alpha-mi", type=flags.weight, default=UPSKILL_ALPHA,
+        help="weight of UpSkill's information reward")
+    add("--aggregate", choices=SKILL_AGGREGATES, default="mean",
+        help="of UpSkill's information over tokens")
+    add("--variant", metavar="NAME", help="suffix of the stage's folder, e.g. for a fork")
+    rl.add_rl_flags(parser)
+    args = parser.parse_args(argv)
+    args.num_attempts = args.num_attempts or (4 if args.method == "upskill" else 16)
+    as_cppo = max(1, ATTEMPTS_PER_STEP // args.num_attempts)
+    args.problems_per_step = args.problems_per_step or as_cppo
+    args.steps = args.steps or 100
+    return args
+
+
+def stage_name(args: argparse.Namespace) -> str:
+    return f"{args.method}-{args.variant}" if args.variant else args.method
+
+
+# ----------------------------------------------------------------------------------------------
+# One step
+
+@dataclass
+class Batch:
+    """What one step has collected on this rank."""
+    problems: list
+    attempts: list[list[rollout.Branch]]    # P lists of N
+    r: Tensor                               # (P, N) verdicts
+    r_mi: Tensor | None                     # (P, N) UpSkill's information
+    waited: float                           # seconds for verdicts after the last token
+
+
+def collect(engine: rollout.Engine, submitter: Submitter, models: rl.Models, problems: list,
+            key: tuple, args: argparse.Namespace) -> Batch:
+    """N attempts at each problem of this rank, verified."""
+    turns = [user_turns(problem, args) for problem in problems]
+    attempts = rollout.sample_attempts(engine, problems, turns, key, args.max_solve_tokens,
+                                       submitter.submit)
+    branches = [b for group in attempts for b in group]
+    waited = submitter.wait(branches, engine.stop_flag)
+    r = torch.zeros(len(problems), args.num_attempts, dtype=torch.float64)
+    for p, group in enumerate(attempts):
+        for n, attempt in enumerate(group):
+            r[p, n] = float(attempt.verdict.passed)
+    r_mi = None
+    if args.method == "upskill":
+        r_mi = torch.zeros_like(r)
+        for p, group in enumerate(attempts):
+            r_mi[p] = information(group, models, args)
+    return Batch(problems, attempts, r, r_mi, waited)
+
+
+def user_turns(problem, args: argparse.Namespace) -> list[str]:
+    """What each attempt is asked: the same, or a skill of its own."""
+    if args.method != "upskill":
+        return [prompts.direct(problem)] * args.num_attempts
+    return [prompts.skill(problem, z) for z in range(1, args.num_attempts + 1)]
+
+
+def information(attempts: list[rollout.Branch], models: rl.Models,
+                args: argparse.Namespace) -> Tensor:
+    """How much each attempt tells of which skill wrote it, (N,): UpSkill's r_mi."""
+    contexts = [attempt.prompt for attempt in attempts]
+    replies = [attempt.sample.ids for attempt in attempts]
+    scores = diagnostics.cross_scores(models.sampler, contexts, replies, args.temperature,
+                                      models.vocab)
+    lengths = torch.tensor([len(ids) for ids in replies])
+    mask = (torch.arange(scores.shape[-1]) < lengths[:, None]).float()
+    return skill_information(scores, torch.arange(len(replies)), mask, args.aggregate)
+
+
+def credit(batch: Batch, args: argparse.Namespace) -> tuple[Tensor, Tensor]:
+    """Rewards and advantages, (P, N) each."""
+    reward = batch.r if batch.r_mi is None else batch.r + args.alpha_mi * batch.r_mi
+    name = "grpo" if args.method == "upskill" else args.method
+    return reward, set_advantages(name, reward, args.num_strategies)
+
+
+def make_rows(batch: Batch, advantages: Tensor, args: argparse.Namespace) -> list[grpo.Row]:
+    # PKPO's transform holds its 1/N already; the others average over the attempts
+    n = 1 if args.method == "pkpo" else args.num_attempts
+    weight = 1 / (n * args.problems_per_step)
+    rows = []
+    for p, group in enumerate(batch.attempts):
+        for i, attempt in enumerate(group):
+            rows.append(grpo.Row(attempt.prompt, attempt.sample.ids, 0, advantages[p, i].item(),
+                                 weight, "solve", attempt.sample.logprobs))
+    return rows
+
+
+# ----------------------------------------------------------------------------------------------
+# The stage
+
+def train(args: argparse.Namespace, run: Run) -> None:
+    rl.load_prompts(args)
+    problems = rl.load_pool(args, run, "joint")
+    run.say(f"starting from {args.model}")
+    start, tokenizer = rl.load_tokenizer(args.model, args.revision)
+    models = rl.load_models(args, run, start, tokenizer)
+    lengths = [len(prompts.encode(tokenizer, user_turns(p, args)[0])) for p in problems]
+    room = rl.context_room(models, args.max_solve_tokens)
+    problems = rl.leave_out_long(problems, lengths, room, run)
+    rl.check_pool_size(problems, args)
+    engine = rl.make_engine(args, run, models, min(max(lengths), room))
+    verifier = rl.make_verifier(args)
+    config = {"verifier": {"tier": verifier.tier, **verifier.report}}
+    state = run.resume(models.policy, models.optimizer, tokenizer, config=config,
+                       used={"start": start})
+    grpo.refresh(models.sampler, models.policy)
+
+    with verifier:
+        submitter = Submitter(verifier, args.official_limits)
+        while state["step"] < args.steps:
+            step, started = state["step"], time.perf_counter()
+            mine = rl.batch_of_step(problems, step, args.problems_per_step, args.seed)
+            mine = mine[run.rank::run.world]
+            engine.stats = rollout.Stats()
+            batch = run.together(
+                lambda: collect(engine, submitter, models, mine, (args.seed, "joint", step), args))
+            reward, advantages = credit(batch, args)
+            rows = make_rows(batch, advantages, args)
+            # each skill has a prompt of its own, from its first words on: nothing to share
+            updated = rl.update(models, rows, args, shared=args.method != "upskill")
+            state["step"] += 1
+            records = make_records(state["step"], batch, reward, advantages)
+            parts = run.gather({"records": records, "stats": engine.stats, "waited": batch.waited})
+            if run.main:
+                log_step(parts, updated, time.perf_counter() - started, state, args, run)
+            run.count_skipped(updated["skipped"])
+            run.checkpoint()
+    run.finish()
+
+
+def make_records(step: int, batch: Batch, reward: Tensor, advantages: Tensor) -> list[dict]:
+    """A line of samples.jsonl per problem."""
+    records = []
+    for p, problem in enumerate(batch.problems):
+        branches = [diagnostics.branch_record(b, advantages[p, n].item())
+                    for n, b in enumerate(batch.attempts[p])]
+        r_mi = None if batch.r_mi is None else batch.r_mi[p].tolist()
+        records.append({"step": step, "problem_id": problem.id, "r_mi": r_mi,
+                        "reward": reward[p].tolist(), "branches": branches})
+    return records
+
+
+def log_step(parts: list[dict], updated: dict, seconds: float, state: dict,
+             args: argparse.Namespace, run: Run) -> None:
+    """On the main rank: metrics.jsonl, samples.jsonl, the line that people read."""
+    records = [record for part in parts for record in part["records"]]
+    records.sort(key=lambda record: record["problem_id"])
+    metrics = {"step": state["step"], **diagnostics.attempt_metrics(records)}
+    if args.method == "upskill":
+        metrics |= skill_metrics(records)
+    metrics |= updated | rl.timings(parts, updated, seconds)
+    run.log(metrics)
+    for record in records:
+        run.log(record, "samples")
+    run.say(diagnostics.line(args.steps, metrics))
+    if args.show_every and state["step"] % args.show_every == 0:
+        run.say(diagnostics.show(records[(state["step"] - 1) % len(records)]))
+
+
+def skill_metrics(records: list[dict]) -> dict:
+    """Appendix R's panel."""
+    rewards = torch.tensor([p["reward"] for p in records], dtype=torch.float64)
+    information_rewards = [value for p in records for value in p["r_mi"]]
+    return {"r_correct": diagnostics.mean(b["r"] for p in records for b in p["branches"]),
+            "r_mi": diagnostics.mean(information_rewards),
+            "reward_variance": rewards.var(-1, unbiased=False).mean().item()}
+
+
+def main(args: argparse.Namespace) -> int:
+    if args.memory:
+        with errors.one_line():
+            rl.print_memory(args)
+        return 0
+    with run_stage(args, stage_name(args)) as run:
+        if not run.finished():
+            train(args, run)
+    return run.status
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(parse_args()))
