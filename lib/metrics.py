@@ -34,7 +34,8 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return 1 - math.comb(n - c, k) / math.comb(n, k)
 
 
-def choose(n: int, k: int, rule: str = "first", rng: np.random.Generator | None = None) -> list[int]:
+def choose(n: int, k: int, rule: str = "first",
+           rng: np.random.Generator | None = None) -> list[int]:
     """Which k of n ordered attempts count: the first (Table 20), or as in Appendix G's control the
     last or k at random."""
     if not 1 <= k <= n:

@@ -31,7 +31,8 @@ class Parts:
     def paths(self) -> list[Path]:
         """The parts on disk, of any number of ranks."""
         prefix = f"{self.out.name}."        # no glob pattern: a name may hold brackets
-        return sorted(path for path in self.out.parent.glob("*.part") if path.name.startswith(prefix))
+        parts = self.out.parent.glob("*.part")
+        return sorted(path for path in parts if path.name.startswith(prefix))
 
     def refuse_another(self, setting: dict) -> None:
         """UserError if OUT holds, or is about to hold, attempts of another setting."""

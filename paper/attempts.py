@@ -25,7 +25,7 @@ from lib.errors import UserError
 
 # attempts at a problem are independent draws of one distribution: pass@k has an unbiased estimate
 INDEPENDENT = ("direct", "plan-and-solve", "sketch", "self-consistency", "tuple-iid")
-PLANNED = ("tuple", "tuple-iid", "sketch", "plansearch")    # the model writes a strategy per attempt
+PLANNED = ("tuple", "tuple-iid", "sketch", "plansearch")    # the model writes strategies
 SWEEP = (1, 2, 4, 8, 16, 20, 24)    # Table 20: the values of K
 TOKENS_PER = 10_000                 # Table 4: pass@4 per so many decoded tokens
 

@@ -211,6 +211,6 @@ def draws_per_problem(method: str, setting: Setting) -> int:
 
 
 def shuffled_donors(problems: list[Problem], seed: int) -> dict[str, Problem]:
-    """Per problem id the problem whose tuples it gets: the next one in a random round, never itself."""
+    """Problem id -> the problem whose tuples it gets: the next in a random round, never itself."""
     order = random.Random(f"{seed} strategies").sample(problems, len(problems))
     return {problem.id: donor for problem, donor in zip(order, order[1:] + order[:1], strict=True)}
