@@ -35,7 +35,8 @@ from lib.parts import Parts
 from lib.problems import Problem, load_problems
 from lib.progress import progress
 from paper import attempts, cards
-from prepare import teacher
+from prepare.ask import Cache, Responder
+from prepare.judge import Judge, open_source
 from rivals.inference import Grader, attempts_at
 from rivals.methods import (METHODS, Setting, attempts_per_draw, draws_per_problem,
                             shuffled_donors)
@@ -43,6 +44,7 @@ from rivals.programs import grade_programs, read_programs
 from rollout import Engine
 from verifier import SandboxError, Verifier
 
+VERIFIER_MODE = "strict"            # a process per test: nothing is left over from the last one
 SLOWEST_RANK = timedelta(days=2)    # problems are dealt out beforehand: ranks may end hours apart
 
 
@@ -102,7 +104,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument_group("verifying").add_argument
     add("--workers", type=flags.count,
         help="verifier processes per rank; by default the cores shared by the ranks")
-    add("--verifier-mode", choices=("batch", "strict"), default="strict")
     add("--official-limits", action="store_true",
         help="each problem's own time limit instead of 10 s per test")
     add("--outcomes", action="store_true", help="run every test and keep a hash of the outputs")
@@ -197,11 +198,11 @@ def default_out(args: argparse.Namespace) -> Path:
     return folder / "eval" / f"{name}.jsonl"
 
 
-def open_judge(args: argparse.Namespace, out: Path) -> teacher.Model | teacher.Judge:
-    cache = teacher.Cache(out.parent / "answers")
+def open_judge(args: argparse.Namespace, out: Path) -> Responder | Judge:
+    cache = Cache(out.parent / "answers")
     with errors.user_input():
-        return teacher.open_source(args.judge, "judge", cache, k=args.num_strategies,
-                                   temperature=0.0, device=args.device, progress=progress)
+        return open_source(args.judge, "judge", cache, k=args.num_strategies, temperature=0.0,
+                           device=args.device, progress=progress)
 
 
 def load_gate(args: argparse.Namespace, ranks: lib_run.Ranks) -> Gate | RuleGate | None:
@@ -231,7 +232,7 @@ def make_attempts(args: argparse.Namespace, task: Task, ranks: lib_run.Ranks, ca
     gate = load_gate(args, ranks)
     engine = load_engine(args, ranks) if args.model else None
     with errors.user_input():
-        verifier = Verifier(args.workers or lib_run.local_workers(), mode=args.verifier_mode)
+        verifier = Verifier(args.workers or lib_run.local_workers(), mode=VERIFIER_MODE)
     ranks.barrier()             # all ranks passed their checks: safe to write
     parts = task.parts
     if ranks.main:
@@ -261,7 +262,7 @@ def make_attempts(args: argparse.Namespace, task: Task, ranks: lib_run.Ranks, ca
     if ranks.main:
         card["command"], card["commit"] = sys.argv, lib_run.commit()
         card["processes"] = ranks.world
-        card["verifier"] = verifier.report | {"tier": verifier.tier}
+        card["verifier"] = verifier.report | {"tier": verifier.tier, "mode": VERIFIER_MODE}
         card["tau"] = gate.tau if gate else None
         card["seconds"] = time.perf_counter() - started
         card["seconds_for_problems"] = len(task.problems) - len(done)

@@ -15,10 +15,8 @@ Shapes: B slots, C longest reply of the run in tokens, V vocabulary, T prompt po
 
 What a row samples depends on its own random stream (`Job.key`) and its own logits alone: one uniform number per row and position,
 mapped through the inverse of the cumulative distribution. So neither neighbours, nor slots, nor the order of admission change a
-sample, except through the rounding of batched matrix products. In fp32 on a CPU with one thread per process even that is the
-same at any slot count, because a batch has 8 rows or more, a prefill a multiple of 8 positions (a matrix product of fewer rows, or
-the odd row of attention's blocks of 64, takes another kernel), and attention runs over a multiple of 64 positions (not over
-any: `model.whole_buckets`).
+sample, except through the rounding of batched matrix products. On a CPU with one thread the same jobs in the same number of slots
+give the same bits.
 
 Log-probs are those of the distribution that was sampled from (temperature applied, ids beyond the tokenizer's excluded). Training
 samples from the full softmax; top-k, top-p and greedy decoding are for evaluation. `Sample.ids` keeps the end-of-turn token as it
@@ -31,6 +29,7 @@ import warnings
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -39,7 +38,6 @@ from torch import Tensor
 
 import prompts
 
-MIN_ROWS = 8            # smallest batch, and what prompts are padded to a multiple of: what decides over the last bits
 BUCKET = 64             # attended positions are a multiple of it
 PREFILL_TOKENS = 16384  # positions that one prefill may hold
 POLL_STEPS = 8          # on a GPU the host looks at the `alive` flags every so many tokens; on a CPU after each one
@@ -154,7 +152,7 @@ class Engine:
         if slots < 1 or temperature < 0 or not 0 < top_p <= 1:
             raise ValueError(f"slots {slots}, temperature {temperature}, top-p {top_p}: slots must be 1 or more, "
                              "temperature 0 or more, top-p in (0, 1]")
-        self.module, self.tokenizer, self.slots = module, tokenizer, round_up(slots, MIN_ROWS)
+        self.module, self.tokenizer, self.slots = module, tokenizer, slots
         self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
         self.stop_flag, self.progress = stop_flag, progress
         self.device = next(module.parameters()).device
@@ -264,7 +262,7 @@ class Engine:
             return
         order = sorted(range(n), key=lambda i: len(jobs[i].prompt))        # neighbours in a prefill are of like length
         while order:
-            most = max(MIN_ROWS, PREFILL_TOKENS // len(jobs[order[-1]].prompt))
+            most = max(1, PREFILL_TOKENS // len(jobs[order[-1]].prompt))
             batch, order = order[-most:], order[:-most]
             self._seat_forked([slots[i] for i in batch], [jobs[i] for i in batch])
         self.rows = max(self.rows, self._fitting(max(self.owner) + 1))
@@ -282,7 +280,7 @@ class Engine:
             self._seat([slots[i] for i in whole], [jobs[i] for i in whole], logits)
         if rest:
             tails = [jobs[i].prompt[len(shared[i]):] for i in rest]
-            spare = self.module.new_state(round_up(len(rest), MIN_ROWS), max(len(jobs[i].prompt) for i in rest))
+            spare = self.module.new_state(len(rest), max(len(jobs[i].prompt) for i in rest))
             for at, i in enumerate(rest):
                 state, row, _ = self.pool[shared[i]]
                 self._fork(spare, [at], state, [row])
@@ -298,23 +296,21 @@ class Engine:
         """Run each prefix once and keep its state and its last logits in the pool."""
         prefixes = sorted(prefixes, key=len)
         while prefixes:
-            most = max(MIN_ROWS, PREFILL_TOKENS // len(prefixes[-1]))
+            most = max(1, PREFILL_TOKENS // len(prefixes[-1]))
             batch, prefixes = prefixes[-most:], prefixes[:-most]
-            state = self.module.new_state(round_up(len(batch), MIN_ROWS), len(batch[-1]))
+            state = self.module.new_state(len(batch), len(batch[-1]))
             logits = self._segment([list(p) for p in batch], state)
             for row, prefix in enumerate(batch):
                 self.pool[prefix] = (state, row, logits[row])
 
     def _segment(self, ids: list[list[int]], state) -> Tensor:
         """Logits (len(ids), V) after each row's last id; the state goes on by the rows' lengths."""
-        rows = len(state.pos)
-        padded = torch.zeros(rows, round_up(max(map(len, ids)), MIN_ROWS), dtype=torch.long)
-        lengths = torch.ones(rows, dtype=torch.long)
-        for row, some in enumerate(ids):
-            padded[row, :len(some)] = torch.tensor(some)
-            lengths[row] = len(some)
-        self.stats.prefill_tokens += sum(map(len, ids))
-        return self.module.segment(padded.to(self.device), lengths.to(self.device), state)[:len(ids)]
+        lengths = torch.tensor([len(row) for row in ids])
+        padded = torch.zeros(len(ids), int(lengths.max()), dtype=torch.long)
+        for row, n, some in zip(padded, lengths, ids, strict=True):
+            row[:n] = torch.tensor(some)
+        self.stats.prefill_tokens += int(lengths.sum())
+        return self.module.segment(padded.to(self.device), lengths.to(self.device), state)
 
     def _fork(self, dst, dst_rows: list[int], src, src_rows: list[int]) -> None:
         rows = torch.tensor([dst_rows, src_rows], device=self.device)
@@ -392,11 +388,11 @@ class Engine:
         return self.current, self.count, self.limit, self.alive, self.uniform, self.out_ids, self.out_logp
 
     def _fitting(self, n: int) -> int:
-        """Rows to compute for n live ones: multiples of 8 on a CPU; on a GPU the slots, a half or a quarter of them, so that few
-        graphs are captured."""
+        """Rows to compute for n live ones: n on a CPU; on a GPU the slots, a half or a quarter of them, so that few graphs are
+        captured."""
         if not self.on_gpu:
-            return round_up(n, MIN_ROWS)
-        return next((r for r in (self.slots // 4, self.slots // 2) if n <= r and r % MIN_ROWS == 0), self.slots)
+            return n
+        return next((r for r in (self.slots // 4, self.slots // 2) if n <= r), self.slots)
 
     def _collect(self) -> Iterator[tuple[Job, Sample]]:
         """Take out the rows that ended; then, with nothing waiting, move the others together."""
@@ -480,6 +476,35 @@ class Tuple:
     valid: float | None = None        # J
 
 
+def strategy_of_tokens(tokenizer, t: Tuple, k: int) -> list[int]:
+    """The place 0..K-1 of the strategy that each sampled token of a plan belongs to, (T,).
+
+    A token belongs to the last label that starts at or before it: one that holds the end of a
+    strategy and the next label still belongs to the first of the two. Tokens before the first
+    label, a thought too, belong to the first strategy, tokens after the last line to the last. A
+    plan that does not parse has no strategies: all its tokens get place 0.
+    """
+    if not t.strategies:
+        return [0] * len(t.plan.ids)
+    # a chat template may have opened the thought in the prompt: it stands in the text, not in ids
+    decode = partial(tokenizer.decode, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    opened = len(t.plan.text) - len(decode(reply_ids(t.plan)))
+    starts = prompts.label_starts(t.plan.text, k)
+    places, place = [], 0
+    for i in range(len(t.plan.ids)):
+        # a character whose bytes are not complete yet decodes to U+FFFD: it has not begun
+        begin = opened + len(decode(t.plan.ids[:i]).rstrip("\ufffd"))
+        while place + 1 < k and starts[place + 1] <= begin:
+            place += 1
+        places.append(place)
+    return places
+
+
+def reply_ids(sample: Sample) -> list[int]:
+    """The ids of a sample without the end of the turn."""
+    return sample.ids[:-1] if sample.finish == "eos" else sample.ids
+
+
 class SolvePrompts:
     """Encodes solve prompts and knows how many leading ids a problem's share whatever the strategy is. Whole prompts are tokenised,
     because a prefix tokenised alone can end in another token; two that have nothing in common show where they part."""
@@ -526,7 +551,7 @@ def sample_tuples(engine: Engine, problems: list, num_tuples: int, num_strategie
                 engine.push(Job(ids, (*key, problem.id, m, b), max_solve_tokens, shared, tag=(p, m, b))
                             for b, (ids, shared) in enumerate(encoded))
         else:
-            program = prompts.extract_code(sample.text)
+            program = prompts.extract_code(sample.text, problem.fn_name)
             tuples[p][m].branches[i] = Branch(job.prompt, job.shared, sample, program, tuples[p][m].strategies[i],
                                               judge(problem, program))
     return tuples
@@ -542,7 +567,7 @@ def sample_attempts(engine: Engine, problems: list, texts: list[list[str]], key:
     attempts: list[list] = [[None] * len(t) for t in texts]
     for job, sample in engine.run(jobs):
         p, n = job.tag
-        program = prompts.extract_code(sample.text)
+        program = prompts.extract_code(sample.text, problems[p].fn_name)
         attempts[p][n] = Branch(job.prompt, len(job.prompt), sample, program, None, judge(problems[p], program))
     return attempts
 

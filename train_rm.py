@@ -172,7 +172,7 @@ def main(args: argparse.Namespace) -> int:
 
         # -------------------------------------------------------------------------------- data
         pool, val = load_pools(args)
-        doubt = exposure.audit_pools(args.labels, args.val, args.problems)  # raises if one holds an evaluation problem
+        doubt = exposure.check_pools(args.labels, args.val, args.problems)  # raises if one holds an evaluation problem
         train = gate.balance(pool, args.seed)
         rare = rare_kinds(train)
         if rare:

@@ -292,7 +292,7 @@ def main() -> int:
         return 2
     s, report = TINY if args.tiny else REAL, Report()
     transformers.logging.set_verbosity_error()
-    lib_run.setup(0, s.device, threads=1 if args.tiny else 0)
+    lib_run.setup(0, s.device)
     name = "a CPU, tiny sizes: no figure means anything" if args.tiny else torch.cuda.get_device_name()
     print(f"{name}; torch {torch.__version__}, transformers {transformers.__version__}", flush=True)
     bandwidth, flops = machine(report, s)

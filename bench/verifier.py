@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+import sandbox  # noqa: E402
 import verifier  # noqa: E402
 
 WORKERS = 2
@@ -304,7 +305,7 @@ def stub_pyext():
 def cpu_seconds():
     """Of this process and its descendants, with those that they have reaped: on a busy machine the better clock."""
     total = sum(os.times()[:4])
-    for pid, _, _ in verifier.family(os.getpid()):
+    for pid, _, _ in sandbox.family(os.getpid()):
         with contextlib.suppress(OSError):
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             total += sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
@@ -336,7 +337,7 @@ def compare(title, adapters, programs, rounds):
 def floor(milliseconds=400):
     """Fork and exit of the same warm interpreter, by the same raw fork, one after another on one processor."""
     import array  # noqa: E401, F401
-    kernel, count = verifier.Kernel(), 0
+    kernel, count = sandbox.Kernel(), 0
     start = sum(os.times()[:4])
     while sum(os.times()[:4]) - start < milliseconds / 1000:
         child = kernel.fork()

@@ -25,7 +25,8 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
-from model import BUCKET, Model, Source, State, buffer_index, whole, whole_buckets
+from lib.weights import Source, whole
+from model import BUCKET, Model, State, buffer_index, round_to_bucket
 
 
 class Adapter(nn.Module):
@@ -147,7 +148,7 @@ class Adapter(nn.Module):
         return State(layers, torch.zeros(rows, dtype=torch.long, device=like.device), columns)
 
     def new_state(self, rows: int, capacity: int) -> State:
-        state = self._room(rows if self.can_fork else 0, whole_buckets(capacity))
+        state = self._room(rows if self.can_fork else 0, round_to_bucket(capacity))
         state.pos = state.pos.new_zeros(rows)
         return state
 

@@ -70,6 +70,3 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--dtype", choices=("auto", "bf16", "fp32"), default="auto",
         help="compute dtype; auto: bf16 on a GPU, fp32 on a CPU")
-    # the last bits of a CPU's matrix products depend on it
-    add("--threads", type=at_least(1), default=1,
-        help="CPU threads per process; a resumed run is bit-equal at the same number only")

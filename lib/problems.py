@@ -142,7 +142,7 @@ def load_problems(path: str | os.PathLike) -> list[Problem]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no problem file at {path}: make the pools with "
-                        f"`python -m prepare.corpora build`, or pass a file")
+                        f"`python -m prepare.corpora`, or pass a file")
     problems: list[Problem] = []
     first_line: dict[str, int] = {}
     unknown: set[str] = set()

@@ -13,7 +13,8 @@ import rollout
 from lib import errors, files, rl
 from lib.problems import Problem
 from lib.run import Run
-from prepare import ask, teacher
+from prepare.ask import Cache, Responder
+from prepare.judge import judge_plans, open_source
 
 REFRESH_PROBLEMS = 64       # whose fresh plans are labelled, two each
 REFRESH_LR = 1e-5
@@ -26,15 +27,15 @@ class Judge:
 
     def __init__(self, args: argparse.Namespace, run: Run):
         self.k = args.num_strategies
-        cache = ask.Cache(run.home / "answers")
-        self.source = teacher.open_source(args.judge, "judge", cache, k=self.k, temperature=0.0,
-                                          device=args.device)
-        self.every = ASK_EVERY if isinstance(self.source, ask.Model) else 1
+        cache = Cache(run.home / "answers")
+        self.source = open_source(args.judge, "judge", cache, k=self.k, temperature=0.0,
+                                  device=args.device)
+        self.every = ASK_EVERY if isinstance(self.source, Responder) else 1
 
     def judge(self, pairs: list[tuple[Problem, str]]) -> list[list[str] | None]:
         """The faults of each (problem, plan); None where a model gave no usable answer."""
         with errors.user_input():           # nobody there, a wrong key
-            return teacher.judge_plans(self.source, pairs, self.k)
+            return judge_plans(self.source, pairs, self.k)
 
     def faults(self, problems: list[Problem], tuples: list[list[rollout.Tuple]],
                step: int) -> list[list] | None:

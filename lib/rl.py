@@ -29,7 +29,7 @@ from lib.run import Run, local_workers
 from prepare import corpora, exposure
 
 MAX_GRAD_NORM = 1.0
-SMALL = 20_000_000      # parameters; below it, waiting for FSDP's shards costs more than holding all
+STEP_NORM_EVERY = 10    # steps between measurements of how far the weights move: it copies them
 
 
 # ----------------------------------------------------------------------------------------------
@@ -75,7 +75,7 @@ def load_pool(args: argparse.Namespace, run: Run, name: str) -> list[Problem]:
         args.problems = args.problems or str(corpora.default_pool(name))
     with errors.user_input():
         problems = load_problems(args.problems)
-        unknown_exposure = exposure.audit_pool(args.problems)
+        unknown_exposure = exposure.check_pool(args.problems)
     if unknown_exposure:
         run.warn(unknown_exposure)
     return problems
@@ -136,10 +136,9 @@ def load_models(args: argparse.Namespace, run: Run, start: str, tokenizer) -> Mo
     policy.checkpointing = args.checkpointing
     for table in policy.per_layer_tables:           # Gemma's: half of the model, left as it is
         table.requires_grad_(False)
-    small = sum(p.numel() for p in policy.parameters()) < SMALL and run.dtype == torch.float32
-    policy = grpo.shard(policy, run.dtype, run.device, replicate=small)
+    policy = grpo.shard(policy, run.dtype, run.device)
     if reference is not None:
-        reference = grpo.shard(reference, run.dtype, run.device, replicate=small)
+        reference = grpo.shard(reference, run.dtype, run.device)
     optimizer = grpo.make_optimizer(policy, args.lr)
     return Models(start, tokenizer, policy, reference, sampler, optimizer)
 
@@ -187,7 +186,7 @@ def print_memory(args: argparse.Namespace) -> None:
 # ----------------------------------------------------------------------------------------------
 # One step
 
-def update(models: Models, rows: list[grpo.Row], args: argparse.Namespace, *,
+def update(models: Models, rows: list[grpo.Row], step: int, args: argparse.Namespace, *,
            shared: bool = True) -> dict[str, float]:
     """One clipped, KL-regularised update over the rows of all ranks; then the sampler is refreshed.
     Collective. shared: rows of a problem have a long prefix in common, which is computed once."""
@@ -196,7 +195,8 @@ def update(models: Models, rows: list[grpo.Row], args: argparse.Namespace, *,
         models.policy, models.reference, models.optimizer, rows, temperature=args.temperature,
         beta=args.beta, vocab=models.vocab, token_budget=args.token_budget,
         updates=args.updates_per_rollout, max_grad_norm=MAX_GRAD_NORM, lr=args.lr,
-        shared=shared and models.sampler.shares_prompts, want_entropy=True)
+        shared=shared and models.sampler.shares_prompts,
+        want_step_norm=step % STEP_NORM_EVERY == 0)
     grpo.refresh(models.sampler, models.policy)
     return metrics | {"lr": args.lr, "seconds_update": time.perf_counter() - started}
 

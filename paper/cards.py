@@ -10,13 +10,14 @@ import prompts
 from lib import errors, files, metrics
 from lib.problems import Problem
 from paper import attempts
-from prepare import teacher
+from prepare.ask import Responder
+from prepare.judge import Judge, judge_plans
 
 # a second evaluation into the same file must agree in these; of files the hash counts as well
 SETTING = ("method", "benchmark", "problems", "limit", "model", "revision", "programs", "prompts",
            "gate", "seed", "num_strategies", "attempts", "shuffle_strategies", "temperature",
-           "top_k", "top_p", "max_plan_tokens", "max_solve_tokens", "verifier_mode",
-           "official_limits", "outcomes", "dtype")
+           "top_k", "top_p", "max_plan_tokens", "max_solve_tokens", "official_limits",
+           "outcomes", "dtype")
 SETTING_FILES = ("problems", "model", "programs", "prompts", "gate")
 
 
@@ -57,7 +58,7 @@ def ceilings(problems: list[Problem], ks: tuple[int, ...],
 
 
 def fault_shares(evaluation: attempts.Evaluation, problems: list[Problem], k: int,
-                 judge: teacher.Model | teacher.Judge) -> dict[str, float]:
+                 judge: Responder | Judge) -> dict[str, float]:
     """Share of tuples with each fault that the judge names, and with any.
 
     A tuple that does not parse has a fault. Tuples for which a model gave no usable answer are left
@@ -70,7 +71,7 @@ def fault_shares(evaluation: attempts.Evaluation, problems: list[Problem], k: in
         text = "" if None in strategies else prompts.format_plan(strategies)
         plans.append((by_id[group[0]["problem_id"]], text))
     with errors.user_input():       # an endpoint that does not answer
-        judged = teacher.judge_plans(judge, plans, k)
+        judged = judge_plans(judge, plans, k)
     faults = [names for names in judged if names is not None]
     total = max(1, len(faults))
     shares = {fault: sum(fault in names for names in faults) / total for fault in prompts.FAULTS}

@@ -23,12 +23,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import prompts
 from lib import errors, files, flags, metrics
 from lib import run as lib_run
 from lib.errors import UserError
 from lib.problems import load_problems
 from paper import attempts
+from prepare import prompts as judge_prompts
 
 Pair = tuple[str, str | None]                   # a text, and the statement if the text is a plan
 Classifier = Callable[[list[Pair]], list[str]]  # -> categories
@@ -53,10 +53,10 @@ def load_classifier(spec: str, device: torch.device) -> Classifier:
         tokenizer = AutoTokenizer.from_pretrained(spec)
 
     def classify(pairs: list[Pair]) -> list[str]:
-        texts = [prompts.classify(text, statement) for text, statement in pairs]
+        texts = [judge_prompts.classify(text, statement) for text, statement in pairs]
         replies = rollout.sample(module, tokenizer, texts, max_new_tokens=CATEGORY_TOKENS,
                                  temperature=0)
-        return [prompts.parse_category(reply.text) or "other" for [reply] in replies]
+        return [judge_prompts.parse_category(reply.text) or "other" for [reply] in replies]
 
     return classify
 

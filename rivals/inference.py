@@ -20,6 +20,7 @@ from gate import Gate, RuleGate
 from lib import metrics
 from lib.problems import Problem, outcome_hash
 from lib.verdicts import Submitter
+from rivals import prompts as rival_prompts
 from rivals.methods import METHODS, Pairs, Recipe, Reply, Setting, draws_per_problem
 from rollout import Engine, Job, Sample
 from verifier import Verifier
@@ -66,7 +67,7 @@ class Grader:
     def grade(self, problem: Problem, text: str, sample: Sample | None = None) -> Reply:
         """Take the program or the answer out of a reply's text, and start the program."""
         if problem.kind != "code":
-            answer = metrics.canonical_answer(prompts.extract_answer(text))
+            answer = metrics.canonical_answer(rival_prompts.extract_answer(text))
             return Reply(sample, answer=answer)
         return self.run(problem, prompts.extract_code(text), sample)
 

@@ -17,7 +17,7 @@ Where the paper is silent, we chose:
  3. PlanSearch makes one call for observations, then plans from combinations of at most two, until
     eight plans are distinct. It takes first those that share no observation with one taken before.
  4. The fixed strategies are four that cover large classes of the taxonomy
-    (prompts.FIXED_STRATEGIES).
+    (prompts.TEMPLATES["fixed_strategies"]).
  5. Output prediction: two answers are equal if Python reads both as the same literal.
  6. Self-consistency on programs votes on what they print for the public inputs; a program without
     output does not vote.
@@ -32,6 +32,7 @@ from dataclasses import dataclass, field
 
 import prompts
 from lib.problems import Problem
+from rivals import prompts as rival_prompts
 from rollout import Sample
 
 PLANS_SEARCHED = 8      # Appendix P: PlanSearch's candidate plans per problem
@@ -83,26 +84,26 @@ def direct(problem: Problem, number: int, setting: Setting) -> Recipe:
 
 
 def plan_and_solve(problem: Problem, number: int, setting: Setting) -> Recipe:
-    [reply] = yield [Ask(prompts.plan_and_solve(problem))]
+    [reply] = yield [Ask(rival_prompts.plan_and_solve(problem))]
     return [(None, reply)]
 
 
 def skills(problem: Problem, number: int, setting: Setting) -> Recipe:
     """UpSkill: the K skills in turn."""
     skill = number % setting.k + 1
-    [reply] = yield [Ask(prompts.skill(problem, skill))]
+    [reply] = yield [Ask(rival_prompts.skill(problem, skill))]
     return [(None, reply)]
 
 
 def fixed(problem: Problem, number: int, setting: Setting) -> Recipe:
     """Fixed-Strategy Ensemble (Table 7): the same strategies for every problem, in turn."""
-    strategy = prompts.FIXED_STRATEGIES[number % len(prompts.FIXED_STRATEGIES)]
-    return solve_each(problem, [strategy])
+    strategies = rival_prompts.fixed_strategies()
+    return solve_each(problem, [strategies[number % len(strategies)]])
 
 
 def sketch(problem: Problem, number: int, setting: Setting) -> Recipe:
     """Independent sketch-then-solve (section 4.3): no sketch sees the others."""
-    [plan] = yield [Ask(prompts.sketch(problem), solve=False)]
+    [plan] = yield [Ask(rival_prompts.sketch(problem), solve=False)]
     strategy = one_line(plan.text)
     if not strategy:
         return [(None, None)]
@@ -138,7 +139,7 @@ def second_label(text: str) -> bool:
 
 def plansearch(problem: Problem, number: int, setting: Setting) -> Recipe:
     """PlanSearch (arXiv 2409.03733) in the form of Appendix P."""
-    [reply] = yield [Ask(prompts.observations(problem), solve=False)]
+    [reply] = yield [Ask(rival_prompts.observations(problem), solve=False)]
     observations = list(dict.fromkeys(prompts.parse_list(reply.text)))
     combinations: list[tuple[str, ...]] = []
     for size in range(MAX_COMBINED + 1):
@@ -149,7 +150,8 @@ def plansearch(problem: Problem, number: int, setting: Setting) -> Recipe:
     while combinations and len(plans) < PLANS_SEARCHED:
         missing = PLANS_SEARCHED - len(plans)
         batch, combinations = combinations[:missing], combinations[missing:]
-        texts = [prompts.plan_from_observations(problem, list(chosen)) for chosen in batch]
+        texts = [rival_prompts.plan_from_observations(problem, list(chosen))
+                 for chosen in batch]
         replies = yield [Ask(text, solve=False) for text in texts]
         for combination, reply in zip(batch, replies, strict=True):
             plan = one_line(reply.text)

@@ -9,6 +9,7 @@ import pytest
 
 import prompts
 from lib.problems import Problem, outcome_hash
+from rivals import prompts as rival_prompts
 from rivals.inference import Grader, attempts_at
 from rivals.methods import METHODS, Setting, shuffled_donors, spread
 from rollout import Sample
@@ -142,9 +143,10 @@ def test_shuffled_strategies_are_another_problem_s_tuple_drawn_from_that_problem
 
 
 @pytest.mark.parametrize("method, expected", [
-    ("direct", [prompts.direct(problem())] * 4), ("plan-and-solve", [prompts.plan_and_solve(problem())] * 4),
-    ("skills", [prompts.skill(problem(), z) for z in (1, 2, 3, 4)]),
-    ("fixed", [prompts.solve(problem(), s) for s in prompts.FIXED_STRATEGIES])])
+    ("direct", [prompts.direct(problem())] * 4),
+    ("plan-and-solve", [rival_prompts.plan_and_solve(problem())] * 4),
+    ("skills", [rival_prompts.skill(problem(), z) for z in (1, 2, 3, 4)]),
+    ("fixed", [prompts.solve(problem(), s) for s in rival_prompts.fixed_strategies()])])
 def test_methods_without_a_planner_ask_once_for_each_attempt(method, expected):
     found, jobs, _ = run(method, lambda text: program("right"))
     asked = {job.key: bytes(job.prompt).decode() for job in jobs}

@@ -57,7 +57,7 @@ def test_a_line_that_is_no_problem_is_named_with_its_number(tmp_path, line, mess
 
 
 def test_a_missing_an_empty_and_a_binary_file_are_reported(tmp_path):
-    with pytest.raises(ValueError, match="prepare.corpora build"):
+    with pytest.raises(ValueError, match="prepare.corpora"):
         load_problems(tmp_path / "none.jsonl")
     (tmp_path / "p.jsonl").write_text("\n\n")
     with pytest.raises(ValueError, match="holds no problems"):
@@ -92,6 +92,6 @@ def test_the_verifier_gets_the_graded_tests_and_the_official_limit_on_request_on
 def test_outcome_classes_forgive_white_space_alone():
     same = outcome_hash(["1 2\n3\n", None])
     assert outcome_hash([" 1 2 \r\n 3", None]) == same
-    others = (["1 2 3", None], ["1 2\n3\n", ""], ["1  2\n3", None], [None, "1 2\n3\n"], ["1 2\n3\n"])
-    for other in others:
+    for other in (["1 2 3", None], ["1 2\n3\n", ""], ["1  2\n3", None], [None, "1 2\n3\n"],
+                  ["1 2\n3\n"]):
         assert outcome_hash(other) != same

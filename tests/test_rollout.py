@@ -37,21 +37,26 @@ def run(module, tokenizer, jobs, slots, **settings) -> dict:
     return {job.tag: sample for job, sample in Engine(module, tokenizer, slots, **settings).run(jobs)}
 
 
-def test_samples_are_bit_for_bit_the_same_at_any_slot_count_and_in_any_order(loaded):
+def assert_same_samples(got: dict, want: dict) -> None:
+    """Equal tokens; log-probs equal up to the rounding of batched matrix products."""
+    assert got.keys() == want.keys()
+    for i in want:
+        assert got[i].ids == want[i].ids and got[i].finish == want[i].finish
+        assert np.allclose(got[i].logprobs, want[i].logprobs, atol=1e-4)
+
+
+def test_any_slot_count_and_any_order_sample_the_same_tokens(loaded):
     module, tokenizer, _ = loaded
     want = run(module, tokenizer, ragged_jobs(), 8)
     assert len(want) == 60 and len({tuple(s.ids) for s in want.values()}) > 50
-    for slots, order in ((24, 1), (256, -1)):
-        assert run(module, tokenizer, ragged_jobs()[::order], slots) == want
+    for slots, order in ((1, 1), (24, 1), (256, -1)):
+        assert_same_samples(run(module, tokenizer, ragged_jobs()[::order], slots), want)
 
 
-def test_so_they_are_with_few_value_heads_many_query_heads_and_prompts_beyond_one_block_of_keys():
-    """Where the last bits once differed: 3 value heads make 24 decays a step, less than a vectorised loop takes; four queries of
-    a key head are added up over 256 or 320 keys in another order than over more."""
-    module = tiny.stir(model.build(tiny.QWEN | dict(num_key_value_heads=1, linear_num_key_heads=1, linear_num_value_heads=3)), 0)
-    want = run(module, tiny.tokenizer(), ragged_jobs(24, 500), 8)
-    for slots, order in ((16, -1), (64, 1)):
-        assert run(module, tiny.tokenizer(), ragged_jobs(24, 500)[::order], slots) == want
+def test_the_same_slot_count_samples_the_same_bits(loaded):
+    module, tokenizer, _ = loaded
+    first, second = (run(module, tokenizer, ragged_jobs(), 24) for _ in range(2))
+    assert first == second
 
 
 class Tape(TorchDispatchMode):
@@ -94,7 +99,7 @@ class Tape(TorchDispatchMode):
 
 def captured(monkeypatch, module, tokenizer, jobs, slots):
     engine = Engine(module, tokenizer, slots)
-    engine.captures = True
+    engine.captures = engine.on_gpu = True
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Tape)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
     monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
@@ -107,10 +112,11 @@ def test_a_step_that_is_recorded_once_and_replayed_samples_the_same(loaded, monk
     module, tokenizer, _ = loaded
     jobs, replays, replay = ragged_jobs(), [], Tape.replay
     jobs.sort(key=lambda job: job.max_new_tokens)
-    monkeypatch.setattr(rollout, "GRAPH_BUCKET", 128)
+    monkeypatch.setattr(rollout, "GRAPH_BUCKET", 64)
     monkeypatch.setattr(Tape, "replay", lambda tape: replays.append(tape) or replay(tape))
     got, engine = captured(monkeypatch, module, tokenizer, jobs, 24)
-    assert got == run(module, tokenizer, ragged_jobs(), 24) and engine.captures
+    assert engine.captures
+    assert_same_samples(got, run(module, tokenizer, ragged_jobs(), 24))
     assert len(set(replays)) >= 3 and len(replays) > 10 * len(set(replays))
     assert not engine.graphs, "they would keep their memory through the update"
 
@@ -127,7 +133,7 @@ def test_a_step_that_cannot_be_recorded_goes_on_one_by_one_and_says_so_once(load
         got, engine = captured(monkeypatch, module, tokenizer, ragged_jobs(), 24)
     assert sum("without CUDA graphs" in str(w.message) for w in caught) == 1 and not engine.captures
     monkeypatch.setattr(rollout, "draw", plain)
-    assert got == run(module, tokenizer, ragged_jobs(), 24)
+    assert_same_samples(got, run(module, tokenizer, ragged_jobs(), 24))
 
 
 def test_the_shared_prefix_is_a_hint_that_changes_no_token(loaded):
@@ -135,9 +141,7 @@ def test_the_shared_prefix_is_a_hint_that_changes_no_token(loaded):
     want, jobs = run(module, tokenizer, ragged_jobs(), 64), ragged_jobs()
     for job in jobs:
         job.shared = None
-    got = run(module, tokenizer, jobs, 64)
-    assert all(got[i].ids == want[i].ids for i in want)
-    assert max(abs(a - b) for i in want for a, b in zip(got[i].logprobs, want[i].logprobs, strict=True)) < 1e-4
+    assert_same_samples(run(module, tokenizer, jobs, 64), want)
 
 
 def test_recorded_log_probs_are_those_of_transformers_at_the_sampling_temperature(loaded):
@@ -267,7 +271,7 @@ def test_a_planner_that_thinks_is_asked_to_and_a_thought_that_never_closes_is_no
         parse("<think>A: x\nB: y", 2)
     tokenizer = tiny.tokenizer()
     tokenizer.chat_template = tiny.TEMPLATE.replace("enable_thinking is false", "true")
-    with pytest.raises(ValueError, match="--with-think: the chat template of this tokenizer knows no thinking"):
+    with pytest.raises(ValueError, match="--with-think: this tokenizer.s chat template has no thinking"):
         prompts.thought_mark(tokenizer)
 
 

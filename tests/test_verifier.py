@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import sandbox
 import verifier
 from verifier import SandboxError, Verifier, same_output
 
@@ -306,48 +307,75 @@ def test_strict_and_batch_give_the_same_verdicts_and_outputs(strict, batch):
         assert essence(alone) == essence(together), one_item["code"]
 
 
+CLOSED_LATE = """
+def g():
+    try:
+        yield
+    finally:
+        {}
+class Cycle: pass
+c = Cycle()
+c.me, c.generator = c, g()
+next(c.generator)
+"""
+AT_THE_END = [
+    CLOSED_LATE.format("print('closed')") + "print(input())",
+    CLOSED_LATE.format("print(input())") + "print(input())",
+    CLOSED_LATE.format("print('closed')") + "print(input())\ndel c, g, Cycle",
+    CLOSED_LATE.format("print('closed')") + "import gc\ngc.disable()\nprint(input())",
+    CLOSED_LATE.format("print('closed')") + "import gc\ndel c\ngc.freeze()\nprint(input())",
+    CLOSED_LATE.format("print('closed')") + "class Holder: kept = c\ndel c\nprint(input())",
+    "import sys\nclass D:\n  def __init__(s): s.me = s\n  def __del__(s): print(sys.stdin.readline())\nD()\nprint(input())",
+    "import weakref\nclass C: pass\nc = C()\nweakref.finalize(c, print, 'final')\nprint(input())",
+    "import functools\n@functools.lru_cache\ndef f(x): return x\nclass D:\n  def __del__(s): print('gone')\nf(D())\nprint(input())",
+    "try: 1 / 0\nexcept ZeroDivisionError as e: kept = e\nclass D:\n  def __del__(s): print('gone')\nkept.x, kept.me = D(), kept\nprint(input())",
+]
+
+
+@pytest.mark.parametrize("code", AT_THE_END)
+def test_what_a_test_leaves_for_the_collector_ends_with_it_as_in_python_itself(strict, batch, code):
+    """A suspended generator in a cycle was closed during the next test, printed there, or ate its input."""
+    tests = []
+    for given in ("1\n2\n", "3\n4\n", "5\n6\n", "7\n8\n"):
+        done = subprocess.run([sys.executable, "-c", code], input=given, capture_output=True, text=True, check=True)
+        tests.append((given, done.stdout))
+    for judge in (strict, batch):
+        verdict, = judge.judge([item(code, *tests)])
+        assert verdict.passed, verdict
+
+
+@pytest.mark.parametrize("code", [
+    "import {0}\nprint(1 if hasattr({0}, 'seen') else 0)\n{0}.seen = 1".format(name) for name in ("math", "os", "collections")] + [
+    "from collections import Counter as C\nprint(getattr(C, 'n', 0))\nC.n = 1",
+    "import re\nprint(getattr(re.compile, 'n', 0))\nre.compile.n = 1"])
+def test_a_program_that_passes_by_what_its_own_tests_left_is_refused(strict, batch, code):
+    """Its tests want 0 once and 1 ever after: right in company, wrong for a program that starts anew."""
+    for count in (2, 3, 10):
+        for judge in (strict, batch):
+            verdict, = judge.judge([item(code, ("", "0"), *[("", "1")] * (count - 1))])
+            assert (verdict.status, verdict.tests_passed) == ("wrong_answer", 1)
+
+
+def test_a_program_that_fails_by_what_its_own_tests_left_is_accepted(strict, batch):
+    for code in ("import math\nprint(math.pi)\nmath.pi = 3", "import os\nprint(3.141592653589793)\nif os.fork() == 0: os._exit(125)",
+                 "import os, sys\nprint(3.141592653589793)\nsys.stdout.flush()\nos._exit(0)"):
+        for judge in (strict, batch):
+            verdict, = judge.judge([item(code, *[("", "3.141592653589793")] * 6)])
+            assert verdict.passed, verdict
+
+
+def test_an_exit_status_is_no_fault_of_the_machinery(strict, batch):
+    code = "import os, sys\nprint(input())\nif sys.stdin.read(): os._exit(125)"
+    for judge in (strict, batch):
+        verdict, = judge.judge([item(code, ("1", "1"), *[("1\n2", "1")] * 5)])
+        assert (verdict.status, verdict.tests_passed, verdict.message) == ("runtime_error", 1, "test 2: exit status 125")
+
+
 def test_chance_starts_the_same_in_every_test_worker_and_mode(strict, batch):
     code = ("import random, numpy\nprint(hash('a'), random.random(), random.getrandbits(64), list({'x', 'y', 'z'}), "
             "numpy.random.rand(), numpy.random.permutation(10))")
     seen = {output for judge in (strict, batch, batch) for output in judge.judge([one(code, *[("", "")] * 3, want_outputs=True)])[0].outputs}
     assert len(seen) == 1 and None not in seen
-
-
-TAME = [
-    ("import sys, math\ninput = sys.stdin.readline\nprint(math.gcd(*map(int, input().split())))", True),
-    ("import numpy as np\nprint(np.linalg.norm(np.array(input().split(), dtype=float)))", True),
-    ("from collections import *\nfrom heapq import heappush\nclass N:\n  def __init__(self, x): self.left = x\nprint(N(1).left)", True),
-    ("import re\nprint(re.compile('a').match('a'))", True),
-    ("import sys\nsys.setrecursionlimit(10**6)\ndef f(n):\n  if n: f(n - 1)\nf(9)\nsys.exit()", True),
-    ("import os", False), ("import threading", False), ("eval('1')", False), ("open(0)", False), ("import sys\nsys.modules", False),
-    ("().__class__", False), ("getattr(1, 'real')", False), ("import math\nmath.pi = 3", False), ("import math\ndel math.pi", False),
-    ("import sys\nsys._getframe()", False), ("from random import _inst", False), ("import random\nrandom._os", False),
-    ("try: 1/0\nexcept Exception as e: e.__traceback__", False), ("def f():\n  def g(): exec('')", False),
-    ("import numpy as np\nnp.lib", False), ("import queue\nqueue.threading", False), ("lambda: globals()", False),
-    ("match 1:\n  case complex(real=x): print(x)", True), ("match 1:\n  case object(__class__=x): print(x)", False),
-    ("class A: __match_args__ = ('x',)", False), ("import sys\nsys.stdin.buffer.raw", False), ("import string\nstring.Template._x", True),
-    ("import random\nrandom.Random._randbelow", False),
-    ("class A:\n  x: int = 1\n  def __init__(self): self.x = 1\n  def __lt__(self, other): return True\ny: int = 2", True),
-    ("import math\nmath.__annotations__", False), ("from typing import List\nList.__init__(set, 1)", False),
-    ("class A:\n  def __init__(self): super().__init__()", False), ("class A:\n  def __hash__(self): return 1", False),
-    ("import numpy\nnumpy.testing", False), ("from numpy import ma", False), ("from typing import override", False),
-    ("import numpy.linalg\nnumpy.random.rand()", True), ("class A: __array_interface__ = 1", False), ("type('A', (), {})", False), ("[x for x in ().__iter__.__self__]", False),
-]
-
-
-@pytest.fixture(scope="module")
-def tameness():
-    """Judged in an interpreter that has loaded what the warm one has, and nothing more."""
-    script = ("import json, sys, verifier\nimport queue, __future__, re, random, math, heapq, collections, string, typing\ntry:\n  import numpy\nexcept ImportError: pass\n"
-              "tameness = verifier.Tameness()\nprint(json.dumps([tameness.read(compile(code, '', 'exec'))[0] for code in json.load(sys.stdin)]))")
-    done = subprocess.run([sys.executable, "-c", script], input=json.dumps([code for code, _ in TAME]), capture_output=True, text=True,
-                          cwd=ROOT, check=True)
-    return dict(zip([code for code, _ in TAME], json.loads(done.stdout), strict=True))
-
-
-@pytest.mark.parametrize("code, tame", TAME)
-def test_only_programs_without_a_way_out_of_a_test_are_tame(tameness, code, tame):
-    assert tameness[code] == tame
 
 
 # -------------------------------------------------------------------------------------------------------------- limits
@@ -357,7 +385,7 @@ def test_table_11_is_what_a_program_meets(strict):
             "print(get('AS'), get('CORE'), get('NPROC')[0] >= 64, get('FSIZE')[0] >> 20)")
     verdict, = strict.judge([one(code, ("", f"({256 << 20}, {256 << 20}) (0, 0) True 8"))])
     assert verdict.passed, verdict
-    assert (verifier.TEST_SECONDS, verifier.MEMORY_MB, verifier.PROCESSES) == (10.0, 256, 64)
+    assert (verifier.TEST_SECONDS, verifier.MEMORY_MB, sandbox.PROCESSES) == (10.0, 256, 64)
 
 
 def test_an_item_can_have_a_memory_limit_of_its_own(both):
@@ -377,9 +405,9 @@ def test_memory_that_processes_share_counts_once(strict):
 
 
 def test_a_program_has_a_time_limit_over_all_its_tests():
-    code = "import time\ntime.sleep(0.4)\nprint(input())"
+    code = "import time\nwhile time.process_time() < 0.4: pass\nprint(input())"
     with Verifier(1, "strict", program_seconds=1.0) as judge:
-        verdict, = judge.judge([item(code, *[("a", "a")] * 20)])       # 8 s; a busy machine's share is given back, up to 3 s
+        verdict, = judge.judge([item(code, *[("a", "a")] * 20)])       # 8 s of CPU time
     assert verdict.status == "time_limit" and 1 <= verdict.tests_passed <= 10 and verdict.seconds < 6
 
 
@@ -413,13 +441,6 @@ def test_a_busy_machine_does_not_make_a_right_program_late():
         for hog in hogs:
             hog.kill()
             hog.wait()
-
-
-def test_the_worst_case_follows_from_the_limits():
-    with Verifier(2, test_seconds=10, program_seconds=120) as judge:
-        assert judge.worst_case_seconds(0) == 0
-        assert judge.worst_case_seconds(1) == judge.worst_case_seconds(2) == 490
-        assert judge.worst_case_seconds(5) == 3 * 490
 
 
 # ---------------------------------------------------------------------------------------------------------- resilience
@@ -598,7 +619,7 @@ def test_only_listed_system_calls_are_allowed():
             pytest.skip(f"no {header}")
         names = {int(n): name for name, n in re.findall(r"#define __NR(?:3264)?_(\w+)\s+(\d+)$", Path(header).read_text(), re.M)}
         allowed = set()
-        for part in verifier.ALLOWED_CALLS[machine].split():
+        for part in sandbox.ALLOWED_CALLS[machine].split():
             first, _, last = part.partition("-")
             allowed.update(names.get(n, "newer") for n in range(int(first), int(last or first) + 1))
         assert {"read", "write", "futex", "clone", "exit_group", "getrandom", "rt_sigreturn", "wait4"} <= allowed
@@ -610,7 +631,7 @@ def test_only_listed_system_calls_are_allowed():
             "mknodat", "setxattr", "pidfd_open", "pidfd_getfd", "seccomp", "clone3", "kexec_load", "init_module", "reboot", "swapon",
             "personality", "open_by_handle_at", "name_to_handle_at", "fanotify_init", "inotify_init1", "setsid", "setpgid", "setpriority",
             "sched_setscheduler", "kcmp", "quotactl", "settimeofday", "clock_settime", "adjtimex", "sethostname", "acct", "syslog"}
-        assert len(verifier.seccomp_filter(machine, True, True)) % 8 == 0
+        assert len(sandbox.seccomp_filter(machine, True, True)) % 8 == 0
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become someone else")
@@ -619,6 +640,7 @@ def test_an_ordinary_user_is_protected_as_well(tmp_path):
     if python is None:
         pytest.skip("no Python here that another user may run")
     shutil.copy(verifier.__file__, tmp_path)
+    shutil.copy(sandbox.__file__, tmp_path)
     tmp_path.chmod(0o755)
     for parent in tmp_path.parents:
         if parent.stat().st_uid == os.geteuid() and parent.name.startswith("pytest"):
@@ -646,6 +668,7 @@ def run(*arguments, text=None, cwd=ROOT):
 
 def test_the_file_works_alone_in_an_empty_folder(tmp_path):
     shutil.copy(verifier.__file__, tmp_path)
+    shutil.copy(sandbox.__file__, tmp_path)
     (tmp_path / "items.jsonl").write_text("\n".join(json.dumps(i) for i in [
         item(ADD, ("1 2", "3")), one("print('no')", want_outputs=True), one(None)]) + "\n")
     for mode in ("strict", "batch"):
