@@ -79,7 +79,7 @@ def pack(name: str, folder: Path) -> list[Path]:
 def dev_pass(path: Path) -> float:
     """pass@4 on the dev problems."""
     evaluation = attempts.load(path)
-    return float(attempts.outcomes(evaluation, K, of=attempts.posterior).mean())
+    return float(attempts.outcomes(evaluation, K, score=attempts.posterior).mean())
 
 
 def swept_rates(name: str, stage: str) -> dict[str, float]:
@@ -197,7 +197,7 @@ def write_report(name: str, out: Path, done: list[dict], missing: list[str]) -> 
     if not archives:
         raise UserError(f"runs/{name}-seed* hold no attempts yet: run the queue first")
     runs = tables.find(map(str, archives), paper_model=PAPER_MODEL)
-    evaluations = [evaluation for group in runs.found.values() for evaluation in group]
+    evaluations = [evaluation for group in runs.evaluations.values() for evaluation in group]
     commits = ", ".join(sorted({e.card.get("commit", "unknown")[:10] for e in evaluations}))
     ours = results.Results(runs)
     shown_runs = f"results/{name}-seed*.zip"

@@ -151,9 +151,9 @@ class Results:
 
     def __init__(self, runs: tables.Runs):
         self.runs = runs
-        self.model, self.benchmark, _ = next(runs.places())
+        self.place = next(runs.places())
         self.known = {problem.id: problem for problem in world.problems("heldout")}
-        evaluations = next(iter(runs.found.values()))
+        evaluations = next(iter(runs.evaluations.values()))
         self.names = list(evaluations[0].problems)
         unknown = set(self.names) - self.known.keys()
         if unknown:
@@ -162,7 +162,7 @@ class Results:
         # (problems,) each
         self.independent = np.array([metrics.independent_ceiling(p, K) for p in posteriors])
         self.coordinated = np.array([metrics.coordinated_ceiling(p, K) for p in posteriors])
-        self.constant = runs.ceiling(self.model, self.benchmark, K, "constant")
+        self.constant = runs.ceiling(self.place, K, "constant")
         self.comparisons = []
         for quantity, a, b, theirs, measure in planned_comparisons():
             difference = self.difference(a, b, measure)
@@ -170,7 +170,7 @@ class Results:
                 self.comparisons.append(Comparison(quantity, a, b, theirs, difference))
 
     def seeds(self, row: str) -> list[Evaluation]:
-        return self.runs.get(self.model, self.benchmark, SYSTEMS.get(row, row), K)
+        return self.runs.get(self.place, SYSTEMS.get(row, row), K)
 
     def by_problem(self, row: str, measure: Measure) -> dict[str, float]:
         """The mean over tuples and seeds of each problem."""
@@ -226,7 +226,7 @@ def summary(ours: Results) -> list[str]:
 
 def cppo_lines(ours: Results) -> list[str]:
     cppo = ours.passed("CPPO")
-    by_seed = [attempts.outcomes(evaluation, K, of=attempts.posterior).mean()
+    by_seed = [attempts.outcomes(evaluation, K, score=attempts.posterior).mean()
                for evaluation in ours.seeds("CPPO")]
     numbers = ", ".join(f"{value:.3f}" for value in by_seed)
     lines = [f"CPPO reaches {cppo.mean():.3f} (by seed {numbers})."]
@@ -282,7 +282,7 @@ def methods_table(ours: Results) -> list[dict]:
             continue
         above, in_errors = ours.above_independent(row)
         line = {"method": row,
-                "pass@4": ours.runs.pass_cell(ours.model, ours.benchmark, SYSTEMS[row], K),
+                "pass@4": ours.runs.pass_cell(ours.place, SYSTEMS[row], K),
                 "minus the independent ceiling": f"{above:+.3f}, {in_errors:+.1f} se"}
         if row in gains:
             theirs = gains[row].paper
@@ -320,7 +320,7 @@ def selection_table(ours: Results) -> list[dict]:
         difference = metrics.paired_bootstrap(values, solved["first"])
         lines.append({"CPPO, pass@2": f"{rule} 2 of 4", "here": f"{np.mean(values):.3f}",
                       "minus first": with_interval(difference), "paper": SELECTED[rule]})
-    for name, value in ours.runs.ceilings(ours.model, ours.benchmark, 2).items():
+    for name, value in ours.runs.ceilings(ours.place, 2).items():
         lines.append({"CPPO, pass@2": name, "here": value})
     return lines
 

@@ -21,7 +21,7 @@ from lib import errors, metrics
 from lib.problems import outcome_hash
 from miniature import report, reproduce, results, world
 from miniature.jobs import Job, Queue
-from paper import tables
+from paper import cards, tables
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {"train_cppo.py": "train_cppo", "train_sft.py": "train_sft", "train_rm.py": "train_rm",
@@ -163,7 +163,7 @@ def write_attempts(run: Path, stage: str, method: str, problems: list, choose) -
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     setting = {"method": method, "benchmark": "heldout", "num_strategies": 4,
                "shuffle_strategies": False}
-    card = {"setting": setting, "ceilings": evaluate.ceilings(problems, (2, 4), 4)}
+    card = {"setting": setting, "ceilings": cards.ceilings(problems, (2, 4), 4)}
     path.with_suffix(".json").write_text(json.dumps(card))
 
 
