@@ -1,6 +1,6 @@
-"""Run untrusted programs on inputs and return what they print: namespaces, Landlock, seccomp, limits.
+"""Run untrusted programs on inputs, in a sandbox, and return what they print.
 
-    box = Sandbox(config)                               # config: what verifier.find_image() returns
+    box = Sandbox(config)       # config: find_image() and more, see Verifier
     for result in box.run(source, [("1 2\n", False)], Allowance()):
         print(result.status, result.output)             # "ended", or why it did not end well
 
@@ -11,11 +11,11 @@ Processes (model code runs in the last two only, and is never forked from the ca
 
     supervisor    holds a Sandbox: starts programs, watches their time and memory (class Sandbox)
     zygote        a clean, warm interpreter inside the sandbox (class Zygote)
-    program       forked from the zygote for each program: drops its rights, compiles (class Program)
+    program       forked from the zygote for each program: drops rights, compiles (class Program)
     test          forked from the program for each test that runs alone
 
-A program's tests either each run in a process of their own (alone), or one after another in the program
-process itself (in company: no fork, so several times faster; Program.restore says what is reset).
+A test runs alone, in a process of its own, or in company: after others, in the program process.
+That needs no fork, so it is several times faster; class Snapshot says what is reset in between.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from __future__ import annotations
 import sys
 
 if sys.argv[1:2] == ["--zygote"] and sys.version_info < (3, 11):
-    del sys.path[0]     # this folder, whose files could shadow the standard library; see PYTHONSAFEPATH
+    del sys.path[0]     # this folder could shadow the standard library; later: PYTHONSAFEPATH
 
 import _thread
 import atexit
@@ -46,9 +46,9 @@ TEST_SECONDS = 10.0         # of one test (Table 11); an item's "time_limit" ove
 PROGRAM_SECONDS = 120.0     # of all tests of one program together
 PATIENCE = 5                # limits above are CPU time; wall clock may be this many times as long
 MEMORY_MB = 256             # address space of each process (Table 11); "memory_mb" overrides it
-TOTAL_MEMORY_MB = 384       # resident, of a program's processes together: 64 x 256 MiB would be 16 GiB
+TOTAL_MEMORY_MB = 384       # resident, of all processes of a program: 64 x 256 MiB is 16 GiB
 PROCESSES = 64              # at a time, of one program (Table 11)
-OUTPUT_MB = 8               # of a test and of any file; or 1 MiB and twice the expected output, if more
+OUTPUT_MB = 8               # of a test and of any file; an Allowance may have more
 SCRATCH_MB = 16             # in at most SCRATCH_FILES files
 SCRATCH_FILES = 1024
 OPEN_FILES = 64
@@ -64,8 +64,8 @@ LAYERS = ("namespaces", "landlock", "seccomp")
 BEGIN = struct.Struct("<BQQQ")
 CALL = 1
 # supervisor -> program: for each test whether it runs alone, and the files of input, result and
-# error output. Back: for each test "T" with wait status, seconds, CPU seconds, and whether the program
-# process ends with this test. Or once "C" with the error of compiling.
+# error output. Back: for each test "T" with wait status, seconds, CPU seconds, and whether the
+# program process ends with this test. Or once "C" with the error of compiling.
 TEST = struct.Struct("<c?")
 REPLY = struct.Struct("<cidd?")
 UNCONFINED = 125            # exit status of a program process that could not be confined
@@ -84,14 +84,14 @@ TALK, RULES, STDLIB, SITE = 3, 40, 50, 51
 # xattr, mknod, setpriority, pidfd_*, seccomp, landlock_*; and clone3: glibc then takes clone, whose
 # flags a filter can read. A call that is not listed fails with ENOSYS.
 ALLOWED_CALLS = {
-    "x86_64": "0-28 32-40 44-45 47-48 51-53 55-58 60-63 72-91 95-100 102 104 107-108 110-111 115 118 "
-              "120-121 124 127-128 130-132 137-138 140 143 145-147 157-158 160 186 200-204 213 "
+    "x86_64": "0-28 32-40 44-45 47-48 51-53 55-58 60-63 72-91 95-100 102 104 107-108 110-111 115 "
+              "118 120-121 124 127-128 130-132 137-138 140 143 145-147 157-158 160 186 200-204 213 "
               "217-219 221-226 228-235 247 257-258 262-271 273-274 280-281 284-285 290-293 295-296 "
               "302 309 316 318 324 326-328 332 334 436 439 441 449 452",
-    "aarch64": "17 19-25 29 32 34-38 43-50 52-53 56-57 59 61-73 78-80 82-83 88 93-96 98-103 107-111 "
-               "113-115 120-126 128-137 139 141 148 150 153 155-156 158 160 163-169 172-179 199 "
-               "204-207 209-210 212 214-216 220 222-223 226-227 232-233 260-261 276 278 283 285-287 "
-               "291 293 436 439 441 449 452",
+    "aarch64": "17 19-25 29 32 34-38 43-50 52-53 56-57 59 61-73 78-80 82-83 88 93-96 98-103 "
+               "107-111 113-115 120-126 128-137 139 141 148 150 153 155-156 158 160 163-169 172-179 "
+               "199 204-207 209-210 212 214-216 220 222-223 226-227 232-233 260-261 276 278 283 "
+               "285-287 291 293 436 439 441 449 452",
 }
 CALLS = {
     "x86_64": dict(arch=0xC000003E, seccomp=317, clone=56, open=2, openat=257, sendto=44,
@@ -101,7 +101,8 @@ CALLS = {
                     fcntl=25, ioctl=29, prctl=167, prlimit64=261, sched_setaffinity=122),
 }
 # Calls with an argument that is checked: its position, the bits that count, the values allowed.
-CREATING = (0, 1, 2, 3, 0x201, 0x202)   # O_TRUNC only to write: Landlock checks it from Linux 6.2 on
+# O_TRUNC only to write: Landlock checks it from Linux 6.2 on
+CREATING = (0, 1, 2, 3, 0x201, 0x202)
 ARGUMENTS = {
     "clone": (0, 0x7E020000, (0,)),     # no CLONE_NEW*
     "open": (1, 0x203, CREATING),
@@ -109,7 +110,7 @@ ARGUMENTS = {
     "sendto": (5, -1, (0,)),            # no address: sockets of the host have paths
     "socketpair": (0, -1, (1,)),        # AF_UNIX, which asyncio needs
     "fcntl": (1, -1, (*range(8), 1030)),        # no F_SETOWN, which sends signals
-    "ioctl": (1, -1, (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)),     # terminal? how wide? ...
+    "ioctl": (1, -1, (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)),     # terminal? how wide?
     "prctl": (0, -1, (1, 2, 3, 15, 16)),        # not "dumpable again": cores may go to the host
     "prlimit64": (0, -1, (0,)),         # of itself only
     "sched_setaffinity": (0, -1, (0,)),
@@ -223,7 +224,7 @@ MAKE_DEVICES_AND_SOCKETS = 1 << 6 | 1 << 9 | 1 << 11
 
 def landlock_rules(kernel: Kernel, abi: int, readable: list[str], listable: list[str],
                    scratch: str) -> int:
-    """A ruleset: read the `readable` trees, list the `listable` folders, in `scratch` all but execute."""
+    """A ruleset: read `readable` trees, list `listable` folders, in `scratch` all but execute."""
     every = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(abi, 16)) - 1
     handled = struct.pack("<QQQ", every, 3, 3)      # files; TCP; signals and abstract sockets
     handled = handled[:24 if abi >= 6 else 16 if abi >= 4 else 8]
@@ -270,7 +271,7 @@ class Image:
         os.mkdir("/tmp/new")
         os.mkdir("/tmp/old")
         kernel.mount("/tmp/new", "/tmp/new", None, BIND)
-        kernel.call("pivot_root", b"/tmp", b"/tmp/old")     # so that files under /tmp can be bound, too
+        kernel.call("pivot_root", b"/tmp", b"/tmp/old")     # so that what is in /tmp can be bound
         os.chdir("/")
         self.bind_files()
         self.make_devices()
@@ -402,8 +403,8 @@ def reset_signals() -> None:
 
 # ------------------------------------------------------------------ inside the sandbox: the zygote
 
-# Modules whose state no Snapshot can put back. The zygote takes them out of sys.modules, so that a test
-# which imports one is seen to have imported something new: the next one gets another process.
+# Modules whose state no Snapshot can put back. The zygote takes them out of sys.modules, so that a
+# test which imports one is seen to have imported something new: the next gets another process.
 UNSHARED = ("atexit", "ctypes", "ctypes._endian", "gc", "resource", "signal")
 
 
@@ -524,7 +525,7 @@ class Zygote:
         import functools, heapq, itertools, math, operator, queue, random, re  # noqa: E401, F401
         import string, typing                                                  # noqa: E401, F401
         from _sitebuiltins import Quitter
-        builtins.exit = Quitter("exit", "Ctrl-D")       # in an interpreter without -S, site does this
+        builtins.exit = Quitter("exit", "Ctrl-D")       # without -S, site does this
         builtins.quit = Quitter("quit", "Ctrl-D")
         if hasattr(sys, "set_int_max_str_digits"):
             sys.set_int_max_str_digits(0)       # no judge has Python's limit of 4,300 digits
@@ -542,7 +543,7 @@ class Zygote:
         sys.argv[:] = ["main.py"]
         open_standard_streams()
         sys.path_importer_cache.clear()
-        compile("0", "", "eval")    # makes the types of syntax trees: 1.3 ms for every program otherwise
+        compile("0", "", "eval")    # makes the types of syntax trees: 1.3 ms in each program else
         gc.collect()
         gc.freeze()
 
@@ -567,7 +568,9 @@ class Zygote:
         os.dup2(rules, RULES)
         os.close(rules)
         self.rules, self.scoped = RULES, abi >= 6
-        self.report["landlock"] = "active" if self.scoped else "active, but does not keep signals in"
+        self.report["landlock"] = "active"
+        if not self.scoped:
+            self.report["landlock"] += ", but does not keep signals in"
 
     def prepare_seccomp(self) -> None:
         self.install_filter = lambda: 0
@@ -619,11 +622,11 @@ class Zygote:
             self.report["identity"] = "your user id"
 
     def set_limits(self) -> None:
-        """Limits that all programs share; the program process sets those that depend on the item."""
+        """Limits that all programs share; the program process sets those of an Allowance."""
         self.kernel.prctl(DUMPABLE, 0)      # no ptrace, no /proc/1/mem
         self.kernel.prctl(SUBREAPER, 1)     # orphans become our children, none is lost
         processes = PROCESSES + (1 if self.test_uid is not None else 3)     # and our own
-        if not self.isolated and self.test_uid is None:     # all tasks of the user count; see trouble()
+        if not self.isolated and self.test_uid is None:     # tasks of the user count as well
             processes += self.config["user_tasks"] + 256
         limits = dict(CORE=0, NOFILE=OPEN_FILES, STACK=STACK_MB << 20, MEMLOCK=0, MSGQUEUE=0,
                       SIGPENDING=256, NPROC=processes)
@@ -636,7 +639,7 @@ class Zygote:
             self.resource.setrlimit(limit, (value, hard if name == "STACK" else value))
 
     def scratch_state(self) -> tuple:
-        now = os.stat(self.scratch)     # any change of the directory moves ctime; nobody can set it back
+        now = os.stat(self.scratch)     # any change moves ctime, which cannot be set back
         return now.st_mode, now.st_uid, now.st_nlink, now.st_size, now.st_mtime_ns, now.st_ctime_ns
 
     def close_from(self, first: int) -> None:
@@ -686,7 +689,7 @@ class Zygote:
             if self.isolated:
                 victims = [-1]
             elif self.report["seccomp"] == "active":
-                victims = [-program, program]       # leaving the process group is not an allowed call
+                victims = [-program, program]   # nobody is allowed to leave the group
             else:
                 victims = [pid for pid, _, _ in family(os.getpid())]
             for victim in victims:
@@ -710,7 +713,7 @@ class Zygote:
 
 
 def names_for_calls() -> dict:
-    """What solutions in LeetCode style use without importing it. Builtins stay: pow is not math's."""
+    """What solutions for LeetCode use without importing it. Builtins stay: pow is not math's."""
     starred = ("typing string random operator math itertools functools copy bisect heapq datetime "
                "collections").split()
     names: dict = {}
@@ -726,7 +729,8 @@ def names_for_calls() -> dict:
 
 # ------------------------------------------------- inside the sandbox: one program and its tests
 
-# If a program names one, it is imported once, not in every test. Their state is reset, or they have none.
+# If a program names one, it is imported once, not in every test.
+# They have no state, or Snapshot resets it.
 IMPORTED_AHEAD = ("dataclasses", "decimal", "fractions", "statistics")
 
 
@@ -748,7 +752,7 @@ class Program:
         kernel.prctl(DUMPABLE, 0)
         kernel.prctl(SUBREAPER, 1)
         if zygote.rules >= 0:
-            kernel.call("syscall", LANDLOCK_RESTRICT, zygote.rules, 0, what="landlock_restrict_self")
+            kernel.call("syscall", LANDLOCK_RESTRICT, zygote.rules, 0, what="landlock_restrict")
         zygote.close_from(TALK + 1)
         zygote.install_filter()
         self.talk = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, TALK)
@@ -764,7 +768,7 @@ class Program:
         self.snapshot: Snapshot | None = None
         self.draws = b"random" in source or self.function is not None
         self.pid = os.getpid()
-        gc.freeze()     # else the first collection in a test would write to, and so copy, all of this
+        gc.freeze()     # else the first collection in a test would write to, and copy, all this
 
     def serve(self) -> None:
         try:
@@ -828,12 +832,12 @@ class Program:
         if self.snapshot is None:
             self.snapshot = Snapshot(self.zygote, self.draws)
         status = self.test(*files, alone=False)
-        if os.getpid() != self.pid:     # a process that the test has forked and that reached its end
+        if os.getpid() != self.pid: # a process that the test has forked, at its end
             _exit(status)
         return status << 8, self.snapshot.restore()
 
     def test(self, given: int, result: int, errors: int, alone: bool) -> int:
-        """Run one test in this process, as a Python started for it would; return the exit status."""
+        """Run one test in this process, as a new Python would; return the exit status."""
         arguments = b""
         if self.function is None:
             os.dup2(given, 0)
@@ -850,15 +854,16 @@ class Program:
                 result = TALK
             self.zygote.close_from(TALK + (self.function is not None))
         output = sys.stdout
+        status = self.run_code(arguments, result)
+        if status == 0:     # otherwise no exit function may make it good
+            status = finish(output)
+        return status
+
+    def run_code(self, arguments: bytes, result: int) -> int:
+        """Run the program in a new __main__, which only sys.modules holds afterwards."""
         sys.modules["__main__"] = module = ModuleType("__main__")
         names = vars(module)
         names.update(__builtins__=builtins, __file__="/tmp/main.py")
-        status = self.run_code(names, arguments, result)
-        if status == 0:     # otherwise no exit function may make it good
-            status = finish(names, output, alone)
-        return status
-
-    def run_code(self, names: dict, arguments: bytes, result: int) -> int:
         try:
             if self.function is not None:
                 sys.setrecursionlimit(50_000)       # as LiveCodeBench's runner does
@@ -889,20 +894,18 @@ class Program:
             file.write(text)
 
 
-def finish(names: dict, output, alone: bool) -> int:
-    """What Python does at its end: threads, exit functions, output, what the program still holds."""
+def finish(output) -> int:
+    """What Python does at its end: threads, exit functions, output, finalisers."""
     try:
         if _thread._count():
             threading._shutdown()
         if atexit._ncallbacks():        # both cost pages even if there is nothing to do
             atexit._run_exitfuncs()
         flush(sys.stdout)
-        # values first, so that finalisers still find modules, functions and classes
-        values = [n for n, v in names.items() if not callable(v) and type(v) is not ModuleType]
-        for name in values:
-            names[name] = None
-        names.clear()
-        # Cycles too: else a suspended generator in one would be closed in the middle of the next test
+        sys.stdout = output
+        # Finalisers run now, with the program's globals intact, as at Python's own end. Without
+        # collecting, a suspended generator in a cycle would be closed in the next test.
+        sys.modules.pop("__main__", None)
         gc.collect()
         flush(output)
     except BaseException as error:
@@ -914,16 +917,17 @@ def finish(names: dict, output, alone: bool) -> int:
 class Snapshot:
     """State of the interpreter before its first test; restore() puts it back after each.
 
-    It covers what programs change in practice. A program may hide state elsewhere (an attribute of
-    math, say), so tests in company are only trusted as far as docs/verifier.md explains: a failure is
-    repeated in fresh processes, and one test of every program runs in a fresh process first.
+    It covers what programs change in practice, not all that they could (an attribute of math, say).
+    So a test that fails in company is repeated alone, and some tests always run alone: see
+    verifier.Supervisor.
     """
 
     def __init__(self, zygote: Zygote, draws: bool):
         """draws: the program may use random numbers."""
         self.zygote = zygote
         self.of_sys, self.of_builtins = dict(vars(sys)), dict(vars(builtins))
-        self.lists = {name: list(value) for name, value in self.of_sys.items() if type(value) is list}
+        lists = [name for name, value in self.of_sys.items() if type(value) is list]
+        self.lists = {name: list(self.of_sys[name]) for name in lists}      # path, argv, ...
         self.modules = dict(sys.modules)
         self.environment = dict(os.environ._data)
         self.recursion_limit = sys.getrecursionlimit()
@@ -1075,7 +1079,7 @@ class Allowance:
 
 @dataclass
 class Result:
-    """Of one test: "ended" with exit status 0 and its output; any other status says what went wrong."""
+    """Of one test: "ended" (exit status 0) and its output; other statuses say what went wrong."""
     status: str
     message: str = ""
     output: str | None = None
@@ -1227,7 +1231,7 @@ class Sandbox:
         a test that did not end well, or that left something behind. Closing the iterator kills what
         runs. Raises Fault.
         """
-        files: list[tuple[int, int, int]] = []      # of the tests that were sent, the next one first
+        files: list[tuple[int, int, int]] = []      # of the tests that were sent, in order
         self.begin(source, allowance, function)
         try:
             fresh = True
@@ -1265,7 +1269,7 @@ class Sandbox:
     def send_test(self, text: str, alone: bool) -> tuple[int, int, int]:
         given = memory_file(text.encode("utf-8", "surrogatepass"))
         files = given, memory_file(), memory_file()
-        with contextlib.suppress(OSError):      # if the program process is gone, await_test says why
+        with contextlib.suppress(OSError):      # if the process is gone, await_test says why
             send_with_files(self.talk, TEST.pack(b"T", alone), *files)
         return files
 
@@ -1338,7 +1342,8 @@ class Sandbox:
             trouble = self.trouble(alive, allowance)
             if trouble is not None:
                 return trouble
-            pause = max(WATCH_SECONDS, 20 * (time.process_time() - effort))     # at most 5 % of a CPU
+            # looking takes at most 5 % of a CPU
+            pause = max(WATCH_SECONDS, 20 * (time.process_time() - effort))
 
     def trouble(self, alive: list, allowance: Allowance) -> Result | None:
         """A limit that no rlimit enforces and that the living processes break."""
@@ -1369,7 +1374,7 @@ class Sandbox:
         return total
 
     def last_words(self) -> bytes:
-        for _ in range(2):      # if it ended with unread messages, only the second call has its reply
+        for _ in range(2):      # if it ended with unread messages, the first call raises
             with contextlib.suppress(OSError):
                 return self.talk.recv(1024)
         return b""

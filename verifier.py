@@ -1,22 +1,22 @@
-"""V(x, y): run one program against its tests in a sandbox and say whether it passed (Section 3.2, Table 11).
+"""V(x, y): does a program pass its tests? Section 3.2, Table 11.
 
     with Verifier(workers=8) as verifier:
         test = {"input": "1\n", "output": "1\n"}
         verdicts = verifier.judge([{"code": "print(input())", "tests": [test]}])
-        future = verifier.submit(item)      # one at a time: a concurrent.futures.Future of a Verdict
+        future = verifier.submit(item)          # one item: a concurrent.futures.Future
 
     python verifier.py judge FILE.jsonl --workers 8     # one verdict per line, in the order of FILE
     python verifier.py doctor                           # which protections hold here: tries each
 
-An item has "code" (text, or null if there is no program) and "tests" ([{"input", "output"}]). It may
-have "fn_name" (the tests are then calls: input is a JSON list of arguments, output a JSON value),
-"time_limit" (seconds per test), "memory_mb", "compare" ("lines" or "tokens"), "float_tolerance" and
-"want_outputs". A program is accepted if each of its tests ran, ended normally (exit status 0) and
-printed or returned the right thing; the first failing test ends it.
+An item has "code" (text, or null if there is no program) and "tests" ([{"input", "output"}]). It
+may have "fn_name" (the tests are then calls: input is a JSON list of arguments, output a JSON
+value), "time_limit" (seconds per test), "memory_mb", "compare" ("lines" or "tokens"),
+"float_tolerance" and "want_outputs". A program is accepted if each of its tests ran, ended normally
+(exit status 0) and printed or returned the right thing; the first failing test ends it.
 
-This file is the only one that knows expected outputs; sandbox.py runs the programs. The two copy
-together and need the standard library alone, on Linux. docs/verifier.md says what the sandbox covers
-and what it does not, and what the tiers A to D are.
+Only this file knows expected outputs; sandbox.py runs the programs. The two copy together and need
+the standard library alone, on Linux. docs/verifier.md says what the sandbox covers and what it does
+not, and what the tiers A to D are.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from __future__ import annotations
 import sys
 
 if sys.argv[1:2] == ["--supervisor"] and sys.version_info < (3, 11):
-    del sys.path[0]     # this folder, whose files could shadow the standard library; see PYTHONSAFEPATH
+    del sys.path[0]     # this folder could shadow the standard library; later: PYTHONSAFEPATH
 
 import contextlib
 import functools
@@ -39,12 +39,14 @@ import zlib
 from dataclasses import asdict, dataclass
 from decimal import Decimal, InvalidOperation
 
-if os.path.dirname(os.path.abspath(__file__)) not in sys.path:
-    sys.path.append(os.path.dirname(os.path.abspath(__file__)))     # last, so that it shadows nothing
+FOLDER = os.path.dirname(os.path.abspath(__file__))
+if FOLDER not in sys.path:
+    sys.path.append(FOLDER)     # last, so that it shadows nothing
 
-from sandbox import (LAYERS, MEMORY_MB, OUTPUT_MB, PATIENCE, PROGRAM_SECONDS, SUBREAPER,  # noqa: E402
-                     PDEATHSIG, TEST_SECONDS, TOTAL_MEMORY_MB, Allowance, Fault, Kernel, Result,
-                     Sandbox, family, reset_signals, start_process)
+from sandbox import (           # noqa: E402
+    LAYERS, MEMORY_MB, OUTPUT_MB, PATIENCE, PDEATHSIG, PROGRAM_SECONDS, SUBREAPER, TEST_SECONDS,
+    TOTAL_MEMORY_MB, Allowance, Fault, Kernel, Result, Sandbox, family, reset_signals,
+    start_process)
 
 TIERS = "ABCD"
 MODES = ("strict", "batch")
@@ -53,7 +55,8 @@ MODES = ("strict", "batch")
 
 TOKEN_TOLERANCE = 1e-5      # absolute, as CodeContests
 INTEGER = re.compile(r"[+-]?[0-9]+")
-NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")     # one way to match: linear
+# there is one way to match it, so that no text takes quadratic time
+NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 def same_output(output: str, expected: str, compare: str = "lines",
@@ -61,9 +64,9 @@ def same_output(output: str, expected: str, compare: str = "lines",
     """Is this what the test expects?
 
     lines (LiveCodeBench, APPS): stripped, line by line, equal as text or as exact decimals.
-    tokens (CodeContests): white-space tokens, case-insensitive, integers exact, other numbers within
-    1e-5. With a tolerance, in both, numbers may differ by that much, absolutely or relative to the
-    expected one.
+    tokens (CodeContests): white-space tokens, case-insensitive, integers exact, other numbers
+    within 1e-5. With a tolerance, in both, numbers may differ by that much, absolutely or relative
+    to the expected one.
     """
     output, expected = output.strip(), expected.strip()
     if output == expected:
@@ -133,7 +136,7 @@ def same_value(value, expected, tolerance: float | None) -> bool:
 
 
 def parse_json(text: str):
-    """JSON; an integer of more than 4,300 digits becomes a Decimal: exact, and read in linear time."""
+    """JSON; an integer of more than 4,300 digits becomes a Decimal, read in linear time."""
     try:
         return json.loads(text)
     except json.JSONDecodeError:
@@ -172,7 +175,7 @@ def check_item(item: dict) -> None:
     if not isinstance(code, (str, type(None))):
         raise ValueError(f"code is text, or null if there is none, not a {type(code).__name__}")
     if not isinstance(tests, list) or not tests:
-        raise ValueError("tests is a list of at least one test: without one, nothing can be accepted")
+        raise ValueError("tests is a list of at least one test: nothing is accepted without one")
     for n, test in enumerate(tests, 1):
         for key in ("input", "output"):
             if not isinstance(test, dict) or not isinstance(test.get(key), str):
@@ -197,8 +200,8 @@ def check_calls(function: str, tests: list[dict]) -> None:
         except (ValueError, RecursionError) as error:
             raise ValueError(f"test {n} of {function} is not JSON: {error}") from None
         if not isinstance(arguments, list):
-            raise ValueError(f"the input of test {n} is a JSON list of the arguments of {function}, "
-                             f"not {test['input']!r:.50}")
+            raise ValueError(f"the input of test {n} is a JSON list of the arguments of "
+                             f"{function}, not {test['input']!r:.50}")
 
 
 # --------------------------------------------------------------------- the supervisor of a worker
@@ -228,7 +231,7 @@ class Supervisor:
         return self.sandboxes[numpy]
 
     def close(self) -> None:
-        """End the sandboxes, and what a killed zygote has left: as subreaper, we have inherited it."""
+        """End the sandboxes, and what a killed zygote has left: the subreaper inherits it."""
         for sandbox in self.sandboxes.values():
             sandbox.close()
         self.sandboxes.clear()
@@ -282,10 +285,10 @@ class Supervisor:
         return waiting
 
     def run_batch(self, source: bytes) -> None:
-        """Two tests alone, the others in company; forget the first that fails there, and all after it.
+        """Two tests alone, the others in company; forget all from the first that fails there on.
 
-        Alone are test 0, at which most wrong programs fail, and one picked by a checksum: the same in
-        every run, and nothing that a program could prepare for.
+        Alone are test 0, at which most wrong programs fail, and one picked by a checksum: the same
+        in every run, and nothing that a program could prepare for.
         """
         lone = 1 + zlib.crc32(source) % (len(self.tests) - 1)
         others = [(n, False) for n in range(1, len(self.tests)) if n != lone]
@@ -307,7 +310,7 @@ class Supervisor:
         inputs = [(self.tests[n]["input"], alone) for n, alone in tests]
         results = box.run(source, inputs, allowance, self.item.get("fn_name"))
         with contextlib.closing(results):
-            for (n, _), result in zip(tests, results):      # noqa: B905: it may end early
+            for (n, _), result in zip(tests, results):  # noqa: B905 (ends early)
                 self.results[n] = result = self.compared(n, result)
                 if result.status == "compile_error":
                     self.results = [result] * len(self.tests)
@@ -395,8 +398,9 @@ def supervise(descriptor: int) -> None:
 
 def tier_of(report: dict[str, str]) -> str:
     active = {layer for layer, state in report.items() if state.startswith("active")}
-    for tier, needed in (("A", {"namespaces", "seccomp"}), ("B", {"identity", "landlock", "seccomp"}),
-                         ("C", {"landlock", "seccomp"})):
+    needs = dict(A={"namespaces", "seccomp"}, B={"identity", "landlock", "seccomp"},
+                 C={"landlock", "seccomp"})
+    for tier, needed in needs.items():
         if needed <= active:
             return tier
     return "D"
@@ -435,8 +439,9 @@ class Verifier:
             if self.tier > (min_tier or "C"):
                 missing = "; ".join(f"{layer}: {state}" for layer, state in self.report.items()
                                     if state != "active")
-                raise ValueError(f"this machine gives tier {self.tier} and {min_tier or 'C'} is asked "
-                                 f"for ({missing}); min_tier={self.tier!r} would take it")
+                raise ValueError(
+                    f"this machine gives tier {self.tier} and {min_tier or 'C'} is asked for "
+                    f"({missing}); min_tier={self.tier!r} would take it")
         except BaseException:
             self.close()
             raise
@@ -521,7 +526,7 @@ class Worker:
                     raise SandboxError(f"no verdict: {reason}") from None
 
     def start(self) -> dict[str, str]:
-        """Start a supervisor; return its report. It ends with the thread that starts it: this one."""
+        """Start a supervisor, return its report. It ends with the thread that runs this."""
         from multiprocessing.connection import Pipe
         self.supervisor, theirs = Pipe()
         # all our processes hold the other end: when it reads as closed, all are gone
@@ -595,7 +600,7 @@ def find_image() -> dict:
     command = [sys.executable, "-s", "-S", "-B", "-c", LOAD_ALL, stdlib + "/lib-dynload", *packages]
     maps = subprocess.run(command, env=dict(PYTHONSAFEPATH="1"), cwd="/", stdout=subprocess.PIPE,
                           text=True, check=True).stdout
-    objects = {path for path in maps.split("\n") if path and not path.startswith((stdlib, *packages))}
+    objects = {path for path in maps.splitlines() if not path.startswith((stdlib, *packages))}
     links = []
     for place in {os.path.dirname(path) for path in objects}:
         for entry in os.scandir(place):
@@ -718,7 +723,7 @@ def main() -> int:
     judge.add_argument("--workers", type=int,
                        help="programs judged at a time (default: one per processor)")
     judge.add_argument("--mode", choices=MODES, default="strict",
-                       help="strict (default): a process for every test; batch: several times faster")
+                       help="strict (default): a process per test; batch: several times faster")
     judge.add_argument("--min-tier", choices=TIERS, help="refuse less protection (default: C)")
     commands.add_parser("doctor", help="try each protection on this machine, say which hold")
     arguments = parser.parse_args()

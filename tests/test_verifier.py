@@ -307,6 +307,70 @@ def test_strict_and_batch_give_the_same_verdicts_and_outputs(strict, batch):
         assert essence(alone) == essence(together), one_item["code"]
 
 
+CLOSED_LATE = """
+def g():
+    try:
+        yield
+    finally:
+        {}
+class Cycle: pass
+c = Cycle()
+c.me, c.generator = c, g()
+next(c.generator)
+"""
+AT_THE_END = [
+    CLOSED_LATE.format("print('closed')") + "print(input())",
+    CLOSED_LATE.format("print(input())") + "print(input())",
+    CLOSED_LATE.format("print('closed')") + "print(input())\ndel c, g, Cycle",
+    CLOSED_LATE.format("print('closed')") + "import gc\ngc.disable()\nprint(input())",
+    CLOSED_LATE.format("print('closed')") + "import gc\ndel c\ngc.freeze()\nprint(input())",
+    CLOSED_LATE.format("print('closed')") + "class Holder: kept = c\ndel c\nprint(input())",
+    "import sys\nclass D:\n  def __init__(s): s.me = s\n  def __del__(s): print(sys.stdin.readline())\nD()\nprint(input())",
+    "import weakref\nclass C: pass\nc = C()\nweakref.finalize(c, print, 'final')\nprint(input())",
+    "import functools\n@functools.lru_cache\ndef f(x): return x\nclass D:\n  def __del__(s): print('gone')\nf(D())\nprint(input())",
+    "try: 1 / 0\nexcept ZeroDivisionError as e: kept = e\nclass D:\n  def __del__(s): print('gone')\nkept.x, kept.me = D(), kept\nprint(input())",
+]
+
+
+@pytest.mark.parametrize("code", AT_THE_END)
+def test_what_a_test_leaves_for_the_collector_ends_with_it_as_in_python_itself(strict, batch, code):
+    """A suspended generator in a cycle was closed during the next test, printed there, or ate its input."""
+    tests = []
+    for given in ("1\n2\n", "3\n4\n", "5\n6\n", "7\n8\n"):
+        done = subprocess.run([sys.executable, "-c", code], input=given, capture_output=True, text=True, check=True)
+        tests.append((given, done.stdout))
+    for judge in (strict, batch):
+        verdict, = judge.judge([item(code, *tests)])
+        assert verdict.passed, verdict
+
+
+@pytest.mark.parametrize("code", [
+    "import {0}\nprint(1 if hasattr({0}, 'seen') else 0)\n{0}.seen = 1".format(name) for name in ("math", "os", "collections")] + [
+    "from collections import Counter as C\nprint(getattr(C, 'n', 0))\nC.n = 1",
+    "import re\nprint(getattr(re.compile, 'n', 0))\nre.compile.n = 1"])
+def test_a_program_that_passes_by_what_its_own_tests_left_is_refused(strict, batch, code):
+    """Its tests want 0 once and 1 ever after: right in company, wrong for a program that starts anew."""
+    for count in (2, 3, 10):
+        for judge in (strict, batch):
+            verdict, = judge.judge([item(code, ("", "0"), *[("", "1")] * (count - 1))])
+            assert (verdict.status, verdict.tests_passed) == ("wrong_answer", 1)
+
+
+def test_a_program_that_fails_by_what_its_own_tests_left_is_accepted(strict, batch):
+    for code in ("import math\nprint(math.pi)\nmath.pi = 3", "import os\nprint(3.141592653589793)\nif os.fork() == 0: os._exit(125)",
+                 "import os, sys\nprint(3.141592653589793)\nsys.stdout.flush()\nos._exit(0)"):
+        for judge in (strict, batch):
+            verdict, = judge.judge([item(code, *[("", "3.141592653589793")] * 6)])
+            assert verdict.passed, verdict
+
+
+def test_an_exit_status_is_no_fault_of_the_machinery(strict, batch):
+    code = "import os, sys\nprint(input())\nif sys.stdin.read(): os._exit(125)"
+    for judge in (strict, batch):
+        verdict, = judge.judge([item(code, ("1", "1"), *[("1\n2", "1")] * 5)])
+        assert (verdict.status, verdict.tests_passed, verdict.message) == ("runtime_error", 1, "test 2: exit status 125")
+
+
 def test_chance_starts_the_same_in_every_test_worker_and_mode(strict, batch):
     code = ("import random, numpy\nprint(hash('a'), random.random(), random.getrandbits(64), list({'x', 'y', 'z'}), "
             "numpy.random.rand(), numpy.random.permutation(10))")
