@@ -388,12 +388,40 @@ def find_near_miss(text: str, k: int) -> str:
     return ""
 
 
-SECOND_SENTENCE = re.compile(r"[.!?]\s+(\w)")
-CODE = re.compile(r"```|^\s*#include|\bdef\s+\w+\s*[(:]|\bclass\s+[A-Z]\w*\s*[(:]"
-                  r"|(?:^|[:;`]\s*)import\s+\w+|\bfrom\s+\w+\s+import\b"
-                  r"|\b(?:for|while)\b[^.]{0,300}:\s*$"
-                  r"|\b(?:print|input|range|len|int|map|sorted|sum|max|min)\([^)]"
-                  r"|\w\s*(?:\+=|-=|==|!=|:=)\s*\w|;\s*(?:}\s*)?$|{\s*$")
+SENTENCE_END = re.compile(r"[.!?]\s+(\w)")
+# No sentence ends after one of these.
+ABBREVIATION = re.compile(r"(?<![\w.])(?:e\.g|i\.e|a\.k\.a|w\.l\.o\.g|w\.r\.t|s\.t|vs|cf|resp"
+                          r"|approx|incl|eq|fig)$", re.IGNORECASE)
+# Statements of a programming language. Formulas, comparisons and the names of functions in prose
+# are none: dp[i] = max(dp[i-1], a[i]), i != j, len(stack).
+CODE = re.compile("|".join((
+    r"```",
+    r"^\s*\#include|\busing\s+namespace\b|\bstd::",
+    r"\bdef\s+\w+\s*[(:]",
+    r"\blambda\s+\w+(?:\s*,\s*\w+)*\s*:",
+    r"\bclass\s+[A-Z]\w*\s*(?:\([^)]{0,80}\))?:",
+    r"(?:^|[;`]\s*)import\s+\w",
+    r"\bfrom\s+\w+\s+import\b",
+    # loops and branches
+    r"\b(?:for|while)\b[^.]{0,300}:\s*$",
+    r"\bfor\s+\w+(?:\s*,\s*\w+)*\s+in\s[^:.]{1,100}:",
+    r"\bin\s+range\(",
+    r"\bfor\s*\([^)]{0,80};",
+    r"\bwhile\s[^:.]{0,60}[<>=!][^:.]{0,60}:",
+    r"\bif\s[^:.]{1,60}:\s*(?:return|print|continue|break|pass)\b",
+    # assignments: x += 1, x++, x = [], a, b = b, a, x = 0; y = 1
+    r"[\w\])]\s*(?:\+|-|\*|//|%|\||&|\^|<<|>>)=",
+    r"(?<![cC+])\+\+(?!\+)",
+    r"\w\s*=\s*(?:\[\]|\{\}|\[0\])",
+    r"\w\s*=\s*(?:set|dict|list|int|float|input|sorted|deque|defaultdict|Counter)\(",
+    r"\b[a-z]\w*,\s*[a-z]\w*\s*=\s*[\w\[\]]+\s*,",
+    r"\w\s*=[^=;]{1,60};\s*\w+\s*=",
+    # input, output and methods of lists
+    r"\b(?:print|input|printf|scanf)\([^)]",
+    r"\binput\(\)|\bcout\s*<<|\bcin\s*>>",
+    r"\bmap\(int\b|\w\.(?:append|pop|push|push_back|split|strip|sort|add|insert)\(",
+    r";\s*(?:}\s*)?$|{\s*$",
+)))
 
 
 def check_plan(strategies: list[str], text: str | None = None) -> list[str]:
@@ -401,7 +429,7 @@ def check_plan(strategies: list[str], text: str | None = None) -> list[str]:
 
     extra_text: lines other than label lines (needs `text`, the whole plan)
     too_long: more than 45 words
-    second_sentence: one of .!? then white space and a capital
+    second_sentence: one of .!? then white space and a capital, but for abbreviations
     duplicate: two strategies equal but for case, spacing and final punctuation
     code: a code fence, or something that reads like a statement of a programming language
     """
@@ -420,7 +448,12 @@ def check_plan(strategies: list[str], text: str | None = None) -> list[str]:
 
 
 def has_second_sentence(strategy: str) -> bool:
-    return any(match[1].isupper() for match in SECOND_SENTENCE.finditer(strategy))
+    """Whether a capital follows one of .!? and white space; not after "vs." and the like."""
+    for match in SENTENCE_END.finditer(strategy):
+        before = strategy[max(0, match.start() - 10):match.start()]
+        if match[1].isupper() and not ABBREVIATION.search(before):
+            return True
+    return False
 
 
 def normalise(strategy: str) -> str:

@@ -1,7 +1,7 @@
 """Programs judged per second, beside peers on the same work, and the cost of each layer.
 
     python -m bench.verifier                        # ours alone: about a minute
-    python -m bench.verifier --peer PATH            # a checkout of LiveCodeBench, verl or human-eval
+    python -m bench.verifier --peer PATH            # a checkout of a peer
     python -m bench.verifier --torch                # again with torch loaded in the caller
 
 The work is made here: 22 right programs for six problems (four use numpy), 10 wrong ones of every

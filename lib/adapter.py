@@ -25,7 +25,8 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
-from model import BUCKET, Model, Source, State, buffer_index, round_to_bucket, whole
+from lib.weights import Source, whole
+from model import BUCKET, Model, State, buffer_index, round_to_bucket
 
 
 class Adapter(nn.Module):

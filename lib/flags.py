@@ -9,9 +9,10 @@ from collections.abc import Callable
 class Parser(argparse.ArgumentParser):
     """Shows defaults in --help, and ends in one line where a flag is wrong."""
 
-    def __init__(self, description: str):
+    def __init__(self, description: str, **settings):       # settings: what add_parser passes on
         shape = argparse.ArgumentDefaultsHelpFormatter
-        super().__init__(description=description, formatter_class=shape, allow_abbrev=False)
+        super().__init__(description=description, formatter_class=shape, allow_abbrev=False,
+                         **settings)
 
     def error(self, message: str):
         self.exit(2, f"error: {message} (--help explains the flags)\n")

@@ -13,10 +13,12 @@ import re
 import zipfile
 from pathlib import Path
 
+from paper.runs import CEILINGS, find
+
 from lib import files
 from lib.errors import UserError
 from miniature import results
-from miniature.results import K, PAPER_MODEL
+from miniature.results import PAPER_MODEL, K
 from paper import attempts, tables
 
 PAGE = Path("docs/results.md")
@@ -79,7 +81,7 @@ def pack(name: str, folder: Path) -> list[Path]:
 def dev_pass(path: Path) -> float:
     """pass@4 on the dev problems."""
     evaluation = attempts.load(path)
-    return float(attempts.outcomes(evaluation, K, of=attempts.posterior).mean())
+    return float(attempts.outcomes(evaluation, K, score=attempts.posterior).mean())
 
 
 def swept_rates(name: str, stage: str) -> dict[str, float]:
@@ -186,7 +188,7 @@ def paper_table_section(number: int, archives: list[Path], shown_runs: str, comm
 
 def ceilings_note(text: str, ceilings: str) -> str:
     """The ceilings, below a table that shows pass@K without them."""
-    has_ceilings = all(name in text for name in tables.CEILINGS)
+    has_ceilings = all(name in text for name in CEILINGS)
     return "" if has_ceilings or "pass@" not in text else ceilings
 
 
@@ -196,8 +198,8 @@ def write_report(name: str, out: Path, done: list[dict], missing: list[str]) -> 
     archives = pack(name, out / "results")
     if not archives:
         raise UserError(f"runs/{name}-seed* hold no attempts yet: run the queue first")
-    runs = tables.find(map(str, archives), paper_model=PAPER_MODEL)
-    evaluations = [evaluation for group in runs.found.values() for evaluation in group]
+    runs = find(archives, paper_model=PAPER_MODEL)
+    evaluations = [evaluation for seeds in runs.evaluations.values() for evaluation in seeds]
     commits = ", ".join(sorted({e.card.get("commit", "unknown")[:10] for e in evaluations}))
     ours = results.Results(runs)
     shown_runs = f"results/{name}-seed*.zip"
@@ -217,9 +219,10 @@ def write_report(name: str, out: Path, done: list[dict], missing: list[str]) -> 
         note = f"{note} {ceilings_note(text, ceilings)}".strip()
         parts.append(table_section(title, source, text, note))
     sweep = sweep_table(name)
-    source = f"Attempts of commit {commits}: `bash miniature/reproduce.sh --report`"
-    parts.append(table_section("The sweep of learning rates, on seed 0", source,
-                               attempts.render(sweep), sweep_note(sweep)))
+    if sweep:
+        source = f"Attempts of commit {commits}: `bash miniature/reproduce.sh --report`"
+        parts.append(table_section("The sweep of learning rates, on seed 0", source,
+                                   attempts.render(sweep), sweep_note(sweep)))
     parts.append("## The paper's tables\n")
     for number in TITLES:
         parts.append(paper_table_section(number, archives, shown_runs, commits, ceilings))

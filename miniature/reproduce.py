@@ -20,11 +20,11 @@ from pathlib import Path
 from lib import errors, flags
 from miniature import report, results, world
 from miniature.jobs import Job, Queue
-from paper import attempts, tables
+from paper import attempts
 
 SEEDS, QUICK_SEEDS = (0, 1, 2), (0,)
 K = results.K
-MANY = tables.SWEEP         # K of direct, CPPO and PKPO (Table 20)
+MANY = attempts.SWEEP       # K of direct, CPPO and PKPO (Table 20)
 PROMPTS, JUDGE = "miniature/prompts.json", "miniature.world:judge"
 BASELINES = ("direct", "plan-and-solve", "plansearch", "sketch", "self-consistency", "fixed")
 # stage -> method of evaluate.py; these are swept
@@ -239,8 +239,7 @@ def main(args: argparse.Namespace) -> int:
     out = Path("runs") / args.name if args.quick else Path(".")
     done = [queue.mark(job) for job in queue.done()]
     missing = [job.name for job in queue.missing()]
-    with errors.user_input():
-        page = report.write_report(args.name, out, done, missing)
+    page = report.write_report(args.name, out, done, missing)
     print(f"written: {page}")
     for job in left:
         print(f"not done: {job.name} (see {queue.folder / job.name}.log)", file=sys.stderr)

@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from paper.runs import SYSTEMS, VARIANTS, Runs, find
 
 from lib import errors, metrics
 from lib.problems import outcome_hash
 from miniature import world
-from paper import attempts, tables
-from paper import numbers as paper
+from paper import attempts, numbers
 from paper.attempts import Evaluation
 
 K = 4
@@ -29,7 +29,7 @@ IID = {"Tuple Planner SFT, iid": "sft/tuple-iid", "CPPO, iid": "cppo/tuple-iid"}
 # ceiling.
 IDENTICAL = ("Direct Solve", "Plan-and-Solve", "Sketch-then-Solve", "Self-Consistency", "GRPO",
              "Pass@K Training", "PKPO", *IID)
-SYSTEMS = tables.SYSTEMS | tables.VARIANTS | IID
+ALL_SYSTEMS = SYSTEMS | VARIANTS | IID
 # Appendix G of the paper: pass@2 by which two of four attempts count.
 SELECTED = {"first": "0.518 ±0.048", "last": "0.514 ±0.049", "random": "0.516 ±0.048"}
 
@@ -43,7 +43,7 @@ Measure = Callable[[Evaluation], Iterable[tuple[str, float]]]
 def passing(k: int = K, rule: str = "first") -> Measure:
     """pass@k averaged over the posterior."""
     def measure(evaluation: Evaluation) -> Iterable[tuple[str, float]]:
-        solved = attempts.outcomes(evaluation, k, rule, attempts.posterior)
+        solved = attempts.outcomes(evaluation, k, rule, score=attempts.posterior)
         return zip(evaluation.problems, solved, strict=True)
     return measure
 
@@ -88,7 +88,7 @@ def printed_difference(table: dict, row: str, other: str, column: str) -> float 
 
 def printed_gain(row: str) -> float | None:
     """CPPO minus a method at pass@4, mean of the paper's benchmarks."""
-    gains = [printed_difference(paper.MAIN, "CPPO", row, name) for name in PAPER_BENCHMARKS]
+    gains = [printed_difference(numbers.MAIN, "CPPO", row, name) for name in PAPER_BENCHMARKS]
     return None if None in gains else float(np.mean(gains))
 
 
@@ -121,25 +121,25 @@ def with_interval(difference: metrics.Comparison) -> str:
 
 def planned_comparisons() -> Iterator[tuple]:
     """What is compared: (quantity, a, b, the paper's difference, measure)."""
-    for row in tables.SYSTEMS:
+    for row in SYSTEMS:
         if not row.startswith("CPPO"):
             yield "pass@4", "CPPO", row, printed_gain(row), passing()
     full, ungated = "CPPO (J R_out)", "without J (R_out)"
     pairs = ((full, ungated), (full, "J alone"), (full, "M = 4"), ("M = 4", "M = 2"),
              ("M = 2", "M = 1"))
     for a, b in pairs:
-        yield "pass@4", a, b, printed_difference(paper.ABLATION, a, b, "pass@4"), passing()
-    theirs = printed_difference(paper.ABLATION, full, ungated, "duplicates")
+        yield "pass@4", a, b, printed_difference(numbers.ABLATION, a, b, "pass@4"), passing()
+    theirs = printed_difference(numbers.ABLATION, full, ungated, "duplicates")
     yield "tuples with a repeat", full, ungated, theirs, repeats
     for row in ("Tuple Planner SFT", "CPPO"):
-        theirs = printed(paper.INFERENCE, row, "difference")
+        theirs = printed(numbers.INFERENCE, row, "difference")
         yield "pass@4", row, f"{row}, iid", theirs, passing()
-        theirs = printed(paper.INFERENCE_DIVERSITY, row, "difference")
+        theirs = printed(numbers.INFERENCE_DIVERSITY, row, "difference")
         yield "D_alg", row, f"{row}, iid", theirs, recorded("D_alg")
     measures = {"D_surf": surface, "D_sem": recorded("D_sem"), "D_alg": recorded("D_alg")}
     for name, measure in measures.items():
         for row in ("Tuple Planner SFT", "PKPO", "Direct Solve"):
-            theirs = printed_difference(paper.DIVERSITY, "CPPO", row, name)
+            theirs = printed_difference(numbers.DIVERSITY, "CPPO", row, name)
             yield name, "CPPO", row, theirs, measure
 
 
@@ -149,11 +149,11 @@ def planned_comparisons() -> Iterator[tuple]:
 class Results:
     """The evaluations of runs on the held-out problems, with what the world knows about them."""
 
-    def __init__(self, runs: tables.Runs):
+    def __init__(self, runs: Runs):
         self.runs = runs
-        self.model, self.benchmark, _ = next(runs.places())
+        self.place = next(runs.places())
         self.known = {problem.id: problem for problem in world.problems("heldout")}
-        evaluations = next(iter(runs.found.values()))
+        evaluations = next(iter(runs.evaluations.values()))
         self.names = list(evaluations[0].problems)
         unknown = set(self.names) - self.known.keys()
         if unknown:
@@ -162,7 +162,7 @@ class Results:
         # (problems,) each
         self.independent = np.array([metrics.independent_ceiling(p, K) for p in posteriors])
         self.coordinated = np.array([metrics.coordinated_ceiling(p, K) for p in posteriors])
-        self.constant = runs.ceiling(self.model, self.benchmark, K, "constant")
+        self.constant = runs.ceiling(self.place, K, "constant")
         self.comparisons = []
         for quantity, a, b, theirs, measure in planned_comparisons():
             difference = self.difference(a, b, measure)
@@ -170,7 +170,7 @@ class Results:
                 self.comparisons.append(Comparison(quantity, a, b, theirs, difference))
 
     def seeds(self, row: str) -> list[Evaluation]:
-        return self.runs.get(self.model, self.benchmark, SYSTEMS.get(row, row), K)
+        return self.runs.get(self.place, ALL_SYSTEMS.get(row, row), K)
 
     def by_problem(self, row: str, measure: Measure) -> dict[str, float]:
         """The mean over tuples and seeds of each problem."""
@@ -214,7 +214,7 @@ def summary(ours: Results) -> list[str]:
              f"{ours.independent.mean():.3f}, coordinated {ours.coordinated.mean():.3f}."]
     if ours.seeds("CPPO"):
         lines += cppo_lines(ours)
-    rivals = [gain for row, gain in ours.gains().items() if row in tables.SYSTEMS]
+    rivals = [gain for row, gain in ours.gains().items() if row in SYSTEMS]
     if rivals:
         closest = min(rivals, key=lambda comparison: comparison.here.gain)
         lines.append(f"The strongest rival is {closest.b}: CPPO minus it "
@@ -226,10 +226,10 @@ def summary(ours: Results) -> list[str]:
 
 def cppo_lines(ours: Results) -> list[str]:
     cppo = ours.passed("CPPO")
-    by_seed = [attempts.outcomes(evaluation, K, of=attempts.posterior).mean()
+    by_seed = [attempts.outcomes(evaluation, K, score=attempts.posterior).mean()
                for evaluation in ours.seeds("CPPO")]
-    numbers = ", ".join(f"{value:.3f}" for value in by_seed)
-    lines = [f"CPPO reaches {cppo.mean():.3f} (by seed {numbers})."]
+    listed = ", ".join(f"{value:.3f}" for value in by_seed)
+    lines = [f"CPPO reaches {cppo.mean():.3f} (by seed {listed})."]
     limits = {"independent ceiling": ours.independent,
               "best constant tuple": np.full_like(cppo, ours.constant)}
     for name, limit in limits.items():
@@ -277,12 +277,12 @@ def agreement_lines(ours: Results) -> list[str]:
 def methods_table(ours: Results) -> list[dict]:
     """Every method: pass@4, beside the independent ceiling, beside CPPO, and the paper's gain."""
     gains, lines = ours.gains(), []
-    for row in (*tables.SYSTEMS, *IID):
+    for row in (*SYSTEMS, *IID):
         if not ours.seeds(row):
             continue
         above, in_errors = ours.above_independent(row)
         line = {"method": row,
-                "pass@4": ours.runs.pass_cell(ours.model, ours.benchmark, SYSTEMS[row], K),
+                "pass@4": ours.runs.pass_cell(ours.place, ALL_SYSTEMS[row], K),
                 "minus the independent ceiling": f"{above:+.3f}, {in_errors:+.1f} se"}
         if row in gains:
             theirs = gains[row].paper
@@ -320,7 +320,7 @@ def selection_table(ours: Results) -> list[dict]:
         difference = metrics.paired_bootstrap(values, solved["first"])
         lines.append({"CPPO, pass@2": f"{rule} 2 of 4", "here": f"{np.mean(values):.3f}",
                       "minus first": with_interval(difference), "paper": SELECTED[rule]})
-    for name, value in ours.runs.ceilings(ours.model, ours.benchmark, 2).items():
+    for name, value in ours.runs.ceilings(ours.place, 2).items():
         lines.append({"CPPO, pass@2": name, "here": value})
     return lines
 
@@ -368,7 +368,7 @@ def gap_table(ours: Results) -> list[dict]:
     """coordinated ceiling - pass@4 = policy class + optimization + solver noise, mean over problems
     and seeds."""
     lines, top = [], ours.coordinated.mean()
-    for row in (*tables.SYSTEMS, *tables.VARIANTS, *IID):
+    for row in (*SYSTEMS, *VARIANTS, *IID):
         if not ours.seeds(row) or row in ("CPPO, shuffled", "CPPO (J R_out)"):
             continue
         reached, alone = ours.passed(row).mean(), strategies_alone(ours, row)
@@ -410,9 +410,7 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN",
                         help="runs/NAME-seedN, or its archive in results/")
     args = parser.parse_args()
-    with errors.user_input():
-        runs = tables.find(args.runs)
-    ours = Results(runs)
+    ours = Results(find(args.runs))
     print("\n".join(summary(ours)))
     for title, table, note in blocks(ours):
         print(f"\n{title}\n{table}\n{note}".rstrip())

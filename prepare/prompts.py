@@ -78,11 +78,36 @@ def parse_faults(text: str) -> list[str] | None:
     return sorted(set(names), key=FAULTS.index)
 
 
+# Other names of the categories, in the spelling of `category_words`.
+SYNONYMS = {
+    "dynamic programming": "DP", "dynamic program": "DP", "memoization": "DP",
+    "graphs": "graph", "graph theory": "graph", "graph search": "graph",
+    "search and backtracking": "search/backtrack", "search backtracking": "search/backtrack",
+    "backtracking": "search/backtrack", "backtrack": "search/backtrack",
+    "number theory": "number-theory/math", "math": "number-theory/math",
+    "maths": "number-theory/math", "mathematics": "number-theory/math",
+    "simulate": "simulation", "data structures": "data-structure",
+    "brute force search": "brute-force", "exhaustive search": "brute-force",
+    "divide conquer": "divide-and-conquer",
+}
+
+
+def category_words(text: str) -> str:
+    """Lower case, words only: "Data-Structure" and "data structure" are one."""
+    return " ".join(re.findall("[a-z]+", text.lower()))
+
+
+CATEGORIES = {category_words(category): category for category in TAXONOMY} | SYNONYMS
+# longest first: "number theory math" before "number theory"
+CATEGORY = re.compile(r"\b(?:" + "|".join(sorted(CATEGORIES, key=len, reverse=True)) + r")\b")
+
+
 def parse_category(text: str) -> str | None:
     """The category of TAXONOMY that a reply names, or None unless it names exactly one."""
-    reply = cut_thought(text).lower()
-    named = []
-    for category in TAXONOMY:
-        if re.search(rf"(?<![\w-]){re.escape(category.lower())}(?![\w-])", reply):
-            named.append(category)
-    return named[0] if len(named) == 1 else None
+    words = category_words(plain(text))
+    if words == "search":
+        return "search/backtrack"       # within a sentence the word says nothing
+    named = {CATEGORIES[name] for name in CATEGORY.findall(words)}
+    if len(named) == 2:
+        named.discard("other")          # "greedy, no other"
+    return named.pop() if len(named) == 1 else None

@@ -25,7 +25,7 @@ def copies_alone() -> dict[str, tuple[list[str], list[str]]]:
     promises = {}
     for files, _, alone in map_rows():
         companions = [name for name in quoted(files) + quoted(alone) if name.endswith(".py")]
-        packages = re.sub(r"`[^`]+`|standard library", " ", alone)
+        packages = re.sub(r"`[^`]+`|standard library|each other", " ", alone)
         if alone and alone != "-":
             for file in quoted(files):
                 others = [name for name in companions if name != file]

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from prepare.prompts import parse_category, parse_faults, parse_verdicts
+from prepare.prompts import TAXONOMY, parse_category, parse_faults, parse_verdicts
 from random_replies import REPEATED, random_reply
 
 
@@ -30,9 +30,33 @@ def test_an_unknown_fault_or_none_at_all_cannot_be_used():
     assert parse_faults("fine") is None
 
 
-def test_a_reply_names_one_category():
-    assert parse_category("Greedy.") == "greedy"
-    assert parse_category("DP or greedy") is None
+@pytest.mark.parametrize("reply, category", [
+    ("Greedy.", "greedy"),
+    ("**Category:** dp", "DP"),
+    ("Dynamic programming", "DP"),
+    ("dynamic-programming (DP)", "DP"),
+    ("brute force", "brute-force"),
+    ("Brute-Force search", "brute-force"),
+    ("data structure", "data-structure"),
+    ("Data Structures", "data-structure"),
+    ("number theory", "number-theory/math"),
+    ("Number-theory/math", "number-theory/math"),
+    ("Backtracking", "search/backtrack"),
+    ("search", "search/backtrack"),
+    ("Search / backtrack", "search/backtrack"),
+    ("divide and conquer", "divide-and-conquer"),
+    ("Graph theory", "graph"),
+    ("other", "other"),
+    ("DP or greedy", None),
+    ("It searches.", None),
+    ("", None),
+])
+def test_a_reply_names_one_category(reply, category):
+    assert parse_category(reply) == category
+
+
+def test_every_category_is_parsed_as_itself():
+    assert [parse_category(category) for category in TAXONOMY] == list(TAXONOMY)
 
 
 def test_the_parsers_are_total():

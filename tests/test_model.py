@@ -16,6 +16,7 @@ from tiny import edit, tokens
 from torch.distributed.fsdp import fully_shard
 
 import model
+from lib import weights as weights_file
 from lib.adapter import cache_name
 
 # twice as many value heads as key heads, as in the 4B and 9B models; keys and values of different widths
@@ -359,7 +360,7 @@ LAYOUTS = {"text": tiny.qwen, "composite": tiny.qwen_composite}
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_folder_ours_folder_transformers_gives_equal_logits(layout, untied, tmp_path, monkeypatch):
     LAYOUTS[layout](tmp_path / "a", tie_word_embeddings=not untied)
-    monkeypatch.setattr(model, "SHARD_BYTES", 300_000)
+    monkeypatch.setattr(weights_file, "SHARD_BYTES", 300_000)
     module = model.load(tmp_path / "a")
     model.save(module, tmp_path / "b")
     assert len(list((tmp_path / "b").glob("model-*.safetensors"))) > 1
@@ -430,7 +431,7 @@ def test_all_ids_that_end_a_turn_are_found(tmp_path):
 
 
 def test_loading_and_saving_hold_one_tensor_beside_the_model(tmp_path, monkeypatch):
-    alive, peak, plain = [0], [0], model.read_tensor
+    alive, peak, plain = [0], [0], weights_file.read_tensor
 
     def counted(file, name):
         value = plain(file, name)
@@ -438,7 +439,7 @@ def test_loading_and_saving_hold_one_tensor_beside_the_model(tmp_path, monkeypat
         peak[0] = max(peak[0], alive[0])
         weakref.finalize(value, lambda: alive.__setitem__(0, alive[0] - 1))
         return value
-    monkeypatch.setattr(model, "read_tensor", counted)
+    monkeypatch.setattr(weights_file, "read_tensor", counted)
     module = model.load(tiny.qwen(tmp_path / "a"))
     assert peak == [2], "the one in hand, and the one before it until the name is bound again"
     assert alive == [0] and module.embed_tokens.weight.device.type == "cpu"

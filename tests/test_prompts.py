@@ -100,6 +100,8 @@ def test_thoughts_are_cut_even_when_they_hold_a_plan():
     ("word " * 46, "too_long"),
     ("First do this. Then do that.", "second_sentence"),
     ("Is it? Yes.", "second_sentence"),
+    ("Sort by x. Then sweep.", "second_sentence"),
+    ("Use trees, heaps, etc. Then sort.", "second_sentence"),
     ("Use ```x = 1```.", "code"),
     ("def f(x): return x", "code"),
     ("Then print(a + b).", "code"),
@@ -113,17 +115,85 @@ def test_each_breach_of_the_contract_has_a_name(strategy, breach):
     assert check_plan([strategy, "Sort the list.", "Count pairs.", "Use a heap."]) == [breach]
 
 
-@pytest.mark.parametrize("strategy", [
-    "word " * 45,
-    "Use Dijkstra, e.g. with a heap.",
-    "Scale by 1.5 and round.",
-    "For each k, count the pairs (i, j) with i < j.",
-    "Model the import of goods as a flow.",
-    "Group each class size (largest first).",
-    "Take the mex of {a, b}",
-])
+ORDINARY = """
+Use Dijkstra, e.g. with a heap.
+Build a spanning tree, e.g. Kruskal with a disjoint-set union.
+Compare a greedy rule vs. Brute force on small cases and keep the rule.
+Keep the smallest w.r.t. Euclidean distance in a heap.
+Reduce it to a known problem, i.e. Longest Increasing Subsequence on the indices.
+Sort by the key, cf. Johnson's rule, and pair the ends.
+Scale by 1.5 and round.
+Count all n! orders by inclusion and exclusion.
+For each k, count the pairs (i, j) with i < j.
+Count the pairs with i != j by a hash map of differences.
+Stop as soon as a[i] == a[j] for two pointers i and j.
+Let dp[i] = max(dp[i-1], dp[i-2] + a[i]) and read off dp[n].
+Use dp[i][j] = min(dp[i-1][j], dp[i][j-1]) + cost(i, j) over the grid.
+Define f(n) = f(n-1) + f(n-2) and use fast matrix powers.
+Define best(v) := max over children of best(c) + w(v, c).
+Run Dijkstra and track min(dist) over the targets.
+Keep a monotonic stack and use len(stack) as the depth.
+Take sum(prefix) - k as the key of a hash map.
+Compute gcd(a, b) of all differences and count its divisors.
+Sort the pairs by max(x, y) and sweep.
+Binary search x so that f(x) >= k and f(x - 1) < k.
+Use the closed form n * (n + 1) / 2 for each block.
+Halve the interval at (lo + hi) / 2 until it holds one number.
+Use a Fenwick tree for range sums over [l, r].
+Answer each range(l, r) query by prefix sums.
+Model the import of goods as a flow.
+Transform each row from left to right: import the last value, then compare.
+Group each class size (largest first).
+Solve each residue class: at most k of them matter.
+Take the mex of {a, b}
+Use bitmasks: bit i of S is set if item i is taken.
+Simulate with a deque (double-ended queue) and rotate.
+Translate the C++ idea of a priority queue to a sorted list of events.
+Use two heaps: one for the lower half, one for the upper half.
+While the window sum exceeds s, move the left end.
+For every suffix, extend a trie; for every prefix, walk it.
+Keep x = y + 1 as an invariant while merging.
+If n is even, pair the ends; otherwise, drop the median first.
+Precompute f for all x in S, then answer in O(1).
+Write the string as t + t and search s in it.
+""".strip().split("\n")
+LEAKS = """
+def solve(n): return n * 2
+Use the function def f(x): and call it.
+class Solution: pass
+import heapq
+from collections import Counter
+Use for i in range(n): total.
+Loop for x in a: add it.
+for (int i = 0; i < n; i++) sum it.
+while lo < hi: move mid.
+Set total += a[i] in one pass.
+Do x -= 1 until it is zero.
+Count with cnt++ in one pass.
+Start from ans = [] and fill it.
+Read n = int(input()) first.
+Swap by a, b = b, a % b until b is zero.
+Set x = 0; y = 1 and go on.
+Then print(a + b).
+Use ```x = 1```.
+Call stack.append(x) for all x.
+Use sorted(a, key=lambda p: p[1]) and sweep.
+if (a) {
+""".strip().split("\n")
+
+
+@pytest.mark.parametrize("strategy", [*ORDINARY, "word " * 45])
 def test_what_only_looks_like_a_breach_is_none(strategy):
     assert check_plan([strategy, "Sort the list."]) == []
+
+
+@pytest.mark.parametrize("strategy", LEAKS)
+def test_code_in_a_strategy_is_a_breach(strategy):
+    assert check_plan([strategy, "Sort the list."]) == ["code"]
+
+
+def test_there_are_enough_of_both():
+    assert len(ORDINARY) >= 40 and len(LEAKS) >= 20
 
 
 # ----------------------------------------------------------------------------------------------

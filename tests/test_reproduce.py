@@ -21,7 +21,8 @@ from lib import errors, metrics
 from lib.problems import outcome_hash
 from miniature import report, reproduce, results, world
 from miniature.jobs import Job, Queue
-from paper import tables
+from paper import cards
+from paper.runs import find
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {"train_cppo.py": "train_cppo", "train_sft.py": "train_sft", "train_rm.py": "train_rm",
@@ -163,7 +164,7 @@ def write_attempts(run: Path, stage: str, method: str, problems: list, choose) -
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     setting = {"method": method, "benchmark": "heldout", "num_strategies": 4,
                "shuffle_strategies": False}
-    card = {"setting": setting, "ceilings": evaluate.ceilings(problems, (2, 4), 4)}
+    card = {"setting": setting, "ceilings": cards.ceilings(problems, (2, 4), 4)}
     path.with_suffix(".json").write_text(json.dumps(card))
 
 
@@ -173,7 +174,7 @@ def test_the_results_say_who_stands_above_the_independent_ceiling_and_what_the_g
     run, problems = tmp_path / "m", world.problems("heldout")[:20]
     write_attempts(run, "cppo", "tuple", problems, lambda likeliest: likeliest[:4])
     write_attempts(run, ".", "direct", problems, lambda likeliest: likeliest[:1] * 4)
-    ours = results.Results(tables.find([run]))
+    ours = results.Results(find([run]))
     parts = ("gap", "policy class", "optimization", "solver noise")
     gap = {line["method"]: [line[name] for name in parts] for line in results.gap_table(ours)}
     assert [abs(float(value)) for value in gap["CPPO"]] == [0] * 4
@@ -188,7 +189,7 @@ def test_the_results_say_who_stands_above_the_independent_ceiling_and_what_the_g
     assert "2 have the paper's sign" in text
     assert ours.gains()["Direct Solve"].agrees == "yes"
     write_attempts(run, "pkpo", "direct", problems, lambda likeliest: likeliest[:4])
-    text = "\n".join(results.summary(results.Results(tables.find([run]))))
+    text = "\n".join(results.summary(results.Results(find([run]))))
     assert "PKPO STAND ABOVE" in text
     assert "Open, their intervals contain 0: pass@4, CPPO minus PKPO (+0.000" in text
 
