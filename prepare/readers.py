@@ -110,9 +110,7 @@ def from_apps(row: dict, split: str = "") -> Problem:
     ones; the numbers start anew in each split."""
     require(row, "apps", question=str, input_output=str | dict)
     allow(row, "apps", url=str, starter_code=str)
-    key = "id" if row.get("problem_id") is None else "problem_id"
-    require(row, "apps", **{key: int | str})
-    number = f"{split}/{row[key]}".lstrip("/")
+    number = apps_number(row, split)
     fn_name, tests = apps_tests(row)
     return checked(Problem(
         id=f"apps/{number}",
@@ -123,6 +121,12 @@ def from_apps(row: dict, split: str = "") -> Problem:
         starter_code=starter_code(row, fn_name),
         float_tolerance=float_tolerance(tests, fn_name),
         ids={"apps": number} | ids_of_url(row.get("url") or "")))
+
+
+def apps_number(row: dict, split: str) -> str:
+    key = "id" if row.get("problem_id") is None else "problem_id"
+    require(row, "apps", **{key: int | str})
+    return f"{split}/{row[key]}".lstrip("/")
 
 
 def apps_tests(row: dict) -> tuple[str | None, list[dict[str, str]]]:
@@ -254,6 +258,13 @@ def read_row(corpus: str, split: str, index: int, row: dict) -> Problem:
     if corpus == "livecodebench":
         return from_livecodebench(row)
     return from_execution(row) if corpus == "execution" else from_test_generation(row)
+
+
+def row_id(corpus: str, split: str, index: int, row: dict) -> str:
+    """The id of the problem that `read_row` makes of a CodeContests or APPS row."""
+    if corpus == "code_contests":
+        return f"cc/{split}/{index}"
+    return f"apps/{apps_number(row, split)}"
 
 
 def contest_day(row: dict) -> str:

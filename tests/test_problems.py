@@ -47,6 +47,8 @@ def test_a_pool_survives_a_round_trip_and_leaves_defaults_out(tmp_path):
     (GOOD | {"float_tolerance": float("nan")}, "float_tolerance is a positive number"),
     (GOOD | {"fn_name": "f"}, "(id 'b'): test 1 of f is not JSON"),
     (GOOD | {"fn_name": "f g"}, "fn_name is the name of a function"),
+    (GOOD | {"fn_name": "f", "starter_code": "def g(x):", "tests": [CALL]},
+     "'starter_code' has no function 'f'"),
 ])
 def test_a_line_that_is_no_problem_is_named_with_its_number(tmp_path, line, message):
     path = tmp_path / "p.jsonl"
