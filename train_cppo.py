@@ -247,23 +247,38 @@ def audit(engine: rollout.Engine, gate, submitter: Submitter, problems: list,
     one_tuple = argparse.Namespace(**vars(args) | {"num_tuples": 1})
     batch = run.together(
         lambda: collect(engine, gate, submitter, mine, (args.seed, "audit"), one_tuple))
-    parsed = sum(t.strategies is not None for [t] in batch.tuples)
-    density = (batch.J * batch.R_out).sum()
-    sums = torch.tensor([len(mine), batch.R_out.sum(), batch.J.sum(), density, parsed],
-                        dtype=torch.float64, device=run.device)
-    total, solved, valid, density, parsed = grpo.all_reduce(sums).tolist()
-    return {"problems": int(total), "pass_at_k": solved / total, "valid": valid / total,
-            "R_plan_density": density / total, "parsed": parsed / total}
+    tuples = [t for [t] in batch.tuples]
+    branches = branches_of(batch.tuples)
+    counts = [len(tuples), sum(t.strategies is not None for t in tuples), batch.R_out.sum(),
+              batch.J.sum(), (batch.R_plan > 0).sum(), sum(cut(t.plan) for t in tuples),
+              len(branches), sum(cut(b.sample) for b in branches)]
+    counts = torch.tensor(counts, dtype=torch.float64, device=run.device)
+    sums = grpo.all_reduce(counts).tolist()
+    n, parsed, solved, valid, dense, plans_cut, programs, cut_programs = sums
+    return {"problems": int(n), "parsed": parsed / n, "pass_at_k": solved / n, "valid": valid / n,
+            "R_plan_density": dense / n, "plan_cut": plans_cut / n,
+            "solve_cut": cut_programs / max(1, programs)}
 
 
-def refusal(audited: dict) -> str | None:
-    """Why stage 5 may not start, and where to go back to; None if it may."""
+def cut(sample: rollout.Sample) -> bool:
+    """Whether the length limit ended it."""
+    return sample.finish == "length"
+
+
+def refusal(audited: dict, args: argparse.Namespace) -> str | None:
+    """Why stage 5 may not start, and what to do about it; None if it may."""
     if not audited["parsed"]:
+        if audited["plan_cut"] > 0.5:
+            return (f"no sampled plan parses, and {audited['plan_cut']:.0%} of them were cut: "
+                    f"raise --max-plan-tokens {args.max_plan_tokens}")
         return "no sampled plan parses: return to stage 1 (train_sft.py)"
     if not audited["pass_at_k"]:
+        if audited["solve_cut"] > 0.5:
+            return (f"frozen-solver pass@K is 0, and {audited['solve_cut']:.0%} of the programs "
+                    f"were cut: raise --max-solve-tokens {args.max_solve_tokens}")
         return ("frozen-solver pass@K is 0: return to stage 1 (train_sft.py), or take a model that "
                 "solves some of these problems")
-    if not audited["valid"]:
+    if not audited["valid"] and args.reward != "outcome":
         return ("the gate accepts no plan: return to stage 2 (train_rm.py), or to stage 1 if the "
                 "plans are bad")
     if not audited["R_plan_density"]:
@@ -345,8 +360,9 @@ def train(args: argparse.Namespace, run: Run) -> None:
             audited = audit(engine, gate, submitter, problems, args, run)
             run.log(audited, "audit")
             run.say("audit: " + "  ".join(f"{name} {value:.3g}" for name, value in audited.items()))
-            if refusal(audited):
-                run.say(f"audit failed: {refusal(audited)} (--skip-audit goes on regardless)",
+            reason = refusal(audited, args)
+            if reason:
+                run.say(f"audit failed: {reason} (--skip-audit goes on regardless)",
                         file=sys.stderr)
                 run.status = REFUSED
                 return

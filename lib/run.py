@@ -405,6 +405,7 @@ class Run:
         if newest:
             self.state = checkpoints.load(newest, module, optimizer)
             self.say(f"resuming after step {self.state['step']} from {newest}")
+        self.state["asked"] = self.args.steps       # `finished` compares it with the next --steps
         wandb = getattr(self.args, "wandb", None)
         self.logs = Log(self.folder, self.state["logs"], self.main, wandb)
         if self.main:
@@ -469,8 +470,7 @@ class Run:
             raise NotFinite(f"after step {self.state['step']} the weights hold a NaN or an "
                             f"infinity and are not saved; lower --lr")
         newest = checkpoints.newest(self.folder)
-        written = checkpoints.read_state(newest) if newest else {}
-        if written == {**self.state, "logs": written.get("logs")}:
+        if newest and newest.name == checkpoints.name(self.state["step"]):
             return
         extra = {**self.state, "logs": self.logs.offsets()}
         checkpoints.save(self.folder, self.state["step"], self.module, self.optimizer, extra,
@@ -485,7 +485,6 @@ class Run:
 
     def finish(self) -> None:
         """Write final/. In fp32: RL moves weights by less than bf16 can tell apart. Collective."""
-        self.state["asked"] = self.args.steps
         self.save()
         self.publish("final")
         self.say(f"{self.folder / 'final'} written after {self.state['step']} steps")

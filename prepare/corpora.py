@@ -77,7 +77,7 @@ MANIFEST, HELD_OUT, BOILERPLATE_FILE = "manifest.json", "held_out.jsonl", "boile
 # These ask several questions about one statement, so an equal statement is no repeat.
 SEVERAL_PER_STATEMENT = ("execution", "test_generation")
 # Problems that the benchmark's own errata list as having several right answers, an interactor or
-# wrong tests. They stay where they were drawn, and the manifest names them.
+# wrong tests. They are not drawn unless --errata asks for them; the manifest names them.
 LIVECODEBENCH_ERRATA = frozenset("""
     abc311_c abc326_d abc327_b abc333_e abc343_e abc362_c abc343_a arc185_c abc337_e abc355_e
     abc350_c arc189_a apply-operations-to-make-string-empty most-frequent-ids
@@ -206,6 +206,10 @@ def order_key(seed: int, name: str) -> bytes:
     return hashlib.sha256(f"{seed}:{name}".encode()).digest()
 
 
+def is_erratum(problem: Problem) -> bool:
+    return not LIVECODEBENCH_ERRATA.isdisjoint(problem.ids.values())
+
+
 def draw(pool: Pool, size: int, problems: Sequence[Problem], day: dict[str, str],
          seed: int) -> list[Problem]:
     candidates = draw_order(problems, seed)
@@ -217,13 +221,14 @@ def draw(pool: Pool, size: int, problems: Sequence[Problem], day: dict[str, str]
     return candidates[:size]
 
 
-def manifest_entry(pool: Pool, size: int, chosen: Sequence[Problem], path: Path) -> dict:
+def manifest_entry(pool: Pool, size: int, chosen: Sequence[Problem], errata: Iterable[Problem],
+                   path: Path) -> dict:
     return {
         "file": path.name, "use": pool.use, "stage": pool.stage,
         "split": f"{pool.corpus} {pool.split}",
         "rule": "newest by contest date" if pool.newest else "sha256 of 'seed:id'",
         "wanted": size, "problems": len(chosen), "sha256": tree_hash(path),
-        "errata": [p.id for p in chosen if LIVECODEBENCH_ERRATA & set(p.ids.values())],
+        "errata": sorted(p.id for p in errata),
         "ids": [p.id for p in chosen],
         "hashes": [statement_hash(p.statement) for p in chosen],
     }
@@ -232,20 +237,28 @@ def manifest_entry(pool: Pool, size: int, chosen: Sequence[Problem], path: Path)
 def write_pools(out: Path, pools: Sequence[Pool], request: dict, cards: Cards, spool: Spool,
                 say: Callable[[str], None]) -> dict[str, dict]:
     """Draw every pool, write its file, and return the manifest's entries. Training pools share no
-    problem; evaluation slices of one split may."""
+    problem; evaluation slices of one split may. Where errata are kept, the manifest lists the drawn
+    ones; else those that are left out."""
     entries = {}
     taken: set[str] = set()
     for pool in pools:
         size = request["sizes"][pool.name]
         left = [p for p in cards[pool.corpus, pool.split] if p.id not in taken]
+        errata = [p for p in left if pool.corpus == "livecodebench" and is_erratum(p)]
+        if errata and not request["errata"]:
+            say(f"{pool.name}: {len(errata)} problems of the published errata left out (--errata "
+                f"keeps them)")
+            left = [p for p in left if p not in errata]
         chosen = draw(pool, size, left, spool.day, request["seed"])
+        if request["errata"]:
+            errata = [p for p in errata if p in chosen]
         if len(chosen) < size:
             say(f"{pool.name}: only {len(chosen)} of {size} problems")
         if pool.use in TRAINED:
             taken |= {p.id for p in chosen}
         path = out / f"{pool.name}.jsonl"
         save_lines(path, spool.rows(chosen))
-        entries[pool.name] = manifest_entry(pool, size, chosen, path)
+        entries[pool.name] = manifest_entry(pool, size, chosen, errata, path)
     return entries
 
 
@@ -266,25 +279,27 @@ def existing_build(out: Path, request: dict) -> dict:
     evaluation slices are fixed before any run."""
     manifest = read_manifest(out)
     for key, value in request.items():
-        if manifest["asked"][key] != value:
-            raise UserError(f"{out} holds a build with another {key} ({manifest['asked'][key]}): "
-                            f"choose another --out, or delete that folder")
+        built = manifest["asked"].get(key)
+        if built != value:
+            raise UserError(f"{out} holds a build with another {key} ({built}): choose another "
+                            f"--out, or delete that folder")
     return manifest
 
 
 def build(out: str | os.PathLike, sizes: dict[str, int] | None = None, seed: int = 0,
-          local: dict[str, str] | None = None, skip: Iterable[str] = (),
+          local: dict[str, str] | None = None, skip: Iterable[str] = (), errata: bool = False,
           say: Callable[[str], None] = print) -> dict:
     """Write the pools and the manifest, and return the manifest.
 
     sizes: replaces Pool.size by name, 0 leaves a pool out. local: corpus -> folder or file.
-    skip: corpora to leave out. A pool that comes out short is reported and recorded.
+    skip: corpora to leave out. errata: draw problems of LiveCodeBench's errata too. A pool that
+    comes out short is reported and recorded.
     """
     out, local, skip = Path(out), dict(local or {}), sorted(set(skip))
     sizes = dict(sizes or {})
     check_request(sizes, local, skip)
     wanted = {pool.name: pool.size for pool in POOLS} | sizes
-    request = {"seed": seed, "sizes": wanted, "local": local, "skip": skip}
+    request = {"seed": seed, "sizes": wanted, "local": local, "skip": skip, "errata": errata}
     if (out / MANIFEST).exists():
         say(f"{out} already holds this build")
         return existing_build(out, request)
@@ -374,6 +389,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
                              f"file, not from the hub; corpora: {', '.join(sources.CORPORA)}")
     parser.add_argument("--skip", action="append", default=[], metavar="CORPUS",
                         help="leave a corpus and its pools out")
+    parser.add_argument("--errata", action="store_true",
+                        help="draw problems that LiveCodeBench's published errata list, too")
     sizes = parser.add_argument_group("sizes, in problems (0 leaves the pool out)")
     for pool in POOLS:
         sizes.add_argument(f"--{pool.name}", type=flags.at_least(0), default=pool.size, metavar="N",
@@ -384,7 +401,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 @errors.one_line()
 def main(args: argparse.Namespace) -> None:
     sizes = {pool.name: getattr(args, pool.name.replace("-", "_")) for pool in POOLS}
-    build(args.out, sizes, args.seed, dict(args.local), args.skip)
+    build(args.out, sizes, args.seed, dict(args.local), args.skip, args.errata)
     print(f"written to {args.out}")
 
 

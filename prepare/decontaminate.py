@@ -15,6 +15,7 @@ The first of three rules that applies:
 the same problem in other words.
 """
 
+import difflib
 import functools
 import hashlib
 import html
@@ -237,6 +238,13 @@ class HeldOut:
         if containment[best] < CONTAINMENT:
             return None
         return Overlap(self.problems[best].id, "ngram", float(containment[best]))
+
+
+def shared_text(a: str, b: str) -> str:
+    """The longest run of words that two statements have in common, for a reader to judge."""
+    first, second = WORD.findall(canonical(a)), WORD.findall(canonical(b))
+    match = difflib.SequenceMatcher(None, first, second, autojunk=False).find_longest_match()
+    return " ".join(first[match.a:match.a + match.size])
 
 
 def official_ids(problem: Statement) -> list[tuple[str, str]]:

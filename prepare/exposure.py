@@ -20,7 +20,14 @@ from lib.errors import UserError
 from lib.files import read_lines, tree_hash
 from lib.problems import Problem, is_object_of_texts
 from prepare.corpora import BOILERPLATE_FILE, HELD_OUT, MANIFEST, read_manifest
-from prepare.decontaminate import Overlap, find_overlaps
+from prepare.decontaminate import Overlap, find_overlaps, shared_text
+
+
+# Boilerplate is what many statements share. So few held-out statements cannot tell, and one shared
+# paragraph about the input would make a pool unusable: such an overlap is a warning, unless it is
+# most of the shorter statement.
+FEW_STATEMENTS = 200
+MOST_OF_A_STATEMENT = 0.8
 
 
 class HeldOut:
@@ -39,8 +46,25 @@ class HeldOut:
         except (OSError, EOFError, ValueError):
             raise damaged from None
 
-    def overlaps(self, problems: Sequence[Problem]) -> dict[str, Overlap]:
-        return find_overlaps(problems, self.problems, self.boilerplate)[0]
+    def overlaps(self, problems: Sequence[Problem]) -> tuple[dict[str, Overlap], dict[str, str]]:
+        """(overlaps, doubts): id -> the held-out problem that it is, and id -> the text that it
+        shares with one, where that may be boilerplate."""
+        found = find_overlaps(problems, self.problems, self.boilerplate)[0]
+        overlaps, doubts = {}, {}
+        for problem in problems:
+            overlap = found.get(problem.id)
+            if overlap is None:
+                continue
+            if self.is_doubtful(overlap):
+                other = next(p for p in self.problems if p.id == overlap.held_out)
+                doubts[problem.id] = shared_text(problem.statement, other.statement)
+            else:
+                overlaps[problem.id] = overlap
+        return overlaps, doubts
+
+    def is_doubtful(self, overlap: Overlap) -> bool:
+        return (overlap.rule == "ngram" and len(self.problems) < FEW_STATEMENTS
+                and overlap.containment < MOST_OF_A_STATEMENT)
 
 
 def mentioned_problems(path: str | os.PathLike) -> list[Problem]:
@@ -75,7 +99,7 @@ def check_pool(path: str | os.PathLike, corpora: str | os.PathLike = "corpora") 
                 f"not known")
     folder = builds[0]
     problems = mentioned_problems(path)
-    overlaps = HeldOut(folder).overlaps(problems)
+    overlaps, doubts = HeldOut(folder).overlaps(problems)
     if overlaps:
         name, overlap = next(iter(overlaps.items()))
         raise UserError(f"{path} holds {len(overlaps)} evaluation problem(s) among "
@@ -86,6 +110,10 @@ def check_pool(path: str | os.PathLike, corpora: str | os.PathLike = "corpora") 
         if path.resolve() == file.resolve() and tree_hash(path) != entry["sha256"]:
             raise UserError(f"{path} is not what {folder / MANIFEST} describes: it was changed "
                             f"after the build; build again, or give your own pool another name")
+    if doubts:
+        name, text = next(iter(doubts.items()))
+        return (f"{path}: {len(doubts)} problem(s) share text with evaluation problems, like "
+                f"{name!r}; is it more than boilerplate? \"{text:.300}\"")
     return ""
 
 
@@ -125,6 +153,7 @@ class Exposure:
         self.wrong: list[str] = []
         self.names: dict[Path, list[str]] = {}              # checked file -> ids in it
         self.overlaps: dict[Path, dict[str, Overlap]] = {}
+        self.doubts: list[str] = []
         self.split_of = {e["file"]: e["split"] for e in self.manifest["pools"].values()}
         for name, _, pool in MADE_BY_TEACHER:
             self.split_of[name] = self.split_of.get(f"{pool}.jsonl", "?")
@@ -133,7 +162,9 @@ class Exposure:
         if path not in self.overlaps:
             problems = mentioned_problems(path)
             self.names[path] = [p.id for p in problems]
-            self.overlaps[path] = self.held_out.overlaps(problems)
+            self.overlaps[path], doubts = self.held_out.overlaps(problems)
+            for name, text in doubts.items():
+                self.doubts.append(f"{path}: {name} shares \"{text:.300}\"")
             for name, overlap in self.overlaps[path].items():
                 self.wrong.append(f"{path}: {name} is held out as {overlap.held_out} (by "
                                   f"{overlap.rule})")
@@ -236,6 +267,9 @@ def exposure_tables(corpora: str | os.PathLike = "corpora",
     exposure = Exposure(Path(corpora), Path(runs))
     lines = [*exposure.splits_table(), "", *exposure.components_table()]
     exposure.check_labels()
+    if exposure.doubts:
+        lines += ["", "Text shared with evaluation problems: more than boilerplate?",
+                  *exposure.doubts]
     return "\n".join(lines), exposure.wrong
 
 

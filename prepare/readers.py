@@ -59,8 +59,8 @@ def from_code_contests(row: dict, split: str = "", index: int | None = None) -> 
     """
     require(row, "code_contests", name=str, description=str, public_tests=object,
             private_tests=object, generated_tests=object)
-    allow(row, "code_contests", source=int, time_limit=dict, cf_tags=list, cf_contest_id=int,
-          cf_index=str)
+    allow(row, "code_contests", source=int, time_limit=dict, memory_limit_bytes=int, cf_tags=list,
+          cf_contest_id=int, cf_index=str)
     if row.get("input_file") or row.get("output_file"):
         raise Refused("file_io", f"{row.get('input_file')!r} {row.get('output_file')!r}")
     if "interactive" in (row.get("cf_tags") or ()):
@@ -78,7 +78,8 @@ def from_code_contests(row: dict, split: str = "", index: int | None = None) -> 
         public_tests=public,
         compare="tokens",
         ids=code_contests_ids(row, source),
-        time_limit=code_contests_seconds(row.get("time_limit") or {})))
+        time_limit=code_contests_seconds(row.get("time_limit") or {}),
+        memory_limit=code_contests_mebibytes(row.get("memory_limit_bytes") or 0)))
 
 
 def code_contests_ids(row: dict, source: str) -> dict[str, str]:
@@ -99,6 +100,11 @@ def code_contests_seconds(limit: dict) -> float | None:
     return nanos / 1e9 if 0 < nanos < 10 ** 12 else None
 
 
+def code_contests_mebibytes(limit: int) -> float | None:
+    """Bytes -> MiB; None for a limit of 0 or of a tebibyte."""
+    return limit / 2 ** 20 if 0 < limit < 2 ** 40 else None
+
+
 def from_apps(row: dict, split: str = "") -> Problem:
     """A row of codeparrot/apps. Its number is `id` in the raw files and `problem_id` in converted
     ones; the numbers start anew in each split."""
@@ -107,7 +113,7 @@ def from_apps(row: dict, split: str = "") -> Problem:
     key = "id" if row.get("problem_id") is None else "problem_id"
     require(row, "apps", **{key: int | str})
     number = f"{split}/{row[key]}".lstrip("/")
-    fn_name, tests = apps_tests(row["input_output"])
+    fn_name, tests = apps_tests(row)
     return checked(Problem(
         id=f"apps/{number}",
         statement=row["question"],
@@ -115,11 +121,13 @@ def from_apps(row: dict, split: str = "") -> Problem:
         tests=tests,
         fn_name=fn_name,
         starter_code=starter_code(row, fn_name),
+        float_tolerance=float_tolerance(tests, fn_name),
         ids={"apps": number} | ids_of_url(row.get("url") or "")))
 
 
-def apps_tests(given: str | dict) -> tuple[str | None, list[dict[str, str]]]:
+def apps_tests(row: dict) -> tuple[str | None, list[dict[str, str]]]:
     """(fn_name, tests) of the column input_output: an object, as JSON or decoded."""
+    given = row["input_output"]
     if isinstance(given, str):
         given = parse_json(given) if given.strip() else {}
     if not isinstance(given, dict):
@@ -133,10 +141,34 @@ def apps_tests(given: str | dict) -> tuple[str | None, list[dict[str, str]]]:
     if not fn_name:
         inputs, outputs = list(map(joined, inputs)), list(map(joined, outputs))
         return None, paired({"input": inputs, "output": outputs})
-    # Results are wrapped in a list of one, but not in every problem: unwrap where all of them are.
-    if all(isinstance(output, list) and len(output) == 1 for output in outputs):
+    if are_wrapped(outputs, row):
         outputs = [output[0] for output in outputs]
     return fn_name, [call_test(*pair) for pair in zip(inputs, outputs, strict=True)]
+
+
+def are_wrapped(outputs: list, row: dict) -> bool:
+    """Whether each result of a call is wrapped in a list of one.
+
+    Codewars' are, LeetCode's are not, and a list of one may be the result itself. So where the
+    starter code says what it returns, that decides; else the site.
+    """
+    if not all(isinstance(output, list) and len(output) == 1 for output in outputs):
+        return False
+    annotation = LIST_RESULT.search(row.get("starter_code") or "")
+    if annotation:
+        declared = annotation[1].lower().count("list")
+        return max(map(list_depth, outputs), default=0) > declared
+    return "leetcode.com" not in (row.get("url") or "")
+
+
+# "-> List[List[int]]:" with the part that says how deep; empty for "-> int:"
+LIST_RESULT = re.compile(r"->\s*(?:Optional\[)?((?:list\b\[?)*)[^:]*:", re.IGNORECASE)
+
+
+def list_depth(value: Any) -> int:
+    if not isinstance(value, list):
+        return 0
+    return 1 + max(map(list_depth, value), default=0)
 
 
 def from_livecodebench(row: dict) -> Problem:
@@ -159,6 +191,7 @@ def from_livecodebench(row: dict) -> Problem:
         public_tests=public,
         fn_name=fn_name,
         starter_code=starter_code(row, fn_name),
+        float_tolerance=float_tolerance(public + private, fn_name),
         ids=livecodebench_ids(row)))
 
 
@@ -286,6 +319,32 @@ def function_name(name: Any) -> str | None:
     if not isinstance(name, str | None):
         raise Refused("undecodable", f"{name!r:.60} is no function's name")
     return name or None
+
+
+FLOAT_TOLERANCE = 1e-6      # relative or absolute, as contests print "or within 10^-6"
+FLOAT = re.compile(r"(?<!\S)[+-]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][+-]?\d+)?(?!\S)")
+
+
+def float_tolerance(tests: list[dict[str, str]], fn_name: str | None) -> float | None:
+    """The tolerance of a problem that expects floats, so that 3.14159265359 is right for
+    3.141592653589793, and 0.1 + 0.2 for 0.3. None where no expected value is a float."""
+    for test in tests:
+        output = test["output"]
+        if fn_name:
+            expects_float = holds_float(parse_json(output))
+        else:
+            expects_float = FLOAT.search(output) is not None
+        if expects_float:
+            return FLOAT_TOLERANCE
+    return None
+
+
+def holds_float(value: Any) -> bool:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return any(map(holds_float, value))
+    return isinstance(value, float)
 
 
 def starter_code(row: dict, fn_name: str | None) -> str:

@@ -30,7 +30,8 @@ CORPORA = {
         {split: (f"data/{split}-*.parquet",) for split in ("train", "valid", "test")},
         # without the solutions, which are most of the bytes
         ("name", "description", "public_tests", "private_tests", "generated_tests", "source",
-         "cf_contest_id", "cf_index", "cf_tags", "time_limit", "input_file", "output_file")),
+         "cf_contest_id", "cf_index", "cf_tags", "time_limit", "memory_limit_bytes", "input_file",
+         "output_file")),
     "apps": Corpus(
         "codeparrot/apps", "21e74ddf8de1a21436da12e3e653065c5213e9d1",
         {"train": ("train.jsonl",), "test": ("test.jsonl",)}),

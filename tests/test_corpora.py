@@ -195,6 +195,21 @@ def test_a_build_without_a_benchmark_says_that_nothing_is_cleaned_against_it(cop
     assert "NOT cleaned against" in lines[0] and not (tmp_path / "lcb.jsonl").exists()
 
 
+def test_published_errata_are_left_out_unless_asked_for(copies, tmp_path, monkeypatch):
+    monkeypatch.setattr(corpora, "LIVECODEBENCH_ERRATA", {"abc5_a", "abc0_a"})
+    sizes = dict.fromkeys(SIZES, 0) | {"lcb": 3}
+    lines = []
+    manifest = corpora.build(tmp_path / "a", sizes, local=copies, say=lines.append)
+    entry = manifest["pools"]["lcb"]
+    assert entry["ids"] == ["lcb/abc6_a", "lcb/abc4_a", "lcb/abc3_a"]
+    assert entry["errata"] == ["lcb/abc0_a", "lcb/abc5_a"]
+    assert any("2 problems of the published errata left out" in line for line in lines)
+    manifest = corpora.build(tmp_path / "b", sizes, local=copies, errata=True, say=silent)
+    entry = manifest["pools"]["lcb"]
+    assert entry["ids"] == ["lcb/abc6_a", "lcb/abc5_a", "lcb/abc4_a"]
+    assert entry["errata"] == ["lcb/abc5_a"]
+
+
 def test_private_tests_are_in_no_statement_and_public_ones_are_apart(built):
     for problem in load_problems(built / "lcb.jsonl"):
         assert problem.public_tests == problem.tests[:1]

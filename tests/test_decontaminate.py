@@ -278,6 +278,12 @@ def test_ngram_containment_agrees_with_sets_of_word_tuples():
     assert 5 < len(expected) < 55
 
 
+def test_the_text_that_two_statements_share_is_the_longest_run_of_words():
+    first = "Count frogs. The FIRST line holds n, the number of <b>lines</b>."
+    second = "Sum towers! The first line holds n, the number of lines"
+    assert decontaminate.shared_text(first, second) == "the first line holds n the number of lines"
+
+
 def test_thirteen_thousand_against_five_thousand_take_minutes():
     """A tenth of it, in CPU time: both sides are sorted once and compared once, so all of it takes
     about ten times as long."""

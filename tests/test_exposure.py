@@ -118,6 +118,31 @@ def test_a_file_elsewhere_is_checked_against_the_corpora_or_warned_about(copied,
         exposure.check_pool(path, copied)
 
 
+def test_a_shared_paragraph_in_a_small_evaluation_set_is_a_warning_with_its_text(copied, tmp_path,
+                                                                                monkeypatch):
+    """Few statements cannot tell boilerplate from content."""
+    shared = load_problems(copied / "cc.jsonl")[0].statement.split()[:30]
+    row = {"id": "mine", "statement": " ".join([*shared, words(70, "mine")]), "tests": [TEST]}
+    path = write_rows(copied / "mine.jsonl", [row])
+    warning = exposure.check_pool(path)
+    assert " ".join(shared) in warning and "more than boilerplate?" in warning
+    monkeypatch.setattr(exposure, "FEW_STATEMENTS", 0)
+    with pytest.raises(UserError, match="found by ngram"):
+        exposure.check_pool(path)
+
+
+def test_shared_paragraphs_are_listed_below_the_tables(copied, tmp_path):
+    problems = load_problems(copied / "joint.jsonl")
+    shared = load_problems(copied / "cc.jsonl")[0].statement.split()[:30]
+    problems[0].statement = " ".join([*shared, words(70, "mine")])
+    save_problems(copied / "mine.jsonl", problems[:1])
+    config = tmp_path / "runs" / "X" / "cppo" / "config.json"
+    config.parent.mkdir(parents=True)
+    config.write_text(json.dumps({"flags": {"problems": str(copied / "mine.jsonl")}}))
+    tables, wrong = exposure.exposure_tables(copied, tmp_path / "runs")
+    assert wrong == [] and tables.endswith(" ".join(shared) + '"')
+
+
 def test_the_warnings_of_several_files_are_joined(tmp_path):
     paths = [write_rows(tmp_path / f"{name}.jsonl", [{"id": "x"}]) for name in "ab"]
     warnings = exposure.check_pools(paths[0], None, paths[1])

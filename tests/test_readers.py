@@ -54,6 +54,13 @@ def test_code_contests_ids_come_from_the_columns_or_the_name():
     assert readers.from_code_contests(code_contests_row(source=5, name="p02534 AtCoder")).ids == {}
 
 
+def test_code_contests_passes_on_the_memory_limit():
+    assert readers.from_code_contests(code_contests_row()).memory_limit == 256_000_000 / 2**20
+    for limit in (0, None, 2**50):
+        row = code_contests_row(memory_limit_bytes=limit)
+        assert readers.from_code_contests(row).memory_limit is None
+
+
 def test_code_contests_rows_may_lack_a_limit_and_may_list_pairs():
     row = code_contests_row(
         time_limit=None, generated_tests=[{"input": "5", "output": "6"}], private_tests=None
@@ -136,21 +143,65 @@ def test_apps_texts_may_be_lists_of_lines():
     assert problem.tests == [{"input": "1\n2", "output": "4\n5"}, {"input": "3\n", "output": "6"}]
 
 
-def test_apps_calls_have_one_encoding_and_results_are_unwrapped_only_where_all_are_wrapped():
-    def outputs(found):
-        row = apps_row(
-            tests={"fn_name": "f", "inputs": [[1, "x"]] * len(found), "outputs": found},
-            starter_code="def f(a, b):",
-        )
-        problem = readers.from_apps(row)
-        assert problem.fn_name == "f" and problem.starter_code
-        assert json.loads(problem.tests[0]["input"]) == [1, "x"]
-        return [json.loads(t["output"]) for t in problem.tests]
+def apps_outputs(outputs, **changes) -> list:
+    """The expected values of a call problem with these results."""
+    tests = {"fn_name": "f", "inputs": [[1, "x"]] * len(outputs), "outputs": outputs}
+    problem = readers.from_apps(apps_row(tests=tests, **changes))
+    assert problem.fn_name == "f" and json.loads(problem.tests[0]["input"]) == [1, "x"]
+    return [json.loads(test["output"]) for test in problem.tests]
 
-    assert outputs([[False], [None]]) == [False, None]
-    assert outputs([[[1, 2]], [[3]]]) == [[1, 2], [3]]
-    assert outputs([[1], [1, 2]]) == [[1], [1, 2]]
-    assert outputs([5, [1]]) == [5, [1]]
+
+@pytest.mark.parametrize("outputs, expected", [
+    ([[False], [None]], [False, None]),
+    ([[[1, 2]], [[3]]], [[1, 2], [3]]),
+    ([[1], [1, 2]], [[1], [1, 2]]),
+    ([5, [1]], [5, [1]]),
+])
+def test_apps_results_are_unwrapped_only_where_all_are_wrapped(outputs, expected):
+    assert apps_outputs(outputs, starter_code="def f(a, b):") == expected
+
+
+@pytest.mark.parametrize("returns, outputs, expected", [
+    ("int", [[5], [1]], [5, 1]),
+    ("List[int]", [[5], [1]], [[5], [1]]),              # lists of one are the results
+    ("List[int]", [[[5]], [[1, 2]]], [[5], [1, 2]]),
+    ("List[List[int]]", [[[5]], [[1, 2]]], [[[5]], [[1, 2]]]),
+    ("Optional[list[str]]", [["a"]], [["a"]]),
+    ("Dict[str, List[int]]", [[{"a": [1]}]], [{"a": [1]}]),
+])
+def test_the_starter_code_decides_whether_apps_results_are_wrapped(returns, outputs, expected):
+    code = f"class Solution:\n    def f(self, a: int, b: str) -> {returns}:"
+    assert apps_outputs(outputs, starter_code=code) == expected
+
+
+def test_results_from_leetcode_are_never_wrapped():
+    url = "https://leetcode.com/problems/two-sum/"
+    assert apps_outputs([[5], [1]], url=url) == [[5], [1]]
+
+
+@pytest.mark.parametrize("outputs, tolerance", [
+    (["3.141592653589793\n"], 1e-6),
+    (["1 2\nYES 0.5"], 1e-6),
+    (["1e-9"], 1e-6),
+    ([".5"], 1e-6),
+    (["3\n", "12345678901234567890"], None),            # integers stay exact
+    (["1.2.3"], None),
+    (["v1.2"], None),
+    (["e5"], None),
+])
+def test_a_program_that_prints_floats_has_a_tolerance(outputs, tolerance):
+    tests = {"inputs": ["1"] * len(outputs), "outputs": outputs}
+    assert readers.from_apps(apps_row(tests=tests)).float_tolerance == tolerance
+    public = [{"input": "1", "output": output, "testtype": "stdin"} for output in outputs]
+    assert readers.from_livecodebench(livecodebench_row(public=public)).float_tolerance == tolerance
+
+
+@pytest.mark.parametrize("output, tolerance", [
+    ("0.3", 1e-6), ("[1, [0.5]]", 1e-6), ('{"a": 2.0}', 1e-6), ("3", None), ('["0.5"]', None)])
+def test_a_call_that_returns_floats_has_a_tolerance_also_inside_lists(output, tolerance):
+    test = {"input": "1", "output": output, "testtype": "functional"}
+    row = livecodebench_row(public=[test], private=[], metadata='{"func_name": "f"}')
+    assert readers.from_livecodebench(row).float_tolerance == tolerance
 
 
 def test_apps_starter_code_of_a_program_that_reads_standard_input_is_left_out():
