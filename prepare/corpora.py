@@ -152,11 +152,11 @@ def read_splits(splits: Sequence[tuple[str, str]], origins: dict[str, dict], spo
     for corpus, split in splits:
         origin = origins[corpus]
         rows = sources.rows(corpus, split, origin.get("local"), origin.get("revision"))
-        cards[corpus, split], found = read_split(corpus, split, rows, spool)
-        counts[corpus, split] = found
-        refused = [f"{len(places)} {reason}" for reason, places in found["refused"].items()]
+        cards[corpus, split], count = read_split(corpus, split, rows, spool)
+        counts[corpus, split] = count
+        refused = [f"{len(places)} {reason}" for reason, places in count["refused"].items()]
         note = f"; refused: {', '.join(refused)}" if refused else ""
-        say(f"{corpus} {split}: {found['loaded']} problems{note}")
+        say(f"{corpus} {split}: {count['loaded']} problems{note}")
     return cards, counts
 
 
@@ -329,7 +329,7 @@ def build(out: str | os.PathLike, sizes: dict[str, int] | None = None, seed: int
     np.save(out / BOILERPLATE_FILE, boilerplate)
     manifest = {
         "asked": request, "sources": origins, "pools": entries, "held_out": len(held_out),
-        "splits": {"/".join(key): found for key, found in counts.items()},
+        "splits": {"/".join(key): count for key, count in counts.items()},
         "rules": {"ngram": NGRAM, "containment": CONTAINMENT, "boilerplate": BOILERPLATE},
     }
     # last: a folder without a manifest is no build

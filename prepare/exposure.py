@@ -49,10 +49,10 @@ class HeldOut:
     def overlaps(self, problems: Sequence[Problem]) -> tuple[dict[str, Overlap], dict[str, str]]:
         """(overlaps, doubts): id -> the held-out problem that it is, and id -> the text that it
         shares with one, where that may be boilerplate."""
-        found = find_overlaps(problems, self.problems, self.boilerplate)[0]
+        by_id, _ = find_overlaps(problems, self.problems, self.boilerplate)
         overlaps, doubts = {}, {}
         for problem in problems:
-            overlap = found.get(problem.id)
+            overlap = by_id.get(problem.id)
             if overlap is None:
                 continue
             if self.is_doubtful(overlap):
@@ -243,7 +243,7 @@ def split_counts(split: dict) -> str:
 
 def run_files(runs: Path, corpora: Path) -> set[tuple[str, Path]]:
     """(stage, file) of every JSON-lines file that a flag of a training run names."""
-    found = set()
+    files = set()
     for config_path in runs.rglob("config.json"):
         try:
             given = json.loads(config_path.read_text(encoding="utf-8")).get("flags")
@@ -256,8 +256,8 @@ def run_files(runs: Path, corpora: Path) -> set[tuple[str, Path]]:
             if isinstance(value, str) and value.endswith(".jsonl"):
                 own = Path(value).resolve().parent == corpora.resolve()
                 path = corpora / Path(value).name if own else Path(value)
-                found.add((config_path.parent.name, path))
-    return found
+                files.add((config_path.parent.name, path))
+    return files
 
 
 def exposure_tables(corpora: str | os.PathLike = "corpora",

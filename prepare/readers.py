@@ -284,10 +284,10 @@ def require(row: dict, corpus: str, **columns: Any) -> None:
     for name, kind in columns.items():
         if name in row and isinstance(row[name], kind):
             continue
-        found = f"no column {name!r}"
+        wrong = f"no column {name!r}"
         if name in row:
-            found = f"{name!r} holds {type(row[name]).__name__}"
-        raise UserError(f"a row of {corpus} has another schema ({found}): use the pinned revision "
+            wrong = f"{name!r} holds {type(row[name]).__name__}"
+        raise UserError(f"a row of {corpus} has another schema ({wrong}): use the pinned revision "
                         f"{CORPORA[corpus].revision} of {CORPORA[corpus].repo}")
 
 
