@@ -159,6 +159,7 @@ class Exposure:
             self.split_of[name] = self.split_of.get(f"{pool}.jsonl", "?")
 
     def check(self, path: Path) -> dict[str, Overlap]:
+        # several components may have seen one file: check it once, report it once
         if path not in self.overlaps:
             problems = mentioned_problems(path)
             self.names[path] = [p.id for p in problems]
@@ -252,6 +253,7 @@ def run_files(runs: Path, corpora: Path) -> set[tuple[str, Path]]:
                             f"exposure cannot be checked") from None
         if "eval" in config_path.relative_to(runs).parts or not isinstance(given, dict):
             continue                # an evaluation, or the config of a checkpoint
+        # any flag may name data, also one that a fork has added
         for value in given.values():
             if isinstance(value, str) and value.endswith(".jsonl"):
                 own = Path(value).resolve().parent == corpora.resolve()

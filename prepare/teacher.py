@@ -185,8 +185,10 @@ def positive_plans(funnel: Funnel, problems: Sequence[Problem], per_problem: int
         if len(plans) >= wanted + per_problem:
             break
         for problem, possible in zip(batch, funnel.run(batch), strict=True):
+            # one stream per problem: more problems do not change the labels of these
             rng = random.Random(f"{seed}:{problem.id}")
             for chosen in rng.sample(possible, min(per_problem, len(possible))):
+                # so that the gate cannot learn from a method's place
                 rng.shuffle(chosen)
                 plans.append((problem, chosen))
     return plans
@@ -200,6 +202,7 @@ def teacher_labels(funnel: Funnel, problems: Sequence[Problem], per_problem: int
     if len({problem.id for problem, _ in plans}) < 2:
         raise UserError(f"{len(plans)} plans from {counts['problems offered']} problems passed the "
                         f"judge, too few to make labels of: see the counts ({dict(+counts)})")
+    # each kind of negative equally often
     kinds = [NEGATIVES[i % len(NEGATIVES)] for i in range(len(plans))]
     rephrased = rephrase(funnel, plans, [i for i, kind in enumerate(kinds) if kind == "duplicate"])
     labels = []
@@ -257,6 +260,7 @@ def planner_labels(planner: Responder, judge: Responder | Judge, problems: Seque
         for (p, plan), faults in zip(pairs, judge_plans(judge, pairs, k, counts), strict=True):
             if faults is None:
                 continue
+            # the first fault in the order of the contract names the kind
             kind = faults[0] if faults else gate.POSITIVE
             labels.append(gate.Label(p.id, p.statement, plan, int(not faults), kind))
             counts[f"planner samples judged: {kind}"] += 1
