@@ -170,7 +170,9 @@ class Adapter(nn.Module):
             return Model.step(self, ids, state, limit)
         cache, mask = state.wave
         mask = F.pad(mask, (0, 1), value=True)
-        return self._wave(ids.unsqueeze(1), mask, state.pos.unsqueeze(1), cache, 1, state)
+        # rows that have ended go on to the end of the wave: keep their positions in the context
+        at = state.pos.clamp(max=state.columns - 1).unsqueeze(1)
+        return self._wave(ids.unsqueeze(1), mask, at, cache, 1, state)
 
     def _wave(self, ids: Tensor, mask: Tensor, at: Tensor, cache, lengths, state: State) -> Tensor:
         """Left-padded rows and the model's own cache, as transformers' `generate` does it."""

@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from paper.runs import SYSTEMS, VARIANTS, Runs, find
 
 from lib import errors, metrics
 from lib.problems import outcome_hash
 from miniature import world
 from paper import attempts, numbers
 from paper.attempts import Evaluation
+from paper.runs import SYSTEMS, VARIANTS, Runs, find
 
 K = 4
 PAPER_MODEL = "Qwen3.5-2B"

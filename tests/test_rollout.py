@@ -169,6 +169,50 @@ def test_greedy_replies_are_those_of_transformers_generate(loaded):
         assert got.ids == out[0, len(job.prompt):].tolist()
 
 
+class Plain(torch.nn.Module):
+    """A Hugging Face model behind the eight members that Engine asks of a module. A state is the ids
+    that each row has read; every token runs all of them again, so it is slow and simple."""
+    can_fork, can_capture = True, False
+
+    def __init__(self, hf):
+        super().__init__()
+        self.hf, self.config = hf, hf.config
+        self.eos_ids = set(hf.generation_config.eos_token_id)
+
+    def new_state(self, rows, capacity):
+        return [[] for _ in range(rows)]
+
+    def fork(self, dst, dst_rows, src, src_rows):
+        copies = [list(src[row]) for row in src_rows.tolist()]
+        for row, ids in zip(dst_rows.tolist(), copies, strict=True):
+            dst[row] = ids
+
+    def segment(self, ids, lengths, state):
+        for row, new, n in zip(state, ids.tolist(), lengths.tolist(), strict=True):
+            row += new[:n]
+        return self.last_logits(state)
+
+    def step(self, ids, state, limit):
+        return self.segment(ids.unsqueeze(1), torch.ones_like(ids), state[:len(ids)])
+
+    def last_logits(self, rows):
+        return torch.stack([self.hf(torch.tensor([row])).logits[0, -1] for row in rows])
+
+
+def test_a_plain_hugging_face_model_in_thirty_lines_decodes_greedily_as_transformers_does(tmp_path):
+    hf, tokenizer = tiny.hf(tiny.llama(tmp_path / "llama")), tiny.tokenizer()
+    module = Plain(hf)
+    ends = rollout.end_ids(module, tokenizer)
+    jobs = ragged_jobs(10, 30)
+    samples = run(module, tokenizer, jobs, 4, temperature=0)
+    for job in jobs:
+        with torch.no_grad():
+            out = hf.generate(torch.tensor([job.prompt]), max_new_tokens=job.max_new_tokens,
+                              do_sample=False, eos_token_id=list(ends),
+                              suppress_tokens=list(range(len(tokenizer), tiny.VOCAB)))
+        assert samples[job.tag].ids == out[0, len(job.prompt):].tolist()
+
+
 def test_replies_keep_the_end_token_they_sampled_and_never_gain_one(loaded):
     module, tokenizer, _ = loaded
     samples = run(module, tokenizer, ragged_jobs(200), 64, temperature=3.0)
