@@ -22,7 +22,6 @@ from lib.problems import Problem, is_object_of_texts
 from prepare.corpora import BOILERPLATE_FILE, HELD_OUT, MANIFEST, read_manifest
 from prepare.decontaminate import Overlap, find_overlaps, shared_text
 
-
 # Boilerplate is what many statements share. So few held-out statements cannot tell, and one shared
 # paragraph about the input would make a pool unusable: such an overlap is a warning, unless it is
 # most of the shorter statement.
