@@ -315,6 +315,9 @@ def build(out: str | os.PathLike, sizes: dict[str, int] | None = None, seed: int
                      if (pool.corpus, pool.split) not in splits})
     if unread:
         say(f"not read: {', '.join(unread)}; training pools are NOT cleaned against them")
+    for corpus, split in splits:
+        if corpus in local:             # a wrong path ends the build at once, not after hours
+            sources.local_files(corpus, split, Path(local[corpus]))
     # before anything is read: the manifest must name the commit even if a branch moves meanwhile
     origins = {corpus: origin(corpus, local) for corpus, _ in splits}
 
