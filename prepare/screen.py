@@ -37,8 +37,8 @@ def labelled_programs(corpus: str, row: dict) -> tuple[list[str], list[str]]:
         return json.loads(row.get("solutions") or "[]")[:SOLUTIONS], []
     programs = []
     for column in COLUMNS[corpus]:
-        found = row.get(column) or {"language": [], "solution": []}
-        pairs = zip(found["language"], found["solution"], strict=True)
+        labelled = row.get(column) or {"language": [], "solution": []}
+        pairs = zip(labelled["language"], labelled["solution"], strict=True)
         programs.append([code for language, code in pairs if language == PYTHON3][:SOLUTIONS])
     return programs[0], programs[1]
 

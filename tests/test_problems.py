@@ -16,7 +16,8 @@ def test_a_pool_survives_a_round_trip_and_leaves_defaults_out(tmp_path):
         Problem("a", "s", tests=[TEST]),
         Problem("b", "s\u2028\ud800", source="x", tests=[CALL, CALL], public_tests=[CALL],
                 fn_name="f", starter_code="def f():", time_limit=2.5, memory_limit=64.0,
-                compare="tokens", float_tolerance=1e-6, ids={"codeforces": "1/A"}, classes={"h": 0.5}),
+                compare="tokens", float_tolerance=1e-6, ids={"codeforces": "1/A"},
+                classes={"h": 0.5}),
         Problem("c", "s", kind="execution", code="def f(): pass", call="f()", answer="None")]
     save_problems(tmp_path / "p.jsonl", problems)
     assert load_problems(tmp_path / "p.jsonl") == problems
