@@ -39,6 +39,7 @@ HERE = Path(__file__).parent
 GLOSSARY = HERE.parent / "docs" / "glossary.md"
 K = 4                       # of the headline, as in the paper
 MOST_PROBLEMS = 1000        # in the matrix of problems
+MOST_HEADLINES = 4
 
 # Healthy values as numbers, where docs/glossary.md has numbers; "near" is taken as within 0.05
 HEALTHY = {
@@ -71,12 +72,15 @@ def read_glossary() -> dict[str, dict]:
     if not GLOSSARY.exists():
         return {}
     entries = {}
+    healthy = ""
     for line in GLOSSARY.read_text(encoding="utf-8").splitlines():
         cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
         # formulas hold bars of their own: the first cell is the name, the last is the range
         if len(cells) < 3 or not cells[0].startswith("`"):
             continue
-        entry = {"formula": plain(" | ".join(cells[1:-1])), "healthy": plain(cells[-1])}
+        if cells[-1] != "the same":
+            healthy = plain(cells[-1])
+        entry = {"formula": plain(" | ".join(cells[1:-1])), "healthy": healthy}
         for name in re.findall(r"`([^`]+)`", cells[0]):
             entries[name] = entry
     return entries
@@ -238,22 +242,24 @@ def as_number(value):
 # ----------------------------------------------------------------------------------------------
 # The page
 
-def headline(stages: list[Stage], evaluation: dict) -> dict | None:
-    """The figure at the top: pass@K of the best trained method of the first run if it was
-    evaluated, else what its training says."""
-    if evaluation["rows"]:
-        model = stages[0].folder.resolve().parent.name if stages else None
-        model = re.sub(r"-seed\d+$", "", model or "")
-        rows = [row for row in evaluation["rows"] if row["model"] == model] or evaluation["rows"]
+def headlines(stages: list[Stage], evaluation: dict) -> list[dict]:
+    """The figures at the top: pass@K of each run's CPPO, or else best method, where it was
+    evaluated; else what the training of each stage says."""
+    figures = []
+    places = dict.fromkeys((row["model"], row["benchmark"]) for row in evaluation["rows"])
+    for model, benchmark in places:
+        rows = [row for row in evaluation["rows"]
+                if (row["model"], row["benchmark"]) == (model, benchmark)]
         best = next((row for row in rows if row["method"] == "CPPO"), rows[0])
-        place = f"{best['model']} {best['benchmark']}"
-        others = [row for row in rows if row is not best and row["benchmark"] == best["benchmark"]]
-        return {"evaluated": best["method"], "benchmark": best["benchmark"], "k": best["k"],
-                "value": best["value"], "low": best["low"], "high": best["high"],
-                "ceilings": evaluation["ceilings"].get(place, {}),
-                "others": [[row["method"], row["value"]] for row in others[:3]]}
-    trained = [figure for figure in map(data.training_figure, stages) if figure]
-    return trained[-1] if trained else None
+        figures.append({
+            "evaluated": best["method"], "where": f"{model}, {benchmark}", "k": best["k"],
+            "value": best["value"], "low": best["low"], "high": best["high"],
+            "ceilings": evaluation["ceilings"].get(f"{model} {benchmark}", {}),
+            "others": [[row["method"], row["value"]] for row in rows if row is not best][:3]})
+    if not figures:
+        trained = map(data.training_figure, stages)
+        figures = [figure for figure in trained if figure]
+    return figures[:MOST_HEADLINES]
 
 
 def describe(stage: Stage, most: int) -> dict:
@@ -279,7 +285,7 @@ def build(folders: list[Path], problems: str | None = None, limit: int = LIMIT) 
             "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", "commit": commit()[:12],
             "charts": chart_list(stages),
             "stages": [describe(stage, max(100, POINTS // len(stages))) for stage in stages],
-            "evaluation": evaluation, "headline": headline(stages, evaluation)}
+            "evaluation": evaluation, "headlines": headlines(stages, evaluation)}
     sampled = [stage for stage in stages if stage.tuples]
     if not sampled:
         notes.append("No samples.jsonl with tuples: there is nothing to browse.")

@@ -74,7 +74,7 @@ function drawHead() {
   head.append(element("h1", {}, page.title));
   const what = page.stages.map((stage) => `${stage.name.split("/").pop()}: ${stage.state}`);
   head.append(element("p", {class: "soft"}, what.join(" · ")));
-  if (page.headline) head.append(headline(page.headline));
+  head.append(...page.headlines.map(headline));
   if (page.notes.length) {
     const items = page.notes.map((note) => element("li", {}, note));
     head.append(element("div", {class: "notes"}, element("strong", {}, "What is missing here"),
@@ -91,17 +91,17 @@ function headline(h) {
     const others = h.others.map(([name, value]) => `${name} ${shown(value, 3)}`);
     box.append(element("div", {},
       element("div", {}, element("strong", {}, `pass@${h.k} of ${h.evaluated}`),
-        ` on ${h.benchmark}, ${range}`),
+        ` (${h.where}), ${range}`),
       bounds.length ? element("div", {class: "soft"}, `ceilings: ${bounds.join(", ")}`) : null,
       others.length ? element("div", {class: "soft"}, `beside ${others.join(", ")}`) : null));
     return box;
   }
   const audit = typeof h.audit === "number" ? `; the audit before training: ${shown(h.audit, 3)}` : "";
   box.append(element("div", {},
-    element("div", {}, element("strong", {}, "solved in training (R_out)"),
-      `, last ${h.window} steps of ${h.stage}, ${range} over steps`),
-    element("div", {class: "soft"}, `first ${h.window} steps: ${shown(h.first, 3)}${audit}. ` +
-      "No evaluation on held-out problems is here: evaluate.py makes one.")));
+    element("div", {}, element("strong", {}, `${h.stage}: solved in training (R_out)`),
+      `, mean of the last ${h.window} steps, ${range} over steps`),
+    element("div", {class: "soft"}, `the first ${h.window} steps: ${shown(h.first, 3)}${audit}; ` +
+      "no evaluation on held-out problems is here")));
   return box;
 }
 
@@ -354,6 +354,7 @@ function drawTuples() {
       ...stages.map((stage) => element("option", {value: stage.name}, stage.name))),
     step: element("input", {type: "range", min: 0, max: 0, value: 0, "aria-label": "step",
       oninput: (event) => toStep(Number(event.target.value), parts)}),
+    number: element("output", {class: "small"}),
     problem: element("select", {"aria-label": "problem",
       onchange: (event) => go(Number(event.target.value), parts)}),
     search: element("input", {type: "search", placeholder: "search all text",
@@ -384,7 +385,7 @@ function controls(parts) {
     onclick: () => move(by, parts)}, text);
   return element("div", {class: "controls"},
     element("div", {class: "row"}, parts.stage, turn(-1, "◀", "previous"), parts.step,
-      turn(1, "▶", "next"), parts.problem),
+      turn(1, "▶", "next"), parts.number, parts.problem),
     element("div", {class: "row"}, parts.filters, parts.search), parts.found,
     element("div", {class: "soft small keys"}, element("kbd", {}, "←"), " ",
       element("kbd", {}, "→"), " previous and next problem with a match, ",
@@ -492,6 +493,7 @@ function go(place, parts) {
   }
   view.at = place;
   parts.step.value = view.steps.indexOf(group.step);
+  parts.number.textContent = `step ${group.step}`;
   const options = [];
   view.groups.forEach((other, i) => {
     if (other.step === group.step) options.push(element("option", {value: i}, other.problem));
