@@ -229,11 +229,10 @@ function pointsOf(stage, metric) {
 }
 
 function smoothed(points) {
-  // the mean of as many steps before as after, so that the strong line does not lag
+  // as many steps before as after, so that the strong line does not lag; fewer at both ends
   const half = Math.floor(points.length / 24);
   return points.map(([step], i) => {
-    const reach = Math.min(half, i, points.length - 1 - i);
-    const near = points.slice(i - reach, i + reach + 1);
+    const near = points.slice(Math.max(0, i - half), i + half + 1);
     return [step, near.reduce((sum, [, value]) => sum + value, 0) / near.length];
   });
 }
@@ -509,6 +508,9 @@ function go(place, parts) {
 }
 
 function summary(group) {
+  if (!group.tuples.some((tuple) => tuple.branches.length)) {
+    return `${group.tuples.length} plans, none of them solved`;
+  }
   const solved = group.tuples.filter((tuple) => tuple.marks.includes("solved")).length;
   const what = group.tuples.some((t) => t.strategies || t.plan) ? "tuples" : "attempts";
   return `${solved} of ${group.tuples.length} ${what} solve it`;
@@ -679,16 +681,22 @@ function drawEvaluation() {
   box.append(element("p", {class: "soft small"}, "As paper/tables.py prints it: mean and 95 % " +
     "bootstrap interval over problems, ± the deviation over seeds. Posterior-averaged where a " +
     "world knows the posterior."));
-  const places = [...new Set(rows.map((row) => `${row.model} ${row.benchmark}`))];
-  for (const place of places) {
-    const held = rows.filter((row) => `${row.model} ${row.benchmark}` === place);
-    box.append(element("div", {class: "wide"}, element("h3", {}, place),
-      intervals(held, page.evaluation.ceilings[place] || {})));
+  for (const benchmark of new Set(rows.map((row) => row.benchmark))) {
+    const held = rows.filter((row) => row.benchmark === benchmark)
+      .sort((a, b) => b.value - a.value);
+    const several = new Set(held.map((row) => row.model)).size > 1;
+    for (const row of held) row.name = several ? `${row.model}: ${row.method}` : row.method;
+    const ceilings = page.evaluation.ceilings[`${held[0].model} ${benchmark}`] || {};
     const names = [...new Set(held.flatMap((row) => Object.keys(row)))].filter((name) =>
-      !["model", "benchmark", "value", "low", "high", "matrix", "k"].includes(name));
-    box.append(element("details", {}, element("summary", {}, "the numbers"), table(names,
-      held.map((row) => names.map((name) => row[name])), names.map((_, i) => i).slice(1))));
-    box.append(matrix(held));
+      !["name", "model", "benchmark", "method", "value", "low", "high", "matrix", "k"]
+        .includes(name));
+    const cells = held.map((row) => [row.name, ...names.map((name) => row[name])]);
+    box.append(element("h3", {}, `${benchmark}: pass@4`),
+      element("div", {class: "scroll"}, element("div", {class: "wide"},
+        intervals(held, ceilings))),
+      element("details", {}, element("summary", {}, "the numbers"),
+        table(["method", ...names], cells, names.map((_, i) => i + 1))),
+      matrix(held));
   }
 }
 
@@ -707,11 +715,11 @@ function intervals(rows, ceilings) {
   rows.forEach((row, i) => {
     const y = 34 + 24 * i;
     const stroke = row.method.startsWith("CPPO") ? COLOURS[0] : "#5b6570";
-    svg.append(drawn("text", {x: 200, y: y + 4, "text-anchor": "end"}, row.method),
+    svg.append(drawn("text", {x: 200, y: y + 4, "text-anchor": "end"}, row.name),
       drawn("line", {x1: x(row.low), x2: x(row.high), y1: y, y2: y, stroke, "stroke-width": 3,
         "stroke-opacity": 0.45}),
       drawn("circle", {cx: x(row.value), cy: y, r: 5, fill: stroke}),
-      drawn("text", {x: x(row.high) + 8, y: y + 4}, `${row.value.toFixed(3)} (pass@${row.k})`));
+      drawn("text", {x: x(row.high) + 8, y: y + 4}, row.value.toFixed(3) + (row.k === 4 ? "" : ` (pass@${row.k})`)));
   });
   return svg;
 }
@@ -725,7 +733,7 @@ function matrix(rows) {
   const svg = picture(900, 16 * rows.length + 4, "which method solves which problem");
   const wide = 690 / order.length;
   rows.forEach((row, i) => {
-    svg.append(drawn("text", {x: 200, y: 16 * i + 12, "text-anchor": "end"}, row.method));
+    svg.append(drawn("text", {x: 200, y: 16 * i + 12, "text-anchor": "end"}, row.name));
     for (const digit of "0123456789") {
       const cells = order.map((p, j) => (row.matrix[p] === digit
         ? `M${(210 + j * wide).toFixed(2)} ${16 * i}h${wide.toFixed(2)}v13h${(-wide).toFixed(2)}z` : ""));
@@ -733,20 +741,20 @@ function matrix(rows) {
         "fill-opacity": 0.04 + 0.1 * Number(digit)}));
     }
   });
-  return element("div", {class: "wide"}, element("h4", {}, "Which method solves which problem"),
-    svg, element("p", {class: "soft small"}, `${order.length} problems from left to right, the ` +
+  return element("div", {class: "scroll"}, element("div", {class: "wide"},
+    element("h4", {}, "Which method solves which problem"), svg, element("p", {class: "soft small"}, `${order.length} problems from left to right, the ` +
       "easiest first; the darker, the more is solved. A dark cell below pale ones is a problem " +
-      "that one method alone solves."));
+      "that one method alone solves.")));
 }
 
 // --------------------------------------------------------------------------------------------
 
 drawHead();
 drawStages();
+drawEvaluation();
 drawCurves();
 const opened = drawTuples();
 drawGate();
-drawEvaluation();
 document.getElementById("foot").append(element("p", {class: "soft small"},
   `Made ${page.made} by python -m paper.report, commit ${page.commit}. docs/glossary.md explains ` +
   "every metric."));
