@@ -22,7 +22,7 @@ that is finished gives the same files again without a model.
 
 Departures from the paper, and what it leaves open:
  1. Appendix D labels teacher plans and made negatives, Appendix O samples of the planner: hence --candidates.
- 2. Training and validation labels share no problem; as many Pass as Fail, by problem (gate.balance).
+ 2. Training and validation labels share no problem; as many Pass as Fail, by problem (balance).
  3. Negatives are labelled by how they were made; the judge is asked about planner samples only.
  4. A judge's rubric is the gate's contract of section 3.2: no prompt asks whether a method would solve the
     problem.
@@ -41,9 +41,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import gate
 import prompts
 from lib import errors, files, progress
+from lib.labels import POSITIVE, Label, balance, save_labels
 from lib import run as lib_run
 from lib.problems import Problem, load_problems
 from prepare import corpora, exposure
@@ -324,11 +324,11 @@ def spoiled(kind: str, plan: list[str], rephrased: str | None, foreign: list[str
 
 def teacher_labels(teacher: Model | Teacher, judge: Model | Judge, problems: Sequence[Problem],
                    per_problem: int, wanted: tuple[int, int], k: int, n: int, seed: int,
-                   counts: Counter) -> list[gate.Label]:
+                   counts: Counter) -> list[Label]:
     """Positives from the funnel, up to `per_problem` a problem, and a made negative for each; it stops when
     there are enough for `wanted` training and held-out labels."""
     plans: list[tuple[Problem, list[str]]] = []
-    positives: list[gate.Label] = []
+    positives: list[Label] = []
     for batch in batches(problems):
         if len(plans) >= sum(wanted) // 2 + per_problem:        # a problem may stand between the two sides
             break
@@ -341,7 +341,7 @@ def teacher_labels(teacher: Model | Teacher, judge: Model | Judge, problems: Seq
             for chosen in rng.sample(possible, min(per_problem, len(possible))):
                 rng.shuffle(chosen)
                 plans.append((p, chosen))
-                positives.append(gate.Label(p.id, p.statement, prompts.format_plan(chosen), 1, gate.POSITIVE))
+                positives.append(Label(p.id, p.statement, prompts.format_plan(chosen), 1, POSITIVE))
     if len({p.id for p, _ in plans}) < 2:
         raise ValueError(f"{len(plans)} plans from {counts['problems offered']} problems passed the judge, "
                          f"too few to make labels of: see the counts ({dict(+counts)})")
@@ -360,7 +360,7 @@ def teacher_labels(teacher: Model | Teacher, judge: Model | Judge, problems: Seq
                        for step in itertools.count(rng.randrange(1, len(plans)))
                        if plans[(i + step) % len(plans)][0].id != p.id)
         bad = spoiled(kinds[i], plan, other_words.get(i), foreign, rng)
-        labels += [positives[i], gate.Label(p.id, p.statement, prompts.format_plan(bad), 0, kinds[i])]
+        labels += [positives[i], Label(p.id, p.statement, prompts.format_plan(bad), 0, kinds[i])]
         counts[f"labels made: {kinds[i]}"] += 1
     counts["labels made: positive"] = len(positives)
     return labels
@@ -399,7 +399,7 @@ def judge_plans(judge: Model | Judge, pairs: Sequence[tuple[Problem, str]], k: i
 
 
 def planner_labels(planner: Model, judge: Model | Judge, problems: Sequence[Problem], per_problem: int,
-                   k: int, counts: Counter) -> list[gate.Label]:
+                   k: int, counts: Counter) -> list[Label]:
     """Judged samples of the planner, `per_problem` a problem, under CPPO's own prompt (Appendix O)."""
     labels = []
     for draw in range(per_problem):
@@ -410,26 +410,26 @@ def planner_labels(planner: Model, judge: Model | Judge, problems: Sequence[Prob
         counts["planner: no answer"] += len(problems) - len(pairs)
         for (p, plan), faults in zip(pairs, judge_plans(judge, pairs, k, counts), strict=True):
             if faults is not None:
-                kind = faults[0] if faults else gate.POSITIVE
-                labels.append(gate.Label(p.id, p.statement, plan, int(not faults), kind))
+                kind = faults[0] if faults else POSITIVE
+                labels.append(Label(p.id, p.statement, plan, int(not faults), kind))
                 counts[f"planner samples judged: {kind}"] += 1
     return labels
 
 
-def divide(labels: list[gate.Label], sizes: tuple[int, int],
-           seed: int) -> tuple[list[gate.Label], list[gate.Label]]:
+def divide(labels: list[Label], sizes: tuple[int, int],
+           seed: int) -> tuple[list[Label], list[Label]]:
     """Training and held-out labels, at most `sizes`: as many Pass as Fail, no problem on both sides."""
-    balanced = gate.balance(labels, seed)
+    balanced = balance(labels, seed)
     order = sorted({x.problem_id for x in balanced},
                    key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
-    sides: list[list[gate.Label]] = [[], []]
+    sides: list[list[Label]] = [[], []]
     for name in order:              # the held-out side is filled first
         full = all(sum(x.label == label for x in sides[1]) >= sizes[1] // 2 for label in (0, 1))
         sides[not full] += [x for x in balanced if x.problem_id == name]
     return cut(sides[0], sizes[0], seed), cut(sides[1], sizes[1], seed)
 
 
-def cut(labels: list[gate.Label], size: int, seed: int) -> list[gate.Label]:
+def cut(labels: list[Label], size: int, seed: int) -> list[Label]:
     """At most `size` labels, as many Pass as Fail, of the first problems; in random order."""
     half = min(size // 2, *(sum(x.label == label for x in labels) for label in (0, 1)))
     chosen = [x for label in (0, 1) for x in [y for y in labels if y.label == label][:half]]
@@ -562,7 +562,7 @@ def run(args: argparse.Namespace) -> None:
         written = [out / "gold.jsonl"]
         short = f"{len(gold)} of {args.gold} gold tuples" if len(gold) < args.gold else ""
     else:
-        labels: list[gate.Label] = []
+        labels: list[Label] = []
         if uses_teacher:
             labels += teacher_labels(models["teacher"], models["judge"], problems, args.per_problem,
                                      (args.train, args.val), k, args.num_candidates, args.seed, counts)
@@ -574,7 +574,7 @@ def run(args: argparse.Namespace) -> None:
         sizes = args.train, args.val
         for name, size, chosen in zip(("train", "val"), sizes, divide(labels, sizes, args.seed), strict=True):
             counts[f"labels written: {name}"] = len(chosen)
-            gate.save_labels(str(out / f"labels_{name}.jsonl"), chosen)
+            save_labels(str(out / f"labels_{name}.jsonl"), chosen)
             written.append(out / f"labels_{name}.jsonl")
             if len(chosen) < size - 1:
                 short = f"{len(chosen)} of {size} {name} labels"

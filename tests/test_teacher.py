@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-import gate
 import prompts
 from lib import files
+from lib.labels import Label, load_labels, save_labels
 from lib.problems import Problem, save_problems
 from prepare import ask, corpora, teacher
 
@@ -291,8 +291,8 @@ def test_a_reply_with_half_a_character_can_be_written_to_every_file(tmp_path):
     with Server(reply=lambda text, seed: "A: \ud83d frogs\nB: \u2028\x00") as server:
         [reply] = model_at(server.spec, tmp_path).ask(["x"])
     assert reply == "A: ? frogs\nB: \u2028\x00"
-    gate.save_labels(tmp_path / "x.jsonl", [gate.Label("p", "s", reply, 1)])
-    assert gate.load_labels(tmp_path / "x.jsonl")[0].plan == reply
+    save_labels(tmp_path / "x.jsonl", [Label("p", "s", reply, 1)])
+    assert load_labels(tmp_path / "x.jsonl")[0].plan == reply
 
 
 def test_a_key_with_a_line_end_is_mended_and_never_shown(tmp_path):
@@ -405,7 +405,7 @@ def test_a_plug_in_judge_agrees_with_the_worlds_own_labels():
     from miniature import world
 
     judge = teacher.open_source("miniature.world:judge", "judge", None)
-    labels = [gate.Label(**row) for row in world.labels("val")[:80]]
+    labels = [Label(**row) for row in world.labels("val")[:80]]
     pairs = [(Problem(x.problem_id, x.statement), x.plan) for x in labels]
     faults = teacher.judge_plans(judge, pairs)
     assert [int(not f) for f in faults] == [x.label for x in labels]
@@ -554,7 +554,7 @@ def test_rules_alone_run_both_commands_and_the_trainers_read_the_files(tmp_path,
     import train_sft
 
     assert len(train_sft.load_gold(str(tmp_path / "gold.jsonl"), K, {})) == 5
-    train, val = (gate.load_labels(str(tmp_path / f"labels_{side}.jsonl")) for side in ("train", "val"))
+    train, val = (load_labels(str(tmp_path / f"labels_{side}.jsonl")) for side in ("train", "val"))
     assert (len(train), len(val)) == (12, 4) and sum(x.label for x in train + val) == 8
     assert not {x.problem_id for x in train} & {x.problem_id for x in val}
     first = (tmp_path / "labels_train.jsonl").read_bytes()
