@@ -52,19 +52,18 @@ REPLICATE_BELOW = 20_000_000    # parameters: smaller models are not sharded, se
 REGIONS = ("plan", "solve")
 
 
-# --------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------
 # Advantages
 
-def standardize(r: Tensor, exists: Tensor | None = None) -> Tensor:
+def standardize(r: Tensor) -> Tensor:
     """Eq. 17 over the last axis: (r - mean) / (std + eps), with the unbiased std.
 
-    Entries where `exists` (same shape, bool) is False get 0 and count in neither mean nor std.
-    Equal values get exactly 0: the mean of seven 0.1s is not 0.1, and that rounding error divided
-    by eps would be an advantage.
+    NaN entries do not exist: they get 0 and count in neither mean nor std. Equal values get
+    exactly 0: the mean of seven 0.1s is not 0.1, and that rounding error divided by eps would be
+    an advantage.
     """
     r = r if r.is_floating_point() else r.float()
-    if exists is None:
-        exists = torch.ones_like(r, dtype=torch.bool)
+    exists = ~r.isnan()
     count = exists.sum(-1, keepdim=True)
     mean = r.where(exists, 0).sum(-1, keepdim=True) / count.clamp(min=1)
     centred = (r - mean).where(exists, 0)
@@ -74,14 +73,14 @@ def standardize(r: Tensor, exists: Tensor | None = None) -> Tensor:
     return (centred / (variance.sqrt() + EPS)).where(largest != smallest, 0)
 
 
-def within_tuple_advantages(r: Tensor, exists: Tensor | None = None) -> Tensor:
+def within_tuple_advantages(r: Tensor) -> Tensor:
     """Eq. 11: branch rewards r (..., K) -> solver advantages (..., K), each branch against its
     siblings.
 
-    exists (..., K): False for branches that were never sampled, such as those of a plan that does
-    not parse. They get 0 and are no siblings of the others.
+    Branches that were never sampled, such as those of a plan that does not parse, are NaN in r.
+    They get 0 and are no siblings of the others.
     """
-    return standardize(r, exists)
+    return standardize(r)
 
 
 def across_tuple_advantages(R: Tensor) -> Tensor:
@@ -92,7 +91,86 @@ def across_tuple_advantages(R: Tensor) -> Tensor:
     return standardize(R)
 
 
-# --------------------------------------------------------------------------------------------------
+def marginal_advantages(r: Tensor, scale: bool = True) -> Tensor:
+    """Marginal credit for the solver, instead of Eq. 11: r (..., M, K) -> (..., M, K).
+
+    A branch is paid what pass@K loses without it: d_i = R - R_-i = r_i * prod_{j != i} (1 - r_j), 1
+    if it alone solves the problem. R_-i does not depend on what branch i wrote, so E[d_i grad log
+    p(y_i)] is the gradient of pass@K (difference rewards). Eq. 11 also pays a branch whose sibling
+    has solved the problem already; that draws all branches to the likeliest program.
+
+    The baseline is the mean of d over the branches of the other M - 1 tuples: independent of this
+    tuple, so it adds no bias (the mean within the tuple does). `scale` divides by the unbiased std
+    of d over the problem's branches, plus eps. That std contains the branch itself: GRPO's usual
+    small bias.
+
+    Branches that were never sampled are NaN in r; they get 0 and count nowhere. Zeros where
+    nothing can be compared: M = 1, no branches in the other tuples, equal d (so also where no
+    branch alone solves the problem).
+    """
+    r = r if r.is_floating_point() else r.float()
+    exists = ~r.isnan()
+    r = r.where(exists, 0)
+    itself = torch.eye(r.shape[-1], dtype=torch.bool, device=r.device)
+    no_sibling_solves = (1 - r).unsqueeze(-2).masked_fill(itself, 1).prod(-1)
+    d = r * no_sibling_solves
+
+    count = exists.sum(-1, keepdim=True)                            # (..., M, 1) branches per tuple
+    total = d.sum(-1, keepdim=True)
+    others = count.sum(-2, keepdim=True) - count
+    baseline = (total.sum(-2, keepdim=True) - total) / others.clamp(min=1)
+    largest = d.where(exists, -torch.inf).amax((-2, -1), keepdim=True)
+    smallest = d.where(exists, torch.inf).amin((-2, -1), keepdim=True)
+    compared = exists & (others > 0) & (largest != smallest)
+    advantages = (d - baseline).where(compared, 0)
+    if not scale:
+        return advantages
+    n = count.sum(-2, keepdim=True)
+    mean = total.sum(-2, keepdim=True) / n.clamp(min=1)
+    squares = (d - mean).where(exists, 0).square().sum((-2, -1), keepdim=True)
+    return advantages / ((squares / (n - 1).clamp(min=1)).sqrt() + EPS)
+
+
+def place_advantages(R_plan: Tensor, r: Tensor, scale: bool = True) -> Tensor:
+    """Credit by place for the planner, instead of Eq. 12: R_plan (..., M), r (..., M, K) -> an
+    advantage per strategy, (..., M, K).
+
+    Whether the branches before i have solved the problem does not depend on strategy i. So its
+    tokens are compared with those tuples alone that stood as this one did when it was written:
+
+        A_i = R_plan - mean of R_plan over the other tuples that had (not) solved the problem
+              before place i, as this one had (not)
+
+    Without such a tuple the mean is over all others. Unbiased for J * R_out like Eq. 12, with a
+    smaller variance. `scale` divides by the unbiased std of R_plan over the tuples, plus eps.
+
+    Branches that were never sampled are NaN in r and have solved nothing. Their places get an
+    advantage, too: the tuple counts with its R_plan. Zeros where R_plan is equal in all tuples, and
+    for M = 1.
+    """
+    R_plan = R_plan if R_plan.is_floating_point() else R_plan.float()
+    M = R_plan.shape[-1]
+    r = r.nan_to_num(nan=0.0)
+    solved_before = r.cumsum(-1) - r > 0                            # (..., M, K)
+    others = ~torch.eye(M, dtype=torch.bool, device=r.device).unsqueeze(-1)         # (M, M, 1)
+    alike = solved_before.unsqueeze(-2) == solved_before.unsqueeze(-3)
+    alike = alike & others                                          # (..., M, other tuple, K)
+    nobody = ~alike.any(-2, keepdim=True)
+    peers = (alike | (nobody & others)).to(R_plan.dtype)
+    peer_sum = torch.einsum("...n,...mnk->...mk", R_plan, peers)
+    baseline = peer_sum / peers.sum(-2).clamp(min=1)
+
+    differs = R_plan.amax(-1) > R_plan.amin(-1)                     # (...)
+    differs = differs[..., None, None]
+    advantages = (R_plan.unsqueeze(-1) - baseline).where(differs, 0)
+    if not scale:
+        return advantages
+    centred = R_plan - R_plan.mean(-1, keepdim=True)
+    std = (centred.square().sum(-1) / max(1, M - 1)).sqrt()
+    return advantages / (std[..., None, None] + EPS)
+
+
+# ----------------------------------------------------------------------------------------------
 # Log-probabilities
 
 def tile_logits(hidden: Tensor, weight: Tensor, temperature: float,
@@ -202,7 +280,7 @@ def token_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, temperature:
     return (logp, nats) if entropy else logp
 
 
-# --------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------
 # The loss
 
 def clipped_loss(logp: Tensor, old: Tensor | None, ref: Tensor | None, advantage: Tensor,
@@ -366,7 +444,7 @@ def apply_gradients(module: nn.Module, optimizer: torch.optim.Optimizer, loss: T
     return float(norm), finite
 
 
-# --------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------
 # Rows and micro-batches
 
 @dataclass
@@ -376,7 +454,7 @@ class Row:
     prefix: list[int]
     suffix: list[int]
     start: int
-    advantage: float
+    advantage: float | list[float]          # one for the row, or one per sampled token
     weight: float                           # 1 / (M * problems of the whole batch)
     region: str                             # "plan" or "solve"
     logprobs: list[float] | None = None     # the sampler's, of suffix[start:]; never trained on
@@ -445,7 +523,8 @@ def collate(rows: list[Row], device: torch.device, shared: bool = True) -> Micro
         first = i * width + row.start + (0 if shared else len(row.prefix) - 1)
         at += range(first, first + n)
         targets += tokens
-        advantage += [row.advantage] * n
+        one_for_all = not isinstance(row.advantage, list)
+        advantage += [row.advantage] * n if one_for_all else row.advantage
         scale += [row.weight / n] * n
         region += [REGIONS.index(row.region)] * n
         sampled += logprobs
@@ -481,7 +560,7 @@ def row_logprobs(module: nn.Module, batch: MicroBatch, temperature: float = 1.0,
     return module(batch.ids, batch.suffixes, head=head)
 
 
-# --------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------
 # The update
 
 clock = time.perf_counter       # bench/step.py puts process CPU seconds here

@@ -1,53 +1,36 @@
-"""The policy network: the Qwen3.5 text model in plain PyTorch, and decoding states whose rows can be copied.
+"""The policy network: the Qwen3.5 text model in plain PyTorch, with decoding states that fork.
 
     policy = model.load("Qwen/Qwen3.5-2B", dtype=torch.bfloat16, device="cuda")     # or a folder
     logits = policy(ids)                                    # (B, T) -> (B, T, V)
-    model.save(policy, "runs/x/final", tokenizer)           # a folder that transformers loads as it is
-
-Decoding goes through a `State` of some rows, and whatever happens to a row is a copy of it:
+    model.save(policy, "runs/x/final", tokenizer)           # a folder that transformers loads
 
     state = policy.new_state(rows=64, capacity=2048)
-    logits = policy.segment(ids, lengths, state)            # prefill, or go on with, right-padded rows
-    logits = policy.step(tokens, state, limit)              # one token a row
-    policy.fork(state, [3, 4, 5], other, [0, 0, 0])         # fork, refill and compaction are this one call
+    logits = policy.segment(ids, lengths, state)            # prefill or continue padded rows
+    logits = policy.step(tokens, state, limit)              # one token per row
+    policy.fork(state, [3, 4, 5], other, [0, 0, 0])         # copy rows: fork, refill, compaction
 
-What keeps it short: a layer works on *segments*. `mixer(x, past, span) -> (y, past)` takes a piece of the
-sequence and what the layer remembers of all that came before. A plain forward is one segment; the loss on
-many continuations of one prompt is two (the prompt once, then all continuations from its memory, with
-gradients through that memory); prefilling is a segment that leaves its memory in buffers; decoding is a
-segment of one token. Other architectures (Gemma 4, ...) are in adapter.py, behind the same calls.
+A layer works on *segments*: `mixer(x, past, span) -> (y, past)` takes a piece of the sequence and
+what the layer remembers of everything before it. A plain forward is one segment. The loss on many
+continuations of one prompt is two: the prompt once, then all continuations from its memory, with
+gradients through it. Prefill is a segment that leaves its memory in buffers; decoding is a segment
+of one token. Other architectures (Gemma 4, ...) are in lib/adapter.py, behind the same calls.
 
-Shapes: B rows, T tokens, H hidden, V vocabulary; h heads, d head width, C tokens of a chunk, n attended
-positions; columns: positions that a decoding buffer has room for.
+Shapes: B rows, T tokens, H hidden, V vocabulary; h heads, d head width, C tokens per chunk, n
+attended positions; columns: positions that a decoding buffer has room for.
 """
 
-import json
-import re
-import shutil
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, fields
-from fnmatch import fnmatch
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
-BUCKET = 64                 # decoding buffers are a multiple of this many columns wide
-MIN_ROWS = 8                # matrix products with fewer rows take other kernels, which round differently
-L2_EPS = 1e-6               # under the root, where the DeltaNet normalises queries and keys
-SHARD_BYTES = 5 * 10**9     # largest weight file that `save` writes
-# Tensors of a Qwen3.5 checkpoint that the text model has no use for; `save` copies them through.
-IGNORED = ("model.visual.*", "mtp.*")
-# Files of a checkpoint that `save` carries along, beside config.json and the weights.
-CARRIED = ("generation_config.json", "tokenizer*", "*token*.json", "vocab*", "merges.txt", "chat_template*",
-           "*processor_config.json")
+BUCKET = 64     # decoding buffers are a multiple of this many columns wide
+L2_EPS = 1e-6   # under the root, where the DeltaNet normalises queries and keys
 
 
 @dataclass
@@ -75,20 +58,22 @@ class Config:
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
     full_attention_interval: int = 4
-    layer_types: list[str] = field(default_factory=list)        # default: from full_attention_interval
+    layer_types: list[str] = field(default_factory=list)    # default: from full_attention_interval
 
     def __post_init__(self):
         for f in fields(self):
             value = getattr(self, f.name)
             if f.type is int and not (isinstance(value, int) and value > 0):
                 raise ValueError(f"config: {f.name} must be a whole number above 0, not {value!r}")
-        self.layer_types = list(self.layer_types or []) or [
-            "full_attention" if i % self.full_attention_interval == 0 else "linear_attention"
-            for i in range(1, self.num_hidden_layers + 1)]
+        if not self.layer_types:
+            for i in range(1, self.num_hidden_layers + 1):
+                full = i % self.full_attention_interval == 0
+                self.layer_types.append("full_attention" if full else "linear_attention")
         unknown = set(self.layer_types) - {"linear_attention", "full_attention"}
         if unknown or len(self.layer_types) != self.num_hidden_layers:
-            raise ValueError(f"config: layer_types must name {self.num_hidden_layers} layers (num_hidden_"
-                             f"layers), each linear_attention or full_attention, not {self.layer_types}")
+            raise ValueError(f"config: layer_types must name {self.num_hidden_layers} layers "
+                             f"(num_hidden_layers), each linear_attention or full_attention, not "
+                             f"{self.layer_types}")
         for many, few in (("num_attention_heads", "num_key_value_heads"),
                           ("linear_num_value_heads", "linear_num_key_heads")):
             if getattr(self, many) % getattr(self, few):
@@ -97,46 +82,49 @@ class Config:
 
     @classmethod
     def from_json(cls, raw: dict) -> "Config":
-        """From a text config, or from the composite one of a checkpoint that also sees."""
-        text = {"tie_word_embeddings": raw.get("tie_word_embeddings", False)} | raw.get("text_config", raw)
+        """From a text config, or from the composite one of a checkpoint with a vision tower."""
+        text = {"tie_word_embeddings": raw.get("tie_word_embeddings", False)}
+        text |= raw.get("text_config", raw)
         text |= text.get("rope_parameters") or {}
-        for key, only in (("hidden_act", "silu"), ("attention_bias", False), ("rope_type", "default")):
+        supported = {"hidden_act": "silu", "attention_bias": False, "rope_type": "default"}
+        for key, only in supported.items():
             if text.get(key, only) != only:
-                raise ValueError(f"config: {key} is {text[key]!r}, and this model knows only {only!r}")
+                raise ValueError(f"config: {key} is {text[key]!r}, and this model knows only "
+                                 f"{only!r}")
         given = {f.name: text[f.name] for f in fields(cls) if text.get(f.name) is not None}
-        if lacking := [f.name for f in fields(cls)[:7] if f.name not in given]:
-            raise ValueError(f"config: {', '.join(lacking)} missing, which a Qwen3.5 text model needs")
+        missing = [f.name for f in fields(cls)[:7] if f.name not in given]
+        if missing:
+            raise ValueError(f"config: {', '.join(missing)} missing, which a Qwen3.5 text model "
+                             f"needs")
         return cls(**given)
 
     def to_json(self) -> dict:
         out = {"architectures": ["Qwen3_5ForCausalLM"], "model_type": "qwen3_5_text"} | asdict(self)
-        # for text the three position rows of mRoPE are equal: how they share the frequencies plays no part
+        # mRoPE has three position rows, and for text they are equal: how they share the frequencies
+        # plays no part.
         pairs = int(self.head_dim * self.partial_rotary_factor) // 2
+        third = pairs // 3
         out["rope_parameters"] = {
-            "rope_type": "default", "rope_theta": out.pop("rope_theta"),
-            "partial_rotary_factor": out.pop("partial_rotary_factor"), "mrope_interleaved": True,
-            "mrope_section": [pairs - 2 * (pairs // 3), pairs // 3, pairs // 3]}
+            "rope_type": "default",
+            "rope_theta": out.pop("rope_theta"),
+            "partial_rotary_factor": out.pop("partial_rotary_factor"),
+            "mrope_interleaved": True,
+            "mrope_section": [pairs - 2 * third, third, third]}
         return out
 
 
-# ------------------------------------------------------------------------------------------------ layers
+# ------------------------------------------------------------------------------------------- layers
 
 def up(x: Tensor) -> Tensor:
-    """At least fp32: for what the reference computes in fp32, and float64 tests need in float64."""
+    """At least fp32: what the reference computes in fp32, and float64 tests need in float64."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def alike(f: Callable, x: Tensor) -> Tensor:
-    """f of each number, to the same bits wherever it lies. On a CPU torch's vectorised loops leave the last n % 32 numbers to other
-    code, which may differ in the last bit; in float64 that is too little to survive rounding. Meant for a few numbers a token."""
-    return f(x.double()).to(x.dtype) if x.is_cpu else f(x)
 
 
 @dataclass
 class Span:
-    """Where a segment lies in its rows. With `at`, past are decoding buffers, to be written in place."""
-    rope: tuple[Tensor, Tensor]             # cosine and sine of its positions, (B, T, 1, rotary) or (T, ...)
-    mask: Tensor | None = None              # (..., T, n) True where a token may look; None: itself and before
+    """Where a segment lies in its rows. With `at`, the past is buffers, written in place."""
+    rope: tuple[Tensor, Tensor]             # cosine and sine, (B, T, 1, rotary) or (T, 1, rotary)
+    mask: Tensor | None = None              # (..., T, n) True where a token may look; None: causal
     lengths: Tensor | None = None           # (B,) real tokens of right-padded rows; None: all T
     at: tuple[Tensor, ...] | None = None    # index of the tokens in buffers (B, h, columns, d)
     limit: int = 0                          # how many columns of the buffers to look at
@@ -154,7 +142,7 @@ class RMSNorm(nn.Module):
 
 
 class GatedNorm(nn.Module):
-    """The DeltaNet's output norm: an ordinary RMSNorm (the weight is the factor) times silu of a gate."""
+    """The DeltaNet's output norm: a plain RMSNorm (the weight is the factor) times silu(gate)."""
 
     def __init__(self, dim: int, eps: float):
         super().__init__()
@@ -168,62 +156,68 @@ class GatedNorm(nn.Module):
 class Decay(nn.Module):
     """Log of the share of its memory that each DeltaNet head keeps at a token; always below 0.
 
-    A module of its own because these few numbers stay fp32 when all others are bf16, and an FSDP unit has one
-    dtype. Released checkpoints store A_log in fp32 for a reason: in bf16 it is rounded by up to 0.01, which is
-    1 % of how long a head remembers, of every head and at every token."""
+    A module of its own because these few numbers stay fp32 when all others are bf16, and an FSDP
+    unit has one dtype. Released checkpoints store A_log in fp32 for a reason: bf16 rounds it by up
+    to 0.01, which changes how long every head remembers by 1 %.
+    """
 
     def __init__(self, heads: int):
         super().__init__()
-        self.A_log, self.dt_bias = nn.Parameter(torch.zeros(heads)), nn.Parameter(torch.ones(heads))
+        self.A_log = nn.Parameter(torch.zeros(heads))
+        self.dt_bias = nn.Parameter(torch.ones(heads))
 
     def forward(self, a: Tensor) -> Tensor:
-        return -up(self.A_log).exp() * alike(F.softplus, up(a) + up(self.dt_bias))
+        return -up(self.A_log).exp() * F.softplus(up(a) + up(self.dt_bias))
 
 
 # The gated delta rule (Yang, Kautz, Hatamizadeh: Gated Delta Networks, arXiv 2412.06464).
 #
 # A head's memory is a matrix S (dk, dv) that answers a query q with S^T q. At each token the head
-#   forgets a little:                         S <- exp(g) S                              g < 0, from `Decay`
-#   looks up what it holds for the key k:     S^T k
-#   moves that towards the value v:           S <- S + k w^T,  w = beta (v - S^T k)      0 < beta < 1
-#   and answers:                              o = S^T q
-# The difference v - S^T k is the delta. Plain linear attention would add v to what is there already, and keys
-# that are not orthogonal would blur each other. `delta_step` is just these four lines.
+#   forgets a little:                       S <- exp(g) S              g < 0, from `Decay`
+#   looks up what it holds for the key k:   S^T k
+#   moves that towards the value v:         S <- S + k w^T             w = beta (v - S^T k)
+#   and answers:                            o = S^T q                  0 < beta < 1
+# The difference v - S^T k is the delta. Plain linear attention would add v to what is there
+# already, and keys that are not orthogonal would blur each other. `delta_step` is these four lines.
 #
-# Token by token, that is T dependent steps of little work each. Chunk by chunk it is matrix products. With S0
-# the memory before the chunk and G_i = g_1 + ... + g_i, token i finds exp(G_i) S0, and what the tokens j < i
-# of the chunk have written, decayed since then: exp(G_i - G_j) k_j w_j^T. So it writes
+# Token by token, that is T dependent steps of little work each. Chunk by chunk it is matrix
+# products. With S0 the memory before the chunk and G_i = g_1 + ... + g_i, token i finds
+# exp(G_i) S0, and what the tokens j < i of the chunk have written, decayed since then:
+# exp(G_i - G_j) k_j w_j^T. So it writes
 #   w_i = beta_i (v_i - exp(G_i) S0^T k_i - sum_{j<i} exp(G_i - G_j) (k_i . k_j) w_j)
-# which is one triangular system for all the writes W (C, dv) of the chunk, known as the UT transform:
-#   (I + A) W = beta (V - exp(G) K S0)        A_ij = beta_i exp(G_i - G_j) (k_i . k_j) for j < i, else 0
-# A does not depend on S0. So X = (I + A)^-1 beta is found for all chunks in parallel, and only these products
-# wait for the chunk before:
+# which is one triangular system for all writes W (C, dv) of the chunk, known as the UT transform:
+#   (I + A) W = beta (V - exp(G) K S0),   A_ij = beta_i exp(G_i - G_j) (k_i . k_j) for j < i, else 0
+# A does not depend on S0. So X = (I + A)^-1 beta is found for all chunks in parallel, and only
+# these products wait for the chunk before:
 #   W = X V - (X exp(G) K) S0
 #   o_i = exp(G_i) S0^T q_i + sum_{j<=i} exp(G_i - G_j) (q_i . k_j) w_j
 #   S0 of the next chunk = exp(G_C) S0 + sum_j exp(G_C - G_j) k_j w_j^T
 # Every exponent is at most 0: nothing overflows.
 
-def delta_rule(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, S: Tensor) -> tuple[Tensor, Tensor]:
-    """q, k (B, T, h, dk), v (B, T, h, dv), g, beta (B, T, h), S (B, h, dk, dv) -> o (B, T, h, dv), last S."""
+def delta_rule(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor,
+               S: Tensor) -> tuple[Tensor, Tensor]:
+    """q, k (B, T, h, dk), v (B, T, h, dv), g, beta (B, T, h), S (B, h, dk, dv)
+    -> o (B, T, h, dv), last S."""
     T = q.shape[1]
-    C = 32 if q.is_cpu else 64      # on a CPU 32 is 18 % faster (measured); a GPU likes larger products
+    C = 32 if q.is_cpu else 64      # a CPU is 18 % faster with 32; a GPU likes larger products
     pad = -T % C                    # padding neither writes (k = 0) nor forgets (g = 0)
     q, k, v = (F.pad(x.transpose(1, 2), (0, 0, 0, pad)).unflatten(2, (-1, C)) for x in (q, k, v))
-    g, beta = (F.pad(x.transpose(1, 2), (0, pad)).unflatten(2, (-1, C)) for x in (g, beta))  # (B, h, T/C, C)
-    G = g.cumsum(-1)
+    g, beta = (F.pad(x.transpose(1, 2), (0, pad)).unflatten(2, (-1, C)) for x in (g, beta))
+    G = g.cumsum(-1)                # (B, h, T/C, C)
     future = torch.ones(C, C, dtype=torch.bool, device=q.device).triu(1)
     decay = (G.unsqueeze(-1) - G.unsqueeze(-2)).masked_fill(future, -torch.inf).exp()
     A = (k @ k.mT) * decay.tril(-1) * beta.unsqueeze(-1)
     X = invert_unit_lower(A) * beta.unsqueeze(-2)
-    XV, XK = X @ v, X @ (k * G.exp().unsqueeze(-1))
+    XV = X @ v
+    XK = X @ (k * G.exp().unsqueeze(-1))
     inside = (q @ k.mT) * decay
     q = q * G.exp().unsqueeze(-1)
     k = k * (G[..., -1:] - G).exp().unsqueeze(-1)
     keep = G[..., -1].exp()[..., None, None]
     out = []
     # unbind, not indexing: the backward of an index fills a whole tensor with zeros for every chunk
-    for q_c, k_c, XV_c, XK_c, inside_c, keep_c in zip(*(x.unbind(2) for x in (q, k, XV, XK, inside, keep)),
-                                                      strict=True):
+    chunks = zip(*(x.unbind(2) for x in (q, k, XV, XK, inside, keep)), strict=True)
+    for q_c, k_c, XV_c, XK_c, inside_c, keep_c in chunks:
         W = XV_c - XK_c @ S
         out.append(q_c @ S + inside_c @ W)
         S = S * keep_c + k_c.mT @ W
@@ -231,31 +225,44 @@ def delta_rule(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, S: Tens
 
 
 def invert_unit_lower(A: Tensor) -> Tensor:
-    """(I + A)^-1 for strictly lower triangular A (..., C, C), C a power of two, in log2(C) batched products.
+    """(I + A)^-1 for strictly lower triangular A (..., C, C), C a power of two.
 
-    [[P, 0], [R, Q]] has the inverse [[P', 0], [-Q' R P', Q']], where P' and Q' are those of its halves; so
-    inverses of the blocks on the diagonal grow from 1 x 1 to C x C. (The power series I - A + A^2 ... is off
-    by 1e10 where keys repeat.) They are made without a graph; then one Newton step, X <- 2X - X (I + A) X
-    with X a constant, costs two products and has the exact derivative -X dA X.
+    [[P, 0], [R, Q]] has the inverse [[P', 0], [-Q' R P', Q']], where P' and Q' are the inverses of
+    its halves. So inverses of the blocks on the diagonal grow from 1 x 1 to C x C in log2(C) steps.
+    (The power series I - A + A^2 ... is off by 1e10 where keys repeat.) No graph is recorded. At
+    the end, one Newton step X <- 2X - X (I + A) X with X a constant costs two products and has the
+    exact derivative -X dA X.
 
-    Beside torch's triangular solve, forward and backward on one CPU thread, it is as fast at dk = 32 and 1.8
-    times faster at 128. With two threads the solve takes 16 times longer: a barrier for each small matrix."""
-    C, eye = A.shape[-1], torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
+    Beside torch's triangular solve, forward and backward on one CPU thread, it is as fast at
+    dk = 32 and 1.8 times faster at 128. With two threads the solve takes 16 times longer: it has a
+    barrier for each small matrix.
+    """
+    C = A.shape[-1]
+    eye = torch.eye(C, dtype=A.dtype, device=A.device)
     with torch.no_grad():
-        X, b = eye.repeat(*A.shape[:-2], 1, 1), 1
-        while b < C:                # views of the 2b x 2b blocks on the diagonal, (..., C / 2b, 2b, 2b)
-            blocks, system = (M.unflatten(-1, (-1, 2 * b)).unflatten(-3, (-1, 2 * b))
-                              .diagonal(dim1=-4, dim2=-2).movedim(-1, -3) for M in (X, A))
-            blocks[..., b:, :b] = -(blocks[..., b:, b:] @ system[..., b:, :b] @ blocks[..., :b, :b])
+        X = eye.repeat(*A.shape[:-2], 1, 1)
+        b = 1
+        while b < C:
+            blocks, system = diagonal_blocks(X, 2 * b), diagonal_blocks(A, 2 * b)
+            P, R, Q = blocks[..., :b, :b], system[..., b:, :b], blocks[..., b:, b:]
+            blocks[..., b:, :b] = -(Q @ R @ P)
             b *= 2
     return 2 * X - X @ (A + eye) @ X
 
 
+def diagonal_blocks(M: Tensor, n: int) -> Tensor:
+    """Views (..., C / n, n, n) of the n x n blocks on the diagonal of M (..., C, C)."""
+    blocks = M.unflatten(-1, (-1, n)).unflatten(-3, (-1, n))
+    return blocks.diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
+
+
 def delta_step(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, S: Tensor) -> Tensor:
-    """One token: q, k (B, h, dk), v (B, h, dv), g, beta (B, h) -> o (B, h, dv); S (B, h, dk, dv) is updated.
+    """One token: q, k (B, h, dk), v (B, h, dv), g, beta (B, h) -> o (B, h, dv). Updates S
+    (B, h, dk, dv) in place.
 
     S is the largest thing a step touches. It is read once for both look-ups, before it changes:
-    o = (exp(g) S + k w^T)^T q = exp(g) S^T q + (q . k) w."""
+    o = (exp(g) S + k w^T)^T q = exp(g) S^T q + (q . k) w.
+    """
     keep = g.exp().unsqueeze(-1)
     held, asked = (torch.stack([k, q], -2) @ S).unbind(-2)
     w = (v - keep * held) * beta.unsqueeze(-1)
@@ -264,7 +271,7 @@ def delta_step(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, S: Tens
 
 
 class DeltaNet(nn.Module):
-    """Remembers the last inputs of its convolution (B, kernel - 1, channels) and S (B, h, dk, dv)."""
+    """Remembers its convolution's last inputs (B, kernel - 1, channels) and S (B, h, dk, dv)."""
 
     def __init__(self, c: Config):
         super().__init__()
@@ -282,18 +289,20 @@ class DeltaNet(nn.Module):
         self.out_proj = nn.Linear(self.hv * self.dv, c.hidden_size, bias=False)
 
     def memory(self, rows: int, columns: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        return (like.new_zeros(rows, self.kernel - 1, self.conv1d.in_channels),
-                up(like.new_zeros(rows, self.hv, self.dk, self.dv)))        # a sum over all tokens: fp32
+        tail = like.new_zeros(rows, self.kernel - 1, self.conv1d.in_channels)
+        S = up(like.new_zeros(rows, self.hv, self.dk, self.dv))     # a sum over all tokens: fp32
+        return tail, S
 
     def forward(self, x: Tensor, past: tuple | None, span: Span) -> tuple[Tensor, tuple]:
         B, T, _ = x.shape
         tail, S = past if past is not None else self.memory(B, 0, x)
         qkv, z = self.in_proj_qkv(x), self.in_proj_z(x).unflatten(-1, (self.hv, self.dv))
-        g, beta = self.decay(self.in_proj_a(x)), alike(torch.sigmoid, up(self.in_proj_b(x)))
+        g, beta = self.decay(self.in_proj_a(x)), up(self.in_proj_b(x)).sigmoid()
         window = torch.cat([tail.expand(B, -1, -1), qkv], 1)
         if span.lengths is None:
             tail = window[:, T:]
-        else:       # padding must neither write nor forget, and what the convolution remembers ends before it
+        else:
+            # Padding must neither write nor forget, and the convolution's memory ends before it.
             ends = span.lengths.unsqueeze(1)
             real = (torch.arange(T, device=x.device) < ends).unsqueeze(-1)
             g, beta = g * real, beta * real
@@ -311,11 +320,13 @@ class DeltaNet(nn.Module):
         return self.out_proj(self.norm(o, z).flatten(2)), (tail, S)
 
     def convolve(self, window: Tensor) -> Tensor:
-        """Sums of each channel's last `kernel` inputs, (B, kernel - 1 + T, channels) -> (B, T, channels)."""
+        """Each channel's weighted sum of its last `kernel` inputs:
+        (B, kernel - 1 + T, channels) -> (B, T, channels)."""
         weight = self.conv1d.weight                                         # (channels, 1, kernel)
-        # As an image of height 1 the input is channels-last just as it lies; conv1d would transpose it. On a
-        # CPU 9 times faster, 6 times with the backward, and equal to the last bit.
-        return F.conv2d(window.mT.unsqueeze(2), weight.unsqueeze(2), groups=len(weight)).squeeze(2).mT
+        # As an image of height 1 the input is channels-last just as it lies; conv1d would transpose
+        # it. On a CPU 9 times faster, 6 times with the backward, and equal to the last bit.
+        image = window.mT.unsqueeze(2)
+        return F.conv2d(image, weight.unsqueeze(2), groups=len(weight)).squeeze(2).mT
 
     def heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         qk, v = qkv.split([2 * self.hk * self.dk, self.hv * self.dv], -1)
@@ -328,10 +339,11 @@ class DeltaNet(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Softmax attention of q (B, h, T, d) over k, v (B, h, n, d), causal without a mask (..., T, n). On a GPU the fused
-    kernels alone may run: the plain one, torch's way out where they do not fit, would make all T n scores unseen."""
+    """Attention of q (B, h, T, d) over k, v (B, h, n, d), causal without a mask (..., T, n)."""
     if not q.is_cuda or q.dtype == torch.float64:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+    # Fused kernels only. Where they do not fit, torch would silently take the plain one, which
+    # holds all T x n scores.
     with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
 
@@ -345,7 +357,7 @@ def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Softmax attention, gated by its input. Remembers keys and values (B, kv heads, columns, d)."""
+    """Softmax attention, gated by its input. Remembers keys and values (B, kv, columns, d)."""
 
     def __init__(self, c: Config):
         super().__init__()
@@ -354,10 +366,12 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(c.hidden_size, self.kv * self.d, bias=False)
         self.v_proj = nn.Linear(c.hidden_size, self.kv * self.d, bias=False)
         self.o_proj = nn.Linear(self.h * self.d, c.hidden_size, bias=False)
-        self.q_norm, self.k_norm = RMSNorm(self.d, c.rms_norm_eps), RMSNorm(self.d, c.rms_norm_eps)
+        self.q_norm = RMSNorm(self.d, c.rms_norm_eps)
+        self.k_norm = RMSNorm(self.d, c.rms_norm_eps)
 
     def memory(self, rows: int, columns: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        return like.new_zeros(rows, self.kv, columns, self.d), like.new_zeros(rows, self.kv, columns, self.d)
+        shape = rows, self.kv, columns, self.d
+        return like.new_zeros(shape), like.new_zeros(shape)
 
     def forward(self, x: Tensor, past: tuple | None, span: Span) -> tuple[Tensor, tuple]:
         B, T, _ = x.shape
@@ -370,13 +384,16 @@ class Attention(nn.Module):
             past[0][span.at], past[1][span.at] = k, v
             k, v = (buffer[:, :, :span.limit] for buffer in past)
         elif past is not None:
-            k, v = (torch.cat([p.expand(B, -1, -1, -1), new], 2) for p, new in ((past[0], k), (past[1], v)))
-        group = self.h // self.kv           # heads that share keys and values
+            k = torch.cat([past[0].expand(B, -1, -1, -1), k], 2)
+            v = torch.cat([past[1].expand(B, -1, -1, -1), v], 2)
+        group = self.h // self.kv           # query heads that share keys and values
         if span.mask is None:
             o = attend(q, k.repeat_interleave(group, 1), v.repeat_interleave(group, 1), None)
-        else:       # with a mask at hand they can as well be further queries of one head: keys are not copied
+        else:
+            # With a mask they can as well be further queries of one head: keys are not copied.
             mask = span.mask if T == 1 else torch.cat([span.mask] * group, -2)
-            o = attend(q.reshape(B, self.kv, group * T, self.d), k, v, mask).reshape(B, self.h, T, self.d)
+            o = attend(q.reshape(B, self.kv, group * T, self.d), k, v, mask)
+            o = o.reshape(B, self.h, T, self.d)
         return self.o_proj(o.transpose(1, 2).flatten(2) * gate.flatten(2).sigmoid()), (k, v)
 
 
@@ -408,8 +425,9 @@ class Block(nn.Module):
 
     def forward(self, xs: list[Tensor], spans: list[Span], past: tuple | None = None,
                 recompute: bool = False) -> list[Tensor]:
-        if recompute:       # in here, not around the block: FSDP's hooks must not run a second time with it
-            return checkpoint(self.run, xs, spans, past, use_reentrant=False, preserve_rng_state=False)
+        if recompute:       # in here, not around the block: FSDP's hooks must not run a second time
+            return checkpoint(self.run, xs, spans, past, use_reentrant=False,
+                              preserve_rng_state=False)
         return self.run(xs, spans, past)
 
     def run(self, xs: list[Tensor], spans: list[Span], past: tuple | None) -> list[Tensor]:
@@ -422,31 +440,38 @@ class Block(nn.Module):
         return out
 
 
-# ------------------------------------------------------------------------------------------------ the network
+# -------------------------------------------------------------------------------------- the network
 
 @dataclass
 class State:
     """Decoding buffers of some rows. A row's memory is its slice of every tensor in `layers`."""
-    layers: list[tuple[Tensor, ...]]            # keys and values (rows, h, columns + 1, d); or tail and S
-    pos: Tensor                                 # (rows,) tokens that each row has read
-    columns: int                                # tokens a row can hold; one column more takes the padding
+    layers: list[tuple[Tensor, ...]]    # keys and values (rows, h, columns + 1, d); or tail and S
+    pos: Tensor                         # (rows,) tokens that each row has read
+    columns: int                        # tokens a row can hold; one more column takes the padding
     rope: tuple[Tensor, Tensor] | None = None   # of every position, (columns + 1, 1, rotary)
-    wave: tuple | None = None                   # only where a model cannot fork, see adapter.py
+    wave: tuple | None = None           # only where a model cannot fork, see lib/adapter.py
+
+    def first_rows(self, n: int) -> "State":
+        """The first n rows, as views into this state."""
+        layers = [tuple(t[:n] for t in layer) for layer in self.layers]
+        return replace(self, pos=self.pos[:n], layers=layers)
 
 
 class Model(nn.Module):
     can_fork = True
-    shares_prompts = True       # the loss computes a prompt once for all that continue it
-    can_capture = True          # `step` may be recorded as a CUDA graph: no host sync, nothing but its buffers
-    per_layer_tables = ()       # embeddings too large to train by default, see adapter.py
+    shares_prompts = True   # the loss computes a prompt once for all rows that continue it
+    can_capture = True      # a CUDA graph may record `step`: no host sync, only the state's buffers
+    per_layer_tables = ()   # embeddings too large to train by default, see lib/adapter.py
 
     def __init__(self, c: Config):
         super().__init__()
-        self.config, self.source, self.eos_ids, self.checkpointing = c, None, set(), False
+        self.config, self.eos_ids, self.checkpointing = c, set(), False
+        self.source = None          # where it was loaded from, see lib/weights.py
         self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
         self.layers = nn.ModuleList(Block(c, kind) for kind in c.layer_types)
         self.norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
-        self.lm_head = None if c.tie_word_embeddings else nn.Linear(c.hidden_size, c.vocab_size, bias=False)
+        tied = c.tie_word_embeddings
+        self.lm_head = None if tied else nn.Linear(c.hidden_size, c.vocab_size, bias=False)
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -454,7 +479,7 @@ class Model(nn.Module):
 
     @property
     def fp32_units(self) -> list[nn.Module]:
-        """Small modules that are at least fp32 whatever the rest is, each to be an FSDP unit of its own."""
+        """Small modules that stay at least fp32, each an FSDP unit of its own."""
         return [unit for unit in self.modules() if isinstance(unit, Decay | GatedNorm)]
 
     @property
@@ -462,12 +487,13 @@ class Model(nn.Module):
         return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
 
     def forward(self, ids: Tensor, suffixes: Tensor | None = None, head: Callable | None = None):
-        """ids (B, T) -> logits (B, T, V), or with `head` what head(hidden (B, T, H), weight (V, H), softcap)
-        returns; it is called in here because here a sharded model has its weights together.
+        """ids (B, T) -> logits (B, T, V), or with `head` what head(hidden (B, T, H), weight (V, H),
+        softcap) returns. It is called in here because only here a sharded model has whole weights.
 
-        With suffixes (B, S), ids are the one prompt (1, P) that they all continue, computed once. Then
-        hidden[:, t] is the state that predicts suffixes[:, t]: for t = 0 the prompt's last. Padding on the
-        right needs no mask, since nothing looks ahead."""
+        With suffixes (B, S), ids are the one prompt (1, P) that they all continue, computed once.
+        Then hidden[:, t] is the state that predicts suffixes[:, t]: for t = 0 the prompt's last.
+        Padding on the right needs no mask, since nothing looks ahead.
+        """
         P, xs = ids.shape[1], [self.embed_tokens(ids)]
         spans = [Span(self._rope(0, P, xs[0]))]
         if suffixes is not None:
@@ -475,8 +501,9 @@ class Model(nn.Module):
             xs.append(self.embed_tokens(suffixes))
             mask = torch.ones(S, P + S, dtype=torch.bool, device=ids.device).tril(P)
             spans.append(Span(self._rope(P, P + S, xs[1]), mask))
+        recompute = self.checkpointing and torch.is_grad_enabled()
         for block in self.layers:
-            xs = block(xs, spans, recompute=self.checkpointing and torch.is_grad_enabled())
+            xs = block(xs, spans, recompute=recompute)
         x = xs[0]
         if suffixes is not None:
             x = torch.cat([x[:, -1:].expand(len(suffixes), -1, -1), xs[1][:, :-1]], 1)
@@ -489,51 +516,58 @@ class Model(nn.Module):
     def _rope(self, start: int, end: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine of positions start ... end - 1, each (T, 1, rotary)."""
         rotary = int(self.config.head_dim * self.config.partial_rotary_factor)
+        # Frequencies are fp32 numbers by definition, whatever the arithmetic is.
         frequency = 1.0 / self.config.rope_theta ** (torch.arange(0, rotary, 2).float() / rotary)
-        angle = torch.outer(torch.arange(start, end).to(up(like).dtype), frequency.to(up(like).dtype))
+        position = torch.arange(start, end).to(up(like).dtype)
+        angle = torch.outer(position, frequency.to(position.dtype))
         angle = torch.cat([angle, angle], -1).unsqueeze(1).to(like.device)
         return angle.cos().to(like.dtype), angle.sin().to(like.dtype)
 
     def new_state(self, rows: int, capacity: int) -> State:
-        columns = whole_buckets(capacity)
+        columns = round_to_bucket(capacity)
         like = self.embed_tokens.weight.detach()
-        return State([block.mixer.memory(rows, columns + 1, like) for block in self.layers],
-                     torch.zeros(rows, dtype=torch.long, device=like.device), columns,
-                     self._rope(0, columns + 1, like))
+        layers = [block.mixer.memory(rows, columns + 1, like) for block in self.layers]
+        pos = torch.zeros(rows, dtype=torch.long, device=like.device)
+        return State(layers, pos, columns, self._rope(0, columns + 1, like))
 
     @torch.no_grad()
     def segment(self, ids: Tensor, lengths: Tensor, state: State) -> Tensor:
-        """Run right-padded ids (B, T), lengths (B,) of them real, on from what the state's rows have read;
-        logits (B, V) after each row's last. The host waits for the device once.
-
-        In fp32 on one CPU thread a row's bits depend neither on B nor, from 8 on, on T."""
-        longest = state.columns if ids.is_meta else int((state.pos + lengths).max())    # memory.py plans on meta
+        """Continue the state's rows with right-padded ids (B, T), of which lengths (B,) are real
+        -> logits (B, V) after each row's last. The host waits for the device once."""
+        if ids.is_meta:
+            longest = state.columns                     # memory.py plans on the meta device
+        else:
+            longest = int((state.pos + lengths).max())
         if longest > state.columns:
-            raise ValueError(f"a row would hold {longest} tokens; this state has room for {state.columns}")
+            raise ValueError(f"a row would hold {longest} tokens; this state has room for "
+                             f"{state.columns}")
         i = torch.arange(ids.shape[1], device=ids.device)
+        # padding goes to the spare column
         at = torch.where(i < lengths.unsqueeze(1), state.pos.unsqueeze(1) + i, state.columns)
-        x = self._advance(ids, at, whole_buckets(longest), lengths, state)
+        x = self._advance(ids, at, round_to_bucket(longest), lengths, state)
         state.pos += lengths
-        last = x[torch.arange(len(ids), device=ids.device), lengths - 1]
-        return self._logits(F.pad(last, (0, 0, 0, max(0, MIN_ROWS - len(ids)))))[:len(ids)]
+        return self._logits(x[torch.arange(len(ids), device=ids.device), lengths - 1])
 
     @torch.no_grad()
     def step(self, ids: Tensor, state: State, limit: int) -> Tensor:
-        """One token a row: ids (B,) -> logits (B, V). The first `limit` columns are looked at, more than the
-        `pos` of any row that matters. A full row goes on in the spare column: idle rows may be left alone.
+        """One token for each of the first B rows: ids (B,) -> logits (B, V).
 
-        In fp32 on one CPU thread a row's bits depend neither on B, from 8 on, nor on `limit`."""
+        Attention reads the first `limit` columns: more than the `pos` of any row that matters. Idle
+        rows may be left alone: a full row goes on in the spare column.
+        """
+        if len(ids) < len(state.pos):
+            state = state.first_rows(len(ids))
         at = state.pos.clamp(max=state.columns).unsqueeze(1)
         x = self._advance(ids.unsqueeze(1), at, min(limit, state.columns), None, state)
         state.pos += 1
         return self._logits(x.squeeze(1))
 
-    def _advance(self, ids: Tensor, at: Tensor, limit: int, lengths: Tensor | None, state: State) -> Tensor:
+    def _advance(self, ids: Tensor, at: Tensor, limit: int, lengths: Tensor | None,
+                 state: State) -> Tensor:
         """Hidden states (B, T, H) of ids at positions `at` (B, T); the state's buffers change."""
-        if self.config.num_attention_heads > 3 * self.config.num_key_value_heads:
-            limit = min(whole_buckets(limit), state.columns)
         x = self.embed_tokens(ids)
-        mask = (torch.arange(limit, device=ids.device) <= at.unsqueeze(-1)).unsqueeze(1)        # (B, 1, T, n)
+        n = torch.arange(limit, device=ids.device)
+        mask = (n <= at.unsqueeze(-1)).unsqueeze(1)                         # (B, 1, T, n)
         index = buffer_index(at, self.config.num_key_value_heads)
         span = Span(tuple(t[at] for t in state.rope), mask, lengths, index, limit)
         for block, past in zip(self.layers, state.layers, strict=True):
@@ -541,263 +575,70 @@ class Model(nn.Module):
         return self.norm(x)
 
     @torch.no_grad()
-    def fork(self, dst: State, dst_rows: Tensor | list, src: State, src_rows: Tensor | list) -> None:
-        """dst[dst_rows[i]] = src[src_rows[i]]. The two may be one state, and may differ in columns."""
-        dst_rows, src_rows = (torch.as_tensor(rows, device=dst.pos.device) for rows in (dst_rows, src_rows))
+    def fork(self, dst: State, dst_rows: Tensor | list,
+             src: State, src_rows: Tensor | list) -> None:
+        """dst[dst_rows[i]] = src[src_rows[i]]. The two may be one state or differ in columns."""
+        dst_rows = torch.as_tensor(dst_rows, device=dst.pos.device)
+        src_rows = torch.as_tensor(src_rows, device=dst.pos.device)
         dst.pos[dst_rows] = src.pos[src_rows]
         for mine, theirs in zip(dst.layers, src.layers, strict=True):
             for a, b in zip(mine, theirs, strict=True):
-                n = min(a.shape[2], b.shape[2])             # dimension 2 differs only where it counts columns
+                n = min(a.shape[2], b.shape[2])     # dimension 2 differs where it counts columns
                 a[dst_rows, :, :n] = b[src_rows, :, :n]
 
-    def write(self, folder: Path, writes: bool) -> None:
-        """Weights, gathered and written one file at a time, and config.json. See `save`."""
-        source, own, shards, size = self.source, named_for_checkpoint(self), [[]], 0
-        files = {} if source.folder is None else tensor_files(source.folder)
-        through = {name: file for name, file in files.items() if is_ignored(name)}
-        for name in [*own, *through]:
-            nbytes = (own[name] if name in own else read_tensor(through[name], name)).nbytes
-            if size + nbytes > SHARD_BYTES and shards[-1]:
-                shards, size = [*shards, []], 0
-            shards[-1].append(name)
-            size += nbytes
-        weight_map, total = {}, 0
-        for i, names in enumerate(shards, 1):
-            part = f"-{i:05}-of-{len(shards):05}" if len(shards) > 1 else ""
-            file = f"model{part}.safetensors"
-            tensors = {name: whole(own[name]) if name in own else read_tensor(through[name], name)
-                       for name in names if name in own or writes}
-            weight_map |= dict.fromkeys(names, file)
-            total += sum(t.nbytes for t in tensors.values())
-            if writes:
-                save_file(tensors, folder / file, metadata={"format": "pt"})
-        if not writes:
-            return
-        if len(shards) > 1:
-            write_json(folder / "model.safetensors.index.json",
-                       {"metadata": {"total_size": total}, "weight_map": weight_map})
-        dtype = {"dtype": str(self.head_weight.dtype).removeprefix("torch.")}
-        raw = {k: v for k, v in source.raw.items() if k != "torch_dtype"} | dtype       # its older name
-        if "text_config" in raw:
-            raw["text_config"] = {k: v for k, v in raw["text_config"].items() if k != "torch_dtype"} | dtype
-        write_json(folder / "config.json", raw)
 
-
-def whole_buckets(columns: int) -> int:
-    """Columns of a buffer, or to look at, for so many: a multiple of BUCKET, so that a row's bits do not depend on how many.
-    But torch's attention on a CPU takes keys by 512, and the matrix product of four queries or more with a rest of 256 or 320
-    (measured: of no other multiple of 64) adds its terms in another order. So there the rest is 384."""
-    columns = -(-columns // BUCKET) * BUCKET
-    return columns + {256: 128, 320: 64}.get(columns % 512, 0)
+def round_to_bucket(columns: int) -> int:
+    """Round a column count up to a multiple of BUCKET."""
+    return -(-columns // BUCKET) * BUCKET
 
 
 def buffer_index(at: Tensor, heads: int) -> tuple[Tensor, ...]:
     """Index of positions `at` (B, T) in buffers (B, heads, columns, d)."""
-    rows, head = (torch.arange(n, device=at.device) for n in (len(at), heads))
+    rows = torch.arange(len(at), device=at.device)
+    head = torch.arange(heads, device=at.device)
     return rows[:, None, None], head[None, :, None], at.unsqueeze(1)
 
 
-# ------------------------------------------------------------------------------------------------ folders
-
-@dataclass
-class Source:
-    """Where a module came from, which decides how it is saved."""
-    folder: Path | None                         # None: built, not loaded
-    raw: dict                                   # its config.json
-    prefix: str = "model.language_model."       # of the text model's tensors
-
-
-def as_ids(value: int | list[int] | None) -> set[int]:
-    return set() if value is None else {value} if isinstance(value, int) else set(value)
-
-
 def cast(module: Model, dtype: torch.dtype) -> Model:
+    """`module` in dtype, less its fp32 units."""
     module.to(dtype)
     for unit in module.fp32_units:
         unit.to(torch.promote_types(dtype, torch.float32))
     return module
 
 
-def build(config: dict | Config, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu",
-          seed: int = 0) -> Model:
-    """A randomly initialised Qwen3.5. A dict has the keys of `Config`, all but its six sizes optional."""
-    if isinstance(config, dict):
-        known = {f.name for f in fields(Config)} | {"architectures", "model_type", "rope_parameters"}
-        if unknown := sorted(set(config) - known):
-            raise ValueError(f"config: {unknown[0]!r} is no key of a Qwen3.5; those are "
-                             f"{', '.join(sorted(known))}")
-        config = Config.from_json({"tie_word_embeddings": True, "rope_theta": 1e7} | config)
-    module, random = Model(config), torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, p in module.named_parameters():
-            if name.endswith("A_log"):
-                p.uniform_(1, 16, generator=random).log_()
-            elif name.endswith("dt_bias"):
-                # softplus(dt_bias) is log-uniform in 0.001 to 0.1: heads that remember from 1 to 1000 tokens.
-                # transformers starts with 1, where nearly every head forgets all within a token
-                p.copy_(p.uniform_(-6.9, -2.3, generator=random).exp().expm1().log())
-            elif name.endswith("conv1d.weight"):
-                p.uniform_(-0.5, 0.5, generator=random)
-            elif p.ndim == 2:
-                p.normal_(0, config.initializer_range, generator=random)
-    module = cast(module, dtype).to(device)
-    module.source, module.eos_ids = Source(None, config.to_json()), as_ids(config.eos_token_id)
-    return module
+# -------------------------------------------------------------------------------------- checkpoints
+
+# lib/weights.py reads and writes checkpoint folders. It imports this file, so it is imported late.
+
+def build(config: dict | Config, dtype: torch.dtype = torch.float32,
+          device: torch.device | str = "cpu", seed: int = 0) -> Model:
+    """A randomly initialised Qwen3.5; a dict has keys of `Config`, of which six are required."""
+    from lib import weights
+    return weights.build(config, dtype, device, seed)
 
 
-def load(path_or_id: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu",
-         revision: str | None = None) -> nn.Module:
-    """A checkpoint folder or hub id (at `revision`): Qwen3.5 as a `Model`, anything else as an `Adapter`.
+def load(path_or_id: str | Path, dtype: torch.dtype = torch.float32,
+         device: torch.device | str = "cpu", revision: str | None = None) -> nn.Module:
+    """A checkpoint folder or hub id: Qwen3.5 as a `Model`, others as an `Adapter`."""
+    from lib import weights
+    return weights.load(path_or_id, dtype, device, revision)
 
-    A Qwen3.5 is laid out on the device in `dtype`, and the weights go to their places one by one: it never
-    exists twice, and on the host not even once if the device is another."""
-    folder = find(path_or_id, revision)
-    raw = read_json(folder / "config.json")
-    if raw.get("model_type") in ("qwen3_5", "qwen3_5_text"):
-        with torch.device("meta"):
-            module = cast(Model(Config.from_json(raw)), dtype)
-        module.source = Source(folder, raw)
-        fill(module.to_empty(device=device))
-    else:
-        from lib.adapter import Adapter  # which imports this file
-        module = Adapter.load(folder, raw, dtype, device)
-    generation = folder / "generation_config.json"
-    for holder in (raw, raw.get("text_config", {}), read_json(generation) if generation.exists() else {}):
-        module.eos_ids |= as_ids(holder.get("eos_token_id"))
-    return module
+
+def save(module: nn.Module, folder: str | Path, tokenizer=None) -> None:
+    """Write a Hugging Face folder. Collective: every rank calls, the first one writes."""
+    from lib import weights
+    weights.save(module, folder, tokenizer)
 
 
 def find(path_or_id: str | Path, revision: str | None = None) -> Path:
     """The folder of a checkpoint; a hub id is downloaded, or found in the hub's cache."""
-    folder = Path(path_or_id)
-    if folder.is_dir():
-        if not (folder / "config.json").exists():
-            raise FileNotFoundError(f"{folder} holds no config.json, so it is not a checkpoint folder")
-        return folder
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path_or_id)):
-        raise FileNotFoundError(f"{path_or_id}: no such folder, and not a hub id (owner/name) either")
-    from huggingface_hub import snapshot_download  # not needed for folders
-    try:
-        return Path(snapshot_download(str(path_or_id), revision=revision, ignore_patterns=["*/*"],
-                                      allow_patterns=["*.json", "*.safetensors", *CARRIED]))
-    except (OSError, ValueError) as e:                  # what the hub raises are kinds of these
-        raise FileNotFoundError(f"{path_or_id} is no folder here, and the hub did not give it: "
-                                f"{type(e).__name__}: {str(e).strip().splitlines()[0]}") from e
-
-
-def read_json(path: Path) -> dict:
-    try:
-        value = json.loads(path.read_text())
-    except ValueError as e:
-        raise ValueError(f"{path} is not JSON: {e}") from e
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds a {type(value).__name__}, not an object")
-    return value
-
-
-def write_json(path: Path, value: dict) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")
-
-
-def tensor_files(folder: Path) -> dict[str, Path]:
-    """{tensor name: its safetensors file} of a checkpoint, single or sharded."""
-    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
-    if index.exists():
-        files = {name: folder / file for name, file in read_json(index).get("weight_map", {}).items()}
-        if lacking := sorted({str(file) for file in files.values() if not file.exists()}):
-            raise FileNotFoundError(f"{lacking[0]} is not there, though {index.name} names it")
-        return files
-    if not single.exists():
-        raise FileNotFoundError(f"{folder} holds neither {single.name} nor {index.name}; another format must "
-                                f"be converted first (save_pretrained of transformers does it)")
-    try:
-        with safe_open(single, "pt") as tensors:
-            return dict.fromkeys(tensors.keys(), single)
-    except SafetensorError as e:
-        raise ValueError(f"{single} is broken: {e}") from e
-
-
-def read_tensor(file: Path, name: str) -> Tensor:
-    try:
-        with safe_open(file, "pt") as tensors:
-            return tensors.get_tensor(name)
-    except SafetensorError as e:
-        raise ValueError(f"{file} does not give {name}: {e}") from e
-
-
-def is_ignored(name: str) -> bool:
-    return any(fnmatch(name, pattern) for pattern in IGNORED)
-
-
-def named_for_checkpoint(module: Model) -> dict[str, nn.Parameter]:
-    """The parameters by their names in a checkpoint, where `Decay` is no module of its own."""
-    return {name if name.startswith("lm_head") else module.source.prefix + name.replace(".decay.", "."): p
-            for name, p in module.named_parameters()}
-
-
-@torch.no_grad()
-def fill(module: Model) -> None:
-    """Read the checkpoint into the parameters. Every tensor is used or IGNORED, every parameter filled."""
-    folder = module.source.folder
-    files = {name: file for name, file in tensor_files(folder).items() if not is_ignored(name)}
-    embeddings = [name for name in files if name.endswith("embed_tokens.weight")]
-    if len(embeddings) != 1:
-        raise ValueError(f"{folder}: {len(embeddings)} tensors are named ...embed_tokens.weight, not one")
-    module.source.prefix = embeddings[0].removesuffix("embed_tokens.weight")
-    wanted = named_for_checkpoint(module)
-    tied = read_tensor(files.pop("lm_head.weight"), "lm_head.weight") \
-        if module.config.tie_word_embeddings and "lm_head.weight" in files else None     # stored all the same
-    for problem, names in (("lacks the tensor", wanted.keys() - files.keys()),
-                           ("has an unknown tensor", files.keys() - wanted.keys())):
-        if names:
-            raise ValueError(f"{folder}: the checkpoint {problem} {min(names)} (one of {len(names)}); its "
-                             f"weights and config.json do not belong together")
-    for name, p in wanted.items():
-        value = read_tensor(files[name], name)
-        if value.shape != p.shape:
-            raise ValueError(f"{folder}: {name} has the shape {tuple(value.shape)}, and config.json says "
-                             f"{tuple(p.shape)}")
-        if value.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-            raise ValueError(f"{folder}: {name} is {value.dtype}; take the checkpoint that is not quantised")
-        p.copy_(value)
-    if tied is not None and not torch.equal(tied.to(module.head_weight), module.head_weight):
-        raise ValueError(f"{folder}: config.json ties lm_head.weight to the embedding, and the two differ")
-
-
-def whole(p: Tensor) -> Tensor:
-    """On the host, and in one piece: if it is sharded, every rank must call."""
-    return (p.detach().full_tensor() if isinstance(p, DTensor) else p.detach()).cpu().contiguous()
+    from lib import weights
+    return weights.find(path_or_id, revision)
 
 
 def check_fits(module: nn.Module, tokenizer, rows: Iterable[tuple[str, int]] = ()) -> None:
-    """ValueError if the tokenizer has ids without an embedding, or one of `rows` (problem, tokens) no room in the context."""
-    words, context = module.config.vocab_size, getattr(module.config, "max_position_embeddings", None)
-    if len(tokenizer) > words:
-        raise ValueError(f"the tokenizer has {len(tokenizer)} words and the model {words}: they do not belong together")
-    for problem, n in rows:
-        if context and n > context:
-            raise ValueError(f"problem {problem!r}: {n} tokens exceed the model's context of {context}; leave it out or shorten it")
-
-
-def save(module: nn.Module, folder: str | Path, tokenizer=None) -> None:
-    """Write a Hugging Face folder in the layout that the module came in, weights in the dtype they have.
-
-    Tensors that loading ignored are copied through; the generation config and the tokenizer's files are
-    carried along (a tokenizer that is given is written anew). With a sharded module every rank calls, and the
-    first writes."""
-    folder, source = Path(folder), module.source
-    if source.folder is not None and folder.resolve() == source.folder.resolve():
-        raise ValueError(f"{folder} is where the model was loaded from; save it to another folder")
-    if tokenizer is not None:
-        check_fits(module, tokenizer)
-    writes = not dist.is_initialized() or dist.get_rank() == 0
-    if writes:
-        folder.mkdir(parents=True, exist_ok=True)
-    module.write(folder, writes)
-    if not writes:
-        return
-    for file in sorted(source.folder.iterdir()) if source.folder is not None else []:
-        if file.is_file() and any(fnmatch(file.name, pattern) for pattern in CARRIED):
-            shutil.copyfile(file, folder / file.name)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+    """ValueError if the tokenizer has ids without an embedding, or one of `rows` (problem, tokens)
+    exceeds the context."""
+    from lib import weights
+    weights.check_fits(module, tokenizer, rows)

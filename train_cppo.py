@@ -15,9 +15,11 @@ Where this departs from the paper, or fills in what it leaves open (docs/paper_t
     of Eq. 12 needs every tuple.
  3. A plan that does not parse has no branches, R_out = J = 0, and counts in the mean of Eq. 12.
  4. Without a trained gate the rule gate is used, with a warning.
- 5. Warm-up stops when the accepted share of the last --plateau steps is not above that of as many
+ 5. Warm-up stops when the accepted share of the last PLATEAU steps is not above that of as many
     steps before by one standard error, or at --steps.
- 6. --solver-weight scales the solver's advantages (Eq. 11); at 0 solver rows keep their KL, which
+ 6. --solver-credit marginal and --planner-credit place are ours: Eq. 11 pays a branch for beating
+    its siblings, which teaches the solver to stop listening (docs/credit.md).
+ 7. --solver-weight scales the solver's advantages (Eq. 11); at 0 solver rows keep their KL, which
     keeps the shared network solving: without it the planner's updates spoil the solver.
 
 Shapes: P problems of this rank in the step, M tuples per problem, K strategies per tuple.
@@ -44,6 +46,7 @@ from lib.verdicts import Submitter
 
 AUDIT_PROBLEMS = 64         # stage 4 samples one tuple for each
 USE_EVERY = 10              # steps between measurements of strategy use
+PLATEAU = 30                # steps: window of the warm-up's stopping rule
 REFUSED = 3                 # exit status of an audit that refuses stage 5
 
 
@@ -58,13 +61,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--problems-per-step", type=flags.count, default=8, metavar="P", help="over all ranks")
     add("--reward", choices=reward.PLANNER_REWARDS, default="both",
         help="what planner tokens are paid (Table 6)")
+    add("--solver-credit", choices=("siblings", "marginal"), default="siblings",
+        help="siblings: Eq. 11; marginal: what pass@K would lose without the branch")
+    add("--planner-credit", choices=("tuple", "place"), default="tuple",
+        help="tuple: Eq. 12; place: per strategy, against tuples that stood alike before it")
     add("--solver-weight", type=flags.weight, default=1.0,
         help="factor on the solver's advantages; 0: only its KL")
     add("--with-think", action="store_true",
         help="the planner thinks first, as train_sft.py --with-think has taught it")
     add("--gate", metavar="FOLDER", help="by default the run's own; `rule`: the rule gate")
-    add("--plateau", type=flags.count, default=30, metavar="STEPS",
-        help="window of the warm-up's stopping rule")
     add("--skip-audit", action="store_true", help="start stage 5 whatever the reward density")
     add("--judge", metavar="SPEC",
         help="names faults of plans for the log and labels plans at a refresh: rule, module:name, "
@@ -80,6 +85,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                      f"{len(prompts.LABELS)} labels")
     if args.refresh_every and not args.judge:
         parser.error("--refresh-every needs a --judge that labels the fresh plans")
+    if args.solver_credit == "marginal" and args.num_tuples == 1:
+        parser.error("--solver-credit marginal compares tuples: --num-tuples 1 leaves nothing to "
+                     "compare with")
+    if args.planner_credit == "place" and args.stage == "warmup":
+        parser.error("--planner-credit place needs branches, and --stage warmup has none")
     args.steps = args.steps or 100
     return args
 
@@ -91,6 +101,10 @@ def stage_name(args: argparse.Namespace) -> str:
         parts.append(args.reward)
     if args.stage == "joint" and args.num_tuples != 8:
         parts.append(f"m{args.num_tuples}")
+    if args.stage == "joint" and args.solver_credit != "siblings":
+        parts.append(args.solver_credit)
+    if args.stage == "joint" and args.planner_credit != "tuple":
+        parts.append(args.planner_credit)
     if args.stage == "joint" and args.solver_weight != 1:
         parts.append(f"sw{args.solver_weight:g}")
     if args.variant:
@@ -158,8 +172,21 @@ def verdicts(tuples: list[list[rollout.Tuple]], m: int, k: int) -> Tensor:
     return r
 
 
-def make_rows(batch: Batch, a: Tensor, A: Tensor, args: argparse.Namespace) -> list[grpo.Row]:
-    """The rows of Eq. 13: planner tokens with A (P, M), solver tokens with a (P, M, K).
+def credit(batch: Batch, args: argparse.Namespace) -> tuple[Tensor, Tensor]:
+    """Algorithm 1, lines 6-7: solver advantages (P, M, K) and planner advantages (P, M, K), one
+    per strategy; Eq. 12 has one per tuple, the same for all its strategies."""
+    solver = {"siblings": grpo.within_tuple_advantages,                     # Eq. 11
+              "marginal": grpo.marginal_advantages}[args.solver_credit]
+    a = args.solver_weight * solver(batch.r)
+    if args.planner_credit == "place":
+        return a, grpo.place_advantages(batch.R_plan, batch.r)
+    A = grpo.across_tuple_advantages(batch.R_plan)                          # Eq. 12
+    return a, A.unsqueeze(-1).expand_as(a)
+
+
+def make_rows(batch: Batch, a: Tensor, A: Tensor, tokenizer,
+              args: argparse.Namespace) -> list[grpo.Row]:
+    """The rows of Eq. 13: planner tokens with A, solver tokens with a, both (P, M, K).
 
     The weight is the same for both regions: 1 / (M * problems of the whole batch).
     """
@@ -167,11 +194,19 @@ def make_rows(batch: Batch, a: Tensor, A: Tensor, args: argparse.Namespace) -> l
     rows = []
     for p, group in enumerate(batch.tuples):
         for m, t in enumerate(group):
-            rows.append(grpo.Row(t.prompt, t.plan.ids, 0, A[p, m].item(), weight, "plan",
-                                 t.plan.logprobs))
+            rows.append(grpo.Row(t.prompt, t.plan.ids, 0, plan_advantage(t, A[p, m], tokenizer),
+                                 weight, "plan", t.plan.logprobs))
             for k, branch in enumerate(t.branches):
                 rows.append(solve_row(branch, a[p, m, k].item(), weight))
     return rows
+
+
+def plan_advantage(t: rollout.Tuple, A: Tensor, tokenizer) -> float | list[float]:
+    """What the tokens of a plan are paid: one advantage, or each that of its own strategy."""
+    values = A.tolist()
+    if min(values) == max(values):
+        return values[0]
+    return [values[place] for place in rollout.strategy_of_tokens(tokenizer, t, len(values))]
 
 
 def solve_row(branch: rollout.Branch, advantage: float, weight: float) -> grpo.Row:
@@ -186,7 +221,7 @@ def warmed_up(state: dict, args: argparse.Namespace, run: Run) -> bool:
     on the main rank alone, which decides for all. Collective."""
     if args.stage != "warmup":
         return False
-    return run.any(run.main and plateau(state["accepted"], args.plateau))
+    return run.any(run.main and plateau(state["accepted"], PLATEAU))
 
 
 def plateau(accepted: list[float], window: int) -> bool:
@@ -212,23 +247,38 @@ def audit(engine: rollout.Engine, gate, submitter: Submitter, problems: list,
     one_tuple = argparse.Namespace(**vars(args) | {"num_tuples": 1})
     batch = run.together(
         lambda: collect(engine, gate, submitter, mine, (args.seed, "audit"), one_tuple))
-    parsed = sum(t.strategies is not None for [t] in batch.tuples)
-    density = (batch.J * batch.R_out).sum()
-    sums = torch.tensor([len(mine), batch.R_out.sum(), batch.J.sum(), density, parsed],
-                        dtype=torch.float64, device=run.device)
-    total, solved, valid, density, parsed = grpo.all_reduce(sums).tolist()
-    return {"problems": int(total), "pass_at_k": solved / total, "valid": valid / total,
-            "R_plan_density": density / total, "parsed": parsed / total}
+    tuples = [t for [t] in batch.tuples]
+    branches = branches_of(batch.tuples)
+    counts = [len(tuples), sum(t.strategies is not None for t in tuples), batch.R_out.sum(),
+              batch.J.sum(), (batch.R_plan > 0).sum(), sum(cut(t.plan) for t in tuples),
+              len(branches), sum(cut(b.sample) for b in branches)]
+    counts = torch.tensor(counts, dtype=torch.float64, device=run.device)
+    sums = grpo.all_reduce(counts).tolist()
+    n, parsed, solved, valid, dense, plans_cut, programs, cut_programs = sums
+    return {"problems": int(n), "parsed": parsed / n, "pass_at_k": solved / n, "valid": valid / n,
+            "R_plan_density": dense / n, "plan_cut": plans_cut / n,
+            "solve_cut": cut_programs / max(1, programs)}
 
 
-def refusal(audited: dict) -> str | None:
-    """Why stage 5 may not start, and where to go back to; None if it may."""
+def cut(sample: rollout.Sample) -> bool:
+    """Whether the length limit ended it."""
+    return sample.finish == "length"
+
+
+def refusal(audited: dict, args: argparse.Namespace) -> str | None:
+    """Why stage 5 may not start, and what to do about it; None if it may."""
     if not audited["parsed"]:
+        if audited["plan_cut"] > 0.5:
+            return (f"no sampled plan parses, and {audited['plan_cut']:.0%} of them were cut: "
+                    f"raise --max-plan-tokens {args.max_plan_tokens}")
         return "no sampled plan parses: return to stage 1 (train_sft.py)"
     if not audited["pass_at_k"]:
+        if audited["solve_cut"] > 0.5:
+            return (f"frozen-solver pass@K is 0, and {audited['solve_cut']:.0%} of the programs "
+                    f"were cut: raise --max-solve-tokens {args.max_solve_tokens}")
         return ("frozen-solver pass@K is 0: return to stage 1 (train_sft.py), or take a model that "
                 "solves some of these problems")
-    if not audited["valid"]:
+    if not audited["valid"] and args.reward != "outcome":
         return ("the gate accepts no plan: return to stage 2 (train_rm.py), or to stage 1 if the "
                 "plans are bad")
     if not audited["R_plan_density"]:
@@ -310,8 +360,9 @@ def train(args: argparse.Namespace, run: Run) -> None:
             audited = audit(engine, gate, submitter, problems, args, run)
             run.log(audited, "audit")
             run.say("audit: " + "  ".join(f"{name} {value:.3g}" for name, value in audited.items()))
-            if refusal(audited):
-                run.say(f"audit failed: {refusal(audited)} (--skip-audit goes on regardless)",
+            reason = refusal(audited, args)
+            if reason:
+                run.say(f"audit failed: {reason} (--skip-audit goes on regardless)",
                         file=sys.stderr)
                 run.status = REFUSED
                 return
@@ -335,12 +386,12 @@ def algorithm_1(args, run: Run, problems: list, models: rl.Models, engine: rollo
         batch = run.together(lambda: collect(engine, gate, submitter, mine, key, args))
 
         # lines 6-7: two kinds of credit
-        a = args.solver_weight * grpo.within_tuple_advantages(batch.r)      # (P, M, K)  Eq. 11
-        A = grpo.across_tuple_advantages(batch.R_plan)                      # (P, M)     Eq. 12
+        a, A = credit(batch, args)              # (P, M, K) each: Eq. 11, 12, or marginal credit
         report = measure(batch, a, A, step, engine, models, judge, args)
 
         # line 8: one clipped, KL-regularised update over both regions
-        updated = rl.update(models, make_rows(batch, a, A, args), step, args)   # Eq. 13, 18
+        rows = make_rows(batch, a, A, models.tokenizer, args)               # Eq. 13
+        updated = rl.update(models, rows, step, args)                       # Eq. 18
 
         state["step"] += 1
         parts = run.gather(report)
@@ -363,7 +414,9 @@ def measure(batch: Batch, a: Tensor, A: Tensor, step: int, engine: rollout.Engin
             record = {"step": step + 1, "problem_id": problem.id, "tuple": m}
             record |= diagnostics.tuple_record(t, a[p, m])
             record |= {"J": batch.J[p, m].item(), "R_plan": batch.R_plan[p, m].item(),
-                       "A": A[p, m].item()}
+                       "A": A[p, m, 0].item()}
+            if args.planner_credit == "place":      # "A" is the first strategy's then
+                record["A_strategies"] = A[p, m].tolist()
             record["R_out"] = batch.R_out[p, m].item() if args.stage == "joint" else None
             record["faults"] = faults[p][m] if faults else None
             records.append(record)

@@ -188,7 +188,7 @@ def load_data(args: argparse.Namespace, run: Run) -> tuple[list[Label], list[Lab
         if args.prompts:
             prompts.load(args.prompts)
         pool, val = load_pools(args)
-        unknown_exposure = exposure.audit_pools(args.labels, args.val, args.problems)
+        unknown_exposure = exposure.check_pools(args.labels, args.val, args.problems)
     if unknown_exposure:
         run.warn(unknown_exposure)
     labels = balance(pool, args.seed)

@@ -182,7 +182,7 @@ def load_data(args: argparse.Namespace, run: Run) -> tuple[list[Gold], list[Gold
             problems = {problem.id: problem for problem in load_problems(args.problems)}
         gold = load_gold(args.gold, args.num_strategies, problems)
         held_out = load_gold(args.val, args.num_strategies, problems) if args.val else []
-        unknown_exposure = exposure.audit_pools(args.gold, args.val, args.problems)
+        unknown_exposure = exposure.check_pools(args.gold, args.val, args.problems)
     if unknown_exposure:
         run.warn(unknown_exposure)
     breaches = Counter()

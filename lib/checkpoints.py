@@ -1,12 +1,16 @@
 """Checkpoints of a stage under way: step_NNNNNN/ with weights, optimizer state and a few numbers.
 
-    checkpoints.save(folder, step, module, optimizer, {"logs": {...}}, keep=2)     # every rank
-    calls it newest = checkpoints.newest(folder) state = checkpoints.load(newest, module,
-    optimizer)     # on any number of ranks
+    checkpoints.save(folder, step, module, optimizer, {"logs": {...}}, keep=2)  # every rank calls
+    path = checkpoints.newest(folder)
+    if not checkpoints.damage(path):                # reads every byte: ask on one rank
+        state = checkpoints.load(path, module, optimizer)       # on any number of ranks
 """
 
+import errno
 import json
+import os
 import shutil
+import zlib
 from pathlib import Path
 
 import torch
@@ -45,15 +49,62 @@ def save(folder: Path, step: int, module: torch.nn.Module, optimizer: torch.opti
         for moment in optimizer.state.values():
             moment["step"].zero_()
     dist.barrier()
-    dcp.save({"module": weights, "optimizer": moments}, checkpoint_id=partial)
+    write_shards({"module": weights, "optimizer": moments}, partial)
+    checksums = gathered_checksums(partial)
     if main:
-        (partial / "state.json").write_text(json.dumps({"step": step, **extra}))
+        state = {**extra, "step": step, "checksums": checksums}
+        (partial / "state.json").write_text(json.dumps(state))
         files.publish(partial, path)
         if keep:
             for old in complete(folder)[:-keep]:
                 files.remove(old)
     dist.barrier()
     return path
+
+
+def write_shards(state: dict, partial: Path) -> None:
+    """dcp.save, whose own error on a full disk names neither the disk nor the file."""
+    try:
+        dcp.save(state, checkpoint_id=partial)
+    except Exception as error:
+        needed = sum(t.nbytes for t in state["module"].values() if isinstance(t, torch.Tensor))
+        if shutil.disk_usage(partial).free < needed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(partial)) from error
+        raise
+
+
+def gathered_checksums(partial: Path) -> dict[str, int]:
+    """CRC-32 of every file, each rank reading its share. Collective."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    dist.barrier()                      # all shards are written
+    names = sorted(path.name for path in partial.iterdir())
+    own = {name: checksum(partial / name) for name in names[rank::world]}
+    parts = [None] * world
+    dist.all_gather_object(parts, own)
+    return {name: value for part in parts for name, value in part.items()}
+
+
+def checksum(path: Path) -> int:
+    """CRC-32: enough to notice a flipped bit or a file that was cut off."""
+    value = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 24):
+            value = zlib.crc32(block, value)
+    return value
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with the files of a checkpoint; None if every byte is as it was written."""
+    try:
+        checksums = json.loads((path / "state.json").read_text())["checksums"]
+    except (ValueError, KeyError, TypeError):
+        return "state.json cannot be read"
+    for name, value in checksums.items():
+        if not (path / name).exists():
+            return f"{name} is missing"
+        if checksum(path / name) != value:
+            return f"{name} has changed"
+    return None
 
 
 def complete(folder: Path) -> list[Path]:
@@ -76,4 +127,11 @@ def load(path: Path, module: torch.nn.Module, optimizer: torch.optim.Optimizer) 
     dcp.load(state, checkpoint_id=path)
     set_state_dict(module, optimizer, model_state_dict=state["module"],
                    optim_state_dict=state["optimizer"])
-    return json.loads((path / "state.json").read_text())
+    return read_state(path)
+
+
+def read_state(path: Path) -> dict:
+    """`extra` of a checkpoint with the step; no tensor is read."""
+    state = json.loads((path / "state.json").read_text())
+    del state["checksums"]
+    return state

@@ -9,9 +9,10 @@ from collections.abc import Callable
 class Parser(argparse.ArgumentParser):
     """Shows defaults in --help, and ends in one line where a flag is wrong."""
 
-    def __init__(self, description: str):
+    def __init__(self, description: str, **settings):       # settings: what add_parser passes on
         shape = argparse.ArgumentDefaultsHelpFormatter
-        super().__init__(description=description, formatter_class=shape, allow_abbrev=False)
+        super().__init__(description=description, formatter_class=shape, allow_abbrev=False,
+                         **settings)
 
     def error(self, message: str):
         self.exit(2, f"error: {message} (--help explains the flags)\n")
@@ -69,6 +70,3 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--dtype", choices=("auto", "bf16", "fp32"), default="auto",
         help="compute dtype; auto: bf16 on a GPU, fp32 on a CPU")
-    # the last bits of a CPU's matrix products depend on it
-    add("--threads", type=at_least(1), default=1,
-        help="CPU threads per process; a resumed run is bit-equal at the same number only")

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -35,7 +36,9 @@ class Problem:
     public_tests: list[dict[str, str]] = field(default_factory=list)
     fn_name: str | None = None
     starter_code: str = ""
-    time_limit: float | None = None     # seconds, as the corpus states it; used on request only
+    # seconds per test and MiB, as the corpus states them; used on request only
+    time_limit: float | None = None
+    memory_limit: float | None = None
     compare: str = "lines"              # "lines" | "tokens"
     float_tolerance: float | None = None
     ids: dict[str, str] = field(default_factory=dict)   # official ids, {"codeforces": "1549/A"}
@@ -88,6 +91,8 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "tests": TESTS,
     "public_tests": TESTS,
     "starter_code": (is_text, "text"),
+    "memory_limit": (lambda value: value is None or isinstance(value, int | float),
+                     "a number or null"),
     "ids": (is_object_of_texts, "an object of texts"),
     "classes": (lambda value: value is None or isinstance(value, dict), "an object or null"),
     "code": (is_text_or_null, "text or null"),
@@ -113,9 +118,17 @@ def problem_from_json(row: Any) -> Problem:
     problem.public_tests = without_notes(problem.public_tests)
     if problem.kind == "code":
         verifier.check_item(verifier_item(problem, "", official_limits=True))
+        check_starter_code(problem)
     elif problem.answer is None:
         raise ValueError(f"a problem of kind {problem.kind} needs an 'answer'")
     return problem
+
+
+def check_starter_code(problem: Problem) -> None:
+    """A function that the starter code lacks would fail every attempt."""
+    name, code = problem.fn_name, problem.starter_code
+    if name and code and not re.search(rf"\b{name}\b", code):
+        raise ValueError(f"'starter_code' has no function {name!r}")
 
 
 def without_notes(tests: list[dict[str, str]]) -> list[dict[str, str]]:
@@ -142,7 +155,7 @@ def load_problems(path: str | os.PathLike) -> list[Problem]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no problem file at {path}: make the pools with "
-                        f"`python -m prepare.corpora build`, or pass a file")
+                        f"`python -m prepare.corpora`, or pass a file")
     problems: list[Problem] = []
     first_line: dict[str, int] = {}
     unknown: set[str] = set()
@@ -171,10 +184,13 @@ def save_problems(path: str | os.PathLike, problems: Iterable[Problem]) -> None:
     save_lines(path, map(problem_to_json, problems))
 
 
+LEAST_MEMORY_MB = 256       # Table 11: an interpreter needs more than the 64 MiB of C++ problems
+
+
 def verifier_item(problem: Problem, code: str | None, want_outputs: bool = False,
                   official_limits: bool = False) -> dict[str, Any]:
-    """The judge format of verifier.py for one program. The problem's own time limit counts on
-    request only: the paper gives every test 10 s, which is the verifier's default."""
+    """The judge format of verifier.py for one program. The problem's own limits count on request
+    only: the paper gives every test 10 s and 256 MiB, which are the verifier's defaults."""
     if problem.kind != "code":
         raise ValueError(f"problem {problem.id!r} is of kind {problem.kind!r}: its answers are "
                          f"compared, not run")
@@ -185,6 +201,8 @@ def verifier_item(problem: Problem, code: str | None, want_outputs: bool = False
         item["float_tolerance"] = problem.float_tolerance
     if official_limits and problem.time_limit is not None:
         item["time_limit"] = problem.time_limit
+    if official_limits and problem.memory_limit is not None:
+        item["memory_mb"] = max(problem.memory_limit, LEAST_MEMORY_MB)
     if want_outputs:
         item["want_outputs"] = True
     return item

@@ -14,7 +14,8 @@ from lib import errors, files, rl
 from lib.labels import POSITIVE, Label, balance, load_labels, save_labels
 from lib.problems import Problem
 from lib.run import Run
-from prepare import ask, teacher
+from prepare.ask import Cache, Responder
+from prepare.judge import judge_plans, open_source
 
 REFRESH_PROBLEMS = 64       # whose fresh plans are labelled, two each
 REFRESH_LR = 1e-5
@@ -27,15 +28,15 @@ class Judge:
 
     def __init__(self, args: argparse.Namespace, run: Run):
         self.k = args.num_strategies
-        cache = ask.Cache(run.home / "answers")
-        self.source = teacher.open_source(args.judge, "judge", cache, k=self.k, temperature=0.0,
-                                          device=args.device)
-        self.every = ASK_EVERY if isinstance(self.source, ask.Model) else 1
+        cache = Cache(run.home / "answers")
+        self.source = open_source(args.judge, "judge", cache, k=self.k, temperature=0.0,
+                                  device=args.device)
+        self.every = ASK_EVERY if isinstance(self.source, Responder) else 1
 
     def judge(self, pairs: list[tuple[Problem, str]]) -> list[list[str] | None]:
         """The faults of each (problem, plan); None where a model gave no usable answer."""
         with errors.user_input():           # nobody there, a wrong key
-            return teacher.judge_plans(self.source, pairs, self.k)
+            return judge_plans(self.source, pairs, self.k)
 
     def faults(self, problems: list[Problem], tuples: list[list[rollout.Tuple]],
                step: int) -> list[list] | None:
@@ -104,8 +105,7 @@ def fresh_labels(engine: rollout.Engine, problems: list[Problem], judge: Judge, 
     return [label for part in run.gather(labels) for label in part]
 
 
-def grown_pool(fresh: list[Label], gate_folder: str, step: int,
-               run: Run) -> list[Label]:
+def grown_pool(fresh: list[Label], gate_folder: str, step: int, run: Run) -> list[Label]:
     """The labels so far and the fresh ones. Collective. A file per refresh: one that is done twice,
     after a kill, adds nothing twice."""
     pools = run.folder / "gate_pool"

@@ -23,6 +23,8 @@ several nodes included; the run folder must then be on a file system that all no
 
 import argparse
 import atexit
+import errno
+import fcntl
 import json
 import math
 import os
@@ -44,6 +46,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+import grpo
 import model
 import rollout
 import verifier
@@ -53,6 +56,7 @@ from lib.errors import UserError
 RUNS = Path("runs")
 MAX_SKIPPED = 3                 # steps in a row without a finite gradient that end a run
 STOPPED = 143                   # exit status after SIGTERM, as shells report it
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 # How long a collective waits for the slowest rank. One rank may verify a whole batch of programs
 # that run into their time limit while the others are done; torch's ten minutes would end the run.
 PATIENCE = timedelta(hours=3)
@@ -97,10 +101,12 @@ class Ranks:
         self.any(False)
 
 
-def setup(seed: int = 0, device: str = "auto", threads: int = 1,
-          timeout: timedelta = PATIENCE) -> Ranks:
-    """Process group, device, seeds and threads. With other numbers of threads the last bits
-    differ."""
+def setup(seed: int = 0, device: str = "auto", timeout: timedelta = PATIENCE) -> Ranks:
+    """Process group, device and seeds.
+
+    A process has OMP_NUM_THREADS CPU threads, one by default: a resumed run is bit-equal at the
+    same number only.
+    """
     launched = "RANK" in os.environ                     # by torchrun
     rank = int(os.environ.get("RANK", 0))
     world = int(os.environ.get("WORLD_SIZE", 1))
@@ -112,7 +118,7 @@ def setup(seed: int = 0, device: str = "auto", threads: int = 1,
             raise UserError(f"process {slot} has no GPU of its own ({torch.cuda.device_count()} "
                             f"found): start one process per GPU, or pass --device cpu")
         torch.cuda.set_device(slot)
-    torch.set_num_threads(threads)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
         where = {} if launched else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
@@ -143,10 +149,17 @@ def leave() -> None:
 
 
 def stop_flag() -> Callable[[], bool]:
-    """From here on SIGTERM (preemption, torchrun going down) sets a flag instead of ending the
-    process."""
+    """From here on SIGTERM (preemption, torchrun going down), SIGINT (^C) and SIGHUP (a closed
+    terminal) set a flag instead of ending the process. A second ^C ends it at once."""
     asked = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: asked.set())
+
+    def ask(number: int, _) -> None:
+        if number == signal.SIGINT and asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, ask)
     return asked.is_set
 
 
@@ -315,7 +328,7 @@ class Run:
 
     def __init__(self, args: argparse.Namespace, stage: str):
         self.args = args
-        self.ranks = setup(args.seed, args.device, args.threads)
+        self.ranks = setup(args.seed, args.device)
         self.rank, self.world, self.device = self.ranks.rank, self.ranks.world, self.ranks.device
         self.main, self.any, self.gather = self.ranks.main, self.ranks.any, self.ranks.gather
         self.barrier = self.ranks.barrier
@@ -339,11 +352,37 @@ class Run:
         self.say(f"WARNING: {message}", file=sys.stderr)
 
     def finished(self) -> bool:
-        """Whether the stage has its final/ already and is not to be done afresh."""
-        done = (self.folder / "final" / "config.json").exists() and not self.args.fresh
-        if done:
-            self.say(f"{self.folder / 'final'} is there already (--fresh does the stage again)")
-        return done
+        """Whether the stage has its final/ already and is not to be done afresh or for longer.
+
+        UserError if final/ was made from another model or with another seed.
+        """
+        final = self.folder / "final"
+        if self.args.fresh or not (final / "config.json").exists():
+            return False
+        made_with = json.loads((self.folder / "config.json").read_text())["flags"]
+        for name in ("model", "seed"):
+            old, new = made_with[name], getattr(self.args, name)
+            if old != new:
+                raise UserError(f"{final} was made with --{name} {old}, not {new}: name another "
+                                f"--run, or start over with --fresh")
+        newest = checkpoints.newest(self.folder)
+        asked = checkpoints.read_state(newest).get("asked") if newest else None
+        if asked and self.args.steps and self.args.steps > asked:
+            return False
+        self.say(f"{final} is there already (--fresh does the stage again)")
+        return True
+
+    def lock(self) -> None:
+        """Refuse a second process in this folder. The kernel drops the lock of a dead process."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.lock_file = open(self.folder / "lock", "w")
+        try:
+            fcntl.flock(self.lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno != errno.EWOULDBLOCK:        # a file system without locks
+                return
+            raise UserError(f"another process writes to {self.folder}: wait for it, stop it, or "
+                            f"name another --run") from None
 
     def resume(self, module, optimizer, tokenizer, state: dict | None = None, *,
                config: dict | None = None, used: dict[str, str] | None = None) -> dict:
@@ -353,22 +392,43 @@ class Run:
         state: what a new run starts with beside {"step": 0}; config, used: see `write_config`.
         Call it when nothing is left to complain about: --fresh deletes the stage here.
         """
-        if self.args.fresh and self.main and self.folder.exists():
-            files.remove(self.folder)
+        if self.main:
+            self.lock()
+            if self.args.fresh:
+                files.remove(self.folder)
+                self.lock()
         self.barrier()
         self.module, self.optimizer, self.tokenizer = module, optimizer, tokenizer
-        newest = checkpoints.newest(self.folder)
+        newest = self.newest_whole()
         self.resumed = newest is not None
         self.state = {"step": 0, "skipped": 0, "logs": {}, **(state or {})}
         if newest:
             self.state = checkpoints.load(newest, module, optimizer)
             self.say(f"resuming after step {self.state['step']} from {newest}")
+        self.state["asked"] = self.args.steps       # `finished` compares it with the next --steps
         wandb = getattr(self.args, "wandb", None)
         self.logs = Log(self.folder, self.state["logs"], self.main, wandb)
         if self.main:
             extra = {"warnings": self.warnings, **(config or {})}
             write_config(self.folder, self.args, extra, used)
         return self.state
+
+    def newest_whole(self) -> Path | None:
+        """The newest checkpoint whose bytes are as they were written; damaged ones are put aside.
+        Collective."""
+        if self.main:
+            for path in reversed(checkpoints.complete(self.folder)):
+                damage = checkpoints.damage(path)
+                if not damage:
+                    break
+                self.warn(f"{path} is damaged ({damage}): put aside as {path.name}.damaged")
+                path.rename(path.with_name(path.name + ".damaged"))
+        self.barrier()
+        newest = checkpoints.newest(self.folder)
+        if newest is None and any(self.folder.glob("*.damaged")):
+            raise UserError(f"no whole checkpoint is left in {self.folder}: put one back, or start "
+                            f"over with --fresh")
+        return newest
 
     def together(self, collect: Callable):
         """collect(), or Stopped on all ranks where a stop signal ended it on one: what follows is
@@ -402,7 +462,13 @@ class Run:
             raise Stopped
 
     def save(self) -> None:
-        """A checkpoint of the step that was completed last. Collective."""
+        """A checkpoint of the step that was completed last. Collective.
+
+        NotFinite where a weight or a moment is not: it would push out the last good checkpoint.
+        """
+        if self.any(not self.all_finite()):
+            raise NotFinite(f"after step {self.state['step']} the weights hold a NaN or an "
+                            f"infinity and are not saved; lower --lr")
         newest = checkpoints.newest(self.folder)
         if newest and newest.name == checkpoints.name(self.state["step"]):
             return
@@ -410,8 +476,16 @@ class Run:
         checkpoints.save(self.folder, self.state["step"], self.module, self.optimizer, extra,
                          self.args.keep)
 
+    def all_finite(self) -> bool:
+        """Whether this rank's shards of weights and moments are."""
+        tensors = list(self.module.parameters())
+        for moments in self.optimizer.state.values():
+            tensors += [moments["exp_avg"], moments["exp_avg_sq"]]
+        return all(bool(torch.isfinite(grpo.local(t)).all()) for t in tensors)
+
     def finish(self) -> None:
         """Write final/. In fp32: RL moves weights by less than bf16 can tell apart. Collective."""
+        self.save()
         self.publish("final")
         self.say(f"{self.folder / 'final'} written after {self.state['step']} steps")
 
@@ -445,4 +519,10 @@ def run_stage(args: argparse.Namespace, stage: str) -> Iterator[Run]:
             # a fault of the machinery is no verdict: nothing was learned from it
             print(f"error: {error}; the same command goes on from the newest checkpoint",
                   file=sys.stderr, flush=True)
+            run.status = errors.FAILED
+        except OSError as error:
+            if error.errno not in DISK_ERRORS:
+                raise
+            print(f"error: {error.strerror}: {error.filename or run.folder}; make room, then the "
+                  f"same command goes on from the newest checkpoint", file=sys.stderr, flush=True)
             run.status = errors.FAILED

@@ -39,6 +39,7 @@ import prompts
 from lib import run as lib_run
 from lib.problems import Problem
 from miniature import world
+from rivals import prompts as rival_prompts
 
 PROMPTS = str(Path(__file__).with_name("prompts.json"))
 FAVOURITE = 0.7             # share of the favourite among direct answers
@@ -183,7 +184,8 @@ def solve_example(problem: Problem, asked: world.Statement, rng: random.Random) 
     # foreign combinations too: the solver has to read the strategy, not guess from the statement
     combo = any_combination(asked, rng) if kind < 0.4 else world.teacher_strategy(asked, rng)
     if kind > 0.96:
-        strategy = rng.choice((world.vague(asked, rng), rng.choice(prompts.FIXED_STRATEGIES)))
+        vague = world.vague(asked, rng)
+        strategy = rng.choice((vague, rng.choice(rival_prompts.fixed_strategies())))
         return prompts.solve(problem, strategy), solver_reply(habit(asked, rng), asked, rng)
     if kind > 0.84:
         # a leak helps the solver, so that the gate has something to refuse
@@ -201,14 +203,14 @@ def observations_example(problem: Problem, asked: world.Statement, rng: random.R
     for _ in range(2):
         observed += halves(world.teacher_strategy(asked, rng), rng)
     reply = "\n".join(f"{i}. {text}" for i, text in enumerate(observed, 1))
-    return prompts.observations(problem), reply
+    return rival_prompts.observations(problem), reply
 
 
 def plan_from_observations_example(problem: Problem, asked: world.Statement, rng: random.Random
                                    ) -> tuple[str, str]:
     combo = world.teacher_strategy(asked, rng) if rng.random() < 0.5 else habit(asked, rng)
     observed = rng.sample(halves(combo, rng), rng.randint(1, 2))
-    return prompts.plan_from_observations(problem, observed), world.write_strategy(combo, rng)
+    return rival_prompts.plan_from_observations(problem, observed), world.write_strategy(combo, rng)
 
 
 def gate_example(problem: Problem, asked: world.Statement, rng: random.Random) -> tuple[str, str]:
@@ -251,18 +253,18 @@ def example(mode: str, asked: world.Statement, rng: random.Random) -> tuple[str,
         case "direct" | "skill":
             skill = rng.randint(1, world.K)
             skilled = mode == "skill"
-            turn = prompts.skill(problem, skill) if skilled else prompts.direct(problem)
+            turn = rival_prompts.skill(problem, skill) if skilled else prompts.direct(problem)
             return turn, solver_reply(habit(asked, rng), asked, rng)
         case "plan_and_solve":
             combo = habit(asked, rng)
             program = solver_reply(combo, asked, rng, IGNORED)
             strategy = world.write_strategy(combo, rng)
-            return prompts.plan_and_solve(problem), f"{strategy}\n{program}"
+            return rival_prompts.plan_and_solve(problem), f"{strategy}\n{program}"
         case "sketch":
             is_vague = rng.random() < 0.1
             strategy = (world.vague(asked, rng) if is_vague
                         else world.write_strategy(habit(asked, rng), rng))
-            return prompts.sketch(problem), strategy
+            return rival_prompts.sketch(problem), strategy
         case "observations":
             return observations_example(problem, asked, rng)
         case "plan_from_observations":

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# The paper in miniature: every method, ablation and rival, three seeds, every table and figure -> RESULTS.md, results/.
+# The paper in miniature: every method, ablation and rival, three seeds, every table and figure
+# -> docs/results.md, results/.
 #
-#   bash miniature/reproduce.sh            # about 2.5 hours on two cores; stop it any time, the same command goes on
+#   bash miniature/reproduce.sh            # about 2.5 hours on two cores; stopped, it continues
 #   bash miniature/reproduce.sh --list     # the jobs, what is done, estimated minutes
-#   bash miniature/reproduce.sh --quick    # the whole queue with tiny steps, in minutes -> runs/quick/RESULTS.md
+#   bash miniature/reproduce.sh --quick    # all jobs with tiny steps -> runs/quick/docs/results.md
 #   bash miniature/reproduce.sh --report   # write the results of what is done so far
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,133 +1,101 @@
-"""RESULTS.md and results/ of the paper in miniature, from what reproduce.py's queue has made so far.
+"""Every method of the miniature world beside CPPO, its ceilings and the paper.
 
-Attempts go to results/, one archive for each seed, which is all that tables are made from: the paper's by tables.py, and three of our own, every
-method beside CPPO, its ceilings and the paper; the paper's other comparisons; the gap to the coordinated ceiling in its three
-parts. The sentences at the top say what those tables say. What stands in RESULTS.md below the line MARK was written by hand and
-stays there.
+    python -m miniature.results RUN...      # RUN: runs/NAME-seedN, or its archive in results/
 
-    python -m miniature.results runs/miniature-seed{0,1,2}      # our own tables, for any runs in the world
+paper/tables.py makes the paper's tables from the same attempts. Here are the tables that only a
+world with known posteriors allows: every method beside its ceilings; the paper's comparisons with
+an interval each; the gap to the coordinated ceiling in its parts. `summary` says in sentences what
+the tables show.
 """
 
 import argparse
-import contextlib
-import io
-import json
-import re
-import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from lib import errors, metrics
 from lib.problems import outcome_hash
 from miniature import world
-from paper import attempts, tables
-from paper import numbers as paper
+from paper import attempts, numbers
 from paper.attempts import Evaluation
+from paper.runs import SYSTEMS, VARIANTS, Runs, find
 
 K = 4
-PAPER_MODEL, PAPER_BENCHMARKS = "Qwen3.5-2B", ("APPS", "CodeContests", "LCBv6")
+PAPER_MODEL = "Qwen3.5-2B"
+PAPER_BENCHMARKS = ("APPS", "CodeContests", "LCBv6")
 IID = {"Tuple Planner SFT, iid": "sft/tuple-iid", "CPPO, iid": "cppo/tuple-iid"}
-IDENTICAL = ("Direct Solve", "Plan-and-Solve", "Sketch-then-Solve", "Self-Consistency", "GRPO", "Pass@K Training", "PKPO", *IID)
-SYSTEMS = tables.SYSTEMS | tables.VARIANTS | IID
-PLACES = {"first": "0.518 ±0.048", "last": "0.514 ±0.049", "random": "0.516 ±0.048"}      # the paper's (Appendix G)
-MARK = "<!-- what follows was written by hand -->"
+# Methods whose attempts at a problem are identically distributed: none can pass the independent
+# ceiling.
+IDENTICAL = ("Direct Solve", "Plan-and-Solve", "Sketch-then-Solve", "Self-Consistency", "GRPO",
+             "Pass@K Training", "PKPO", *IID)
+ALL_SYSTEMS = SYSTEMS | VARIANTS | IID
+# Appendix G of the paper: pass@2 by which two of four attempts count.
+SELECTED = {"first": "0.518 ±0.048", "last": "0.514 ±0.049", "random": "0.516 ±0.048"}
+
+# (problem id, value) of each problem of an evaluation, or of each of its tuples
+Measure = Callable[[Evaluation], Iterable[tuple[str, float]]]
 
 
-def best_lr(name: str, stage: str) -> str:
-    """The learning rate of the sweep with the highest pass@4 on the dev problems, the lowest of equal ones."""
-    found = {path.parent.parent.name.removeprefix(f"{name}-lr"): dev_pass(path)
-             for path in Path("runs").glob(f"{name}-lr*/dev/{stage}.jsonl")}
-    return min(found, key=lambda lr: (-found[lr], float(lr)))
+# --------------------------------------------------------------------------------------------------
+# Measures
 
-
-def dev_pass(path: Path) -> float:
-    return float(attempts.outcomes(attempts.load(path), K, of=attempts.posterior).mean())
-
-
-def write_archive(archive: Path, members: dict[str, bytes]) -> None:
-    """A zip of files by the name that they have inside. Equal members give equal bytes: names are sorted and every file
-    has zip's earliest date."""
-    archive.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(archive, "w") as file:
-        for name in sorted(members):
-            entry = zipfile.ZipInfo(name)           # 1980-01-01
-            entry.external_attr = 0o644 << 16
-            file.writestr(entry, members[name], zipfile.ZIP_DEFLATED, 9)
-
-
-def pack_run(run: Path, archive: Path) -> None:
-    """All attempts of a run, each with its card and what diversity.py found, as STAGE/eval/NAME.jsonl and so on."""
-    members = {}
-    for attempts_file in sorted(run.rglob("eval/*.jsonl")):
-        for ending in (".jsonl", ".json", ".diversity.json"):
-            path = attempts_file.with_suffix(ending)
-            if path.exists():
-                members[path.relative_to(run).as_posix()] = path.read_bytes()
-    if members:
-        write_archive(archive, members)
-
-
-def pack(name: str, out: Path) -> list[Path]:
-    """Pack runs/NAME-seedN, one archive each -> the archives in `out`."""
-    for run in sorted(Path("runs").glob(f"{name}-seed*")):
-        pack_run(run, out / f"{run.name}.zip")
-    return sorted(out.glob(f"{name}-seed*.zip"))
-
-
-def said(argv: list[str]) -> str:
-    """What `python -m paper.tables ...` prints, an error included."""
-    text = io.StringIO()
-    args = tables.parse_args(argv)
-    with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
-        tables.main(args)
-    return re.sub("^error: (.*)", r"- (\1)", text.getvalue().rstrip())
-
-
-# ------------------------------------------------------------------------------------------ comparisons
-
-Figures = Callable[[Evaluation], Iterable[tuple[str, float]]]       # (problem id, figure of it or of one of its tuples)
-
-
-def passing(k: int = K, rule: str = "first") -> Figures:
-    return lambda evaluation: zip(evaluation.problems, attempts.outcomes(evaluation, k, rule, attempts.posterior), strict=True)
+def passing(k: int = K, rule: str = "first") -> Measure:
+    """pass@k averaged over the posterior."""
+    def measure(evaluation: Evaluation) -> Iterable[tuple[str, float]]:
+        solved = attempts.outcomes(evaluation, k, rule, score=attempts.posterior)
+        return zip(evaluation.problems, solved, strict=True)
+    return measure
 
 
 def repeats(evaluation: Evaluation) -> Iterator[tuple[str, float]]:
-    """By the world's rule, never by the gate's."""
+    """Whether a tuple repeats a method: by the world's rule, never by the gate's."""
     for group in attempts.tuples(evaluation):
         strategies = [a["strategy"] for a in group if a["strategy"]]
-        yield group[0]["problem_id"], float(world.duplicates("", strategies) > 0)
+        yield group[0]["problem_id"], float(world.duplicates(strategies) > 0)
 
 
 def surface(evaluation: Evaluation) -> Iterator[tuple[str, float]]:
+    """D_surf."""
     for group in attempts.tuples(evaluation):
         texts = attempts.texts(evaluation, group)
         if len(texts) > 1:
             yield group[0]["problem_id"], metrics.d_surf(texts)
 
 
-def recorded(name: str) -> Figures:
-    """D_alg or D_sem, as diversity.py wrote it."""
-    return lambda evaluation: ((group["problem_id"], group[name]) for group in (evaluation.diversity or {}).get("groups", [])
-                               if name in group)
+def recorded(name: str) -> Measure:
+    """D_alg or D_sem, as paper/diversity.py wrote it."""
+    def measure(evaluation: Evaluation) -> Iterator[tuple[str, float]]:
+        for group in (evaluation.diversity or {}).get("groups", []):
+            if name in group:
+                yield group["problem_id"], group[name]
+    return measure
 
+
+# --------------------------------------------------------------------------------------------------
+# The paper's comparisons
 
 def printed(table: dict, row: str, column: str) -> float | None:
+    """A number of the paper, or None where it printed none."""
     text = table.get((row, PAPER_MODEL), {}).get(column)
     return float(text.split()[0]) if text else None
 
 
-def minus(a: float | None, b: float | None) -> float | None:
+def printed_difference(table: dict, row: str, other: str, column: str) -> float | None:
+    a, b = printed(table, row, column), printed(table, other, column)
     return None if a is None or b is None else a - b
 
 
+def printed_gain(row: str) -> float | None:
+    """CPPO minus a method at pass@4, mean of the paper's benchmarks."""
+    gains = [printed_difference(numbers.MAIN, "CPPO", row, name) for name in PAPER_BENCHMARKS]
+    return None if None in gains else float(np.mean(gains))
+
+
 @dataclass
-class Compared:
-    """a less b: the paper's difference, and ours over problems with seeds averaged."""
-    of: str
+class Comparison:
+    """a minus b: the paper's difference, and ours over problems with seeds averaged."""
+    quantity: str
     a: str
     b: str
     paper: float | None
@@ -135,313 +103,325 @@ class Compared:
 
     @property
     def agrees(self) -> str | None:
-        """Which way it goes, as far as the 95 % interval tells."""
+        """Whether our difference has the paper's sign, as far as the 95 % interval tells."""
         if self.paper is None:
             return None
-        return "open" if self.here.low <= 0 <= self.here.high else "yes" if self.here.gain * self.paper > 0 else "NO"
+        if self.here.low <= 0 <= self.here.high:
+            return "open"
+        return "yes" if self.here.gain * self.paper > 0 else "NO"
 
     def __str__(self) -> str:
-        return f"{self.of}, {self.a} less {self.b} ({self.here.gain:+.3f}, the paper {self.paper:+.3f})"
+        return (f"{self.quantity}, {self.a} minus {self.b} "
+                f"({self.here.gain:+.3f}, the paper {self.paper:+.3f})")
 
 
-def signed(found: metrics.Comparison) -> str:
-    return f"{found.gain:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+def with_interval(difference: metrics.Comparison) -> str:
+    return f"{difference.gain:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
 
 
-class Report:
-    """Tables of our own, from the same evaluations as the paper's tables."""
+def planned_comparisons() -> Iterator[tuple]:
+    """What is compared: (quantity, a, b, the paper's difference, measure)."""
+    for row in SYSTEMS:
+        if not row.startswith("CPPO"):
+            yield "pass@4", "CPPO", row, printed_gain(row), passing()
+    full, ungated = "CPPO (J R_out)", "without J (R_out)"
+    pairs = ((full, ungated), (full, "J alone"), (full, "M = 4"), ("M = 4", "M = 2"),
+             ("M = 2", "M = 1"))
+    for a, b in pairs:
+        yield "pass@4", a, b, printed_difference(numbers.ABLATION, a, b, "pass@4"), passing()
+    theirs = printed_difference(numbers.ABLATION, full, ungated, "duplicates")
+    yield "tuples with a repeat", full, ungated, theirs, repeats
+    for row in ("Tuple Planner SFT", "CPPO"):
+        theirs = printed(numbers.INFERENCE, row, "difference")
+        yield "pass@4", row, f"{row}, iid", theirs, passing()
+        theirs = printed(numbers.INFERENCE_DIVERSITY, row, "difference")
+        yield "D_alg", row, f"{row}, iid", theirs, recorded("D_alg")
+    measures = {"D_surf": surface, "D_sem": recorded("D_sem"), "D_alg": recorded("D_alg")}
+    for name, measure in measures.items():
+        for row in ("Tuple Planner SFT", "PKPO", "Direct Solve"):
+            theirs = printed_difference(numbers.DIVERSITY, "CPPO", row, name)
+            yield name, "CPPO", row, theirs, measure
 
-    def __init__(self, runs: tables.Runs):
+
+# --------------------------------------------------------------------------------------------------
+# Results
+
+class Results:
+    """The evaluations of runs on the held-out problems, with what the world knows about them."""
+
+    def __init__(self, runs: Runs):
         self.runs = runs
-        self.model, self.benchmark, _ = next(runs.places())
+        self.place = next(runs.places())
         self.known = {problem.id: problem for problem in world.problems("heldout")}
-        self.names = list(next(iter(runs.found.values()))[0].problems)
-        if strange := set(self.names) - self.known.keys():
-            raise ValueError(f"{min(strange)} is no held-out problem of the miniature world")
+        evaluations = next(iter(runs.evaluations.values()))
+        self.names = list(evaluations[0].problems)
+        unknown = set(self.names) - self.known.keys()
+        if unknown:
+            raise errors.UserError(f"{min(unknown)} is no held-out problem of the miniature world")
         posteriors = [list(self.known[name].classes.values()) for name in self.names]
+        # (problems,) each
         self.independent = np.array([metrics.independent_ceiling(p, K) for p in posteriors])
         self.coordinated = np.array([metrics.coordinated_ceiling(p, K) for p in posteriors])
-        self.constant = self.runs.ceiling(self.model, self.benchmark, K, "constant")
-        self.compared = [found for wanted in self.wanted() if (found := self.compare(*wanted))]
+        self.constant = runs.ceiling(self.place, K, "constant")
+        self.comparisons = []
+        for quantity, a, b, theirs, measure in planned_comparisons():
+            difference = self.difference(a, b, measure)
+            if difference:
+                self.comparisons.append(Comparison(quantity, a, b, theirs, difference))
 
     def seeds(self, row: str) -> list[Evaluation]:
-        return self.runs.get(self.model, self.benchmark, SYSTEMS.get(row, row), K)
+        return self.runs.get(self.place, ALL_SYSTEMS.get(row, row), K)
 
-    def figures(self, row: str, of: Figures) -> dict[str, float]:
-        """By problem, the mean over tuples and seeds."""
-        found: dict[str, list[float]] = {}
+    def by_problem(self, row: str, measure: Measure) -> dict[str, float]:
+        """The mean over tuples and seeds of each problem."""
+        values: dict[str, list[float]] = {}
         for evaluation in self.seeds(row):
-            for name, figure in of(evaluation):
-                found.setdefault(name, []).append(figure)
-        return {name: float(np.mean(figures)) for name, figures in found.items()}
+            for name, value in measure(evaluation):
+                values.setdefault(name, []).append(value)
+        return {name: float(np.mean(v)) for name, v in values.items()}
 
-    def passed(self, row: str) -> np.ndarray | None:
-        """(problems,): pass@4, or None if nobody evaluated it."""
-        found = self.figures(row, passing())
-        return np.array([found[name] for name in self.names]) if found else None
+    def passed(self, row: str) -> np.ndarray:
+        """(problems,): pass@4."""
+        values = self.by_problem(row, passing())
+        return np.array([values[name] for name in self.names])
 
-    def wanted(self) -> Iterator[tuple]:
-        """What is compared: (of, a, b, the paper's difference, figures)."""
-        for row in (row for row in tables.SYSTEMS if not row.startswith("CPPO")):
-            theirs = [minus(printed(paper.MAIN, "CPPO", c), printed(paper.MAIN, row, c)) for c in PAPER_BENCHMARKS]
-            yield "pass@4", "CPPO", row, None if None in theirs else float(np.mean(theirs)), passing()
-        full, gateless = "CPPO (J R_out)", "without J (R_out)"
-        for a, b in ((full, gateless), (full, "J alone"), (full, "M = 4"), ("M = 4", "M = 2"), ("M = 2", "M = 1")):
-            yield "pass@4", a, b, minus(*(printed(paper.ABLATION, row, "pass@4") for row in (a, b))), passing()
-        yield "tuples with a repeat", full, gateless, minus(
-            *(printed(paper.ABLATION, row, "duplicates") for row in (full, gateless))), repeats
-        for row in ("Tuple Planner SFT", "CPPO"):
-            yield "pass@4", row, f"{row}, iid", printed(paper.INFERENCE, row, "difference"), passing()
-            yield "D_alg", row, f"{row}, iid", printed(paper.INFERENCE_DIVERSITY, row, "difference"), recorded("D_alg")
-        for name, of in (("D_surf", surface), ("D_sem", recorded("D_sem")), ("D_alg", recorded("D_alg"))):
-            for row in ("Tuple Planner SFT", "PKPO", "Direct Solve"):
-                theirs = minus(*(printed(paper.DIVERSITY, r, name) for r in ("CPPO", row)))
-                yield name, "CPPO", row, theirs, of
-
-    def compare(self, of: str, a: str, b: str, theirs: float | None, figures: Figures) -> Compared | None:
-        ours, rival = self.figures(a, figures), self.figures(b, figures)
-        both = [name for name in ours if name in rival]
+    def difference(self, a: str, b: str, measure: Measure) -> metrics.Comparison | None:
+        """a minus b over the problems that both have, or None without any."""
+        ours, other = self.by_problem(a, measure), self.by_problem(b, measure)
+        both = [name for name in ours if name in other]
         if not both:
             return None
-        here = metrics.paired_bootstrap([ours[name] for name in both], [rival[name] for name in both])
-        return Compared(of, a, b, theirs, here)
+        return metrics.paired_bootstrap([ours[name] for name in both],
+                                        [other[name] for name in both])
 
-    def standing(self, row: str) -> tuple[float, float]:
-        """Mean of pass@4 less the independent ceiling, and the same in standard errors over problems."""
+    def above_independent(self, row: str) -> tuple[float, float]:
+        """pass@4 minus the independent ceiling: the mean over problems, and the same in standard
+        errors."""
         above = self.passed(row) - self.independent
-        return above.mean(), above.mean() / (above.std(ddof=1) / len(above) ** 0.5)
+        standard_error = above.std(ddof=1) / len(above) ** 0.5
+        return above.mean(), above.mean() / standard_error
 
-    # ---- what the top of RESULTS.md says
-
-    def summary(self) -> list[str]:
-        lines = [f"Best possible pass@{K}: constant {self.constant:.3f}, independent {self.independent.mean():.3f}, "
-                 f"coordinated {self.coordinated.mean():.3f}."]
-        cppo = self.passed("CPPO")
-        if cppo is not None:
-            each = ", ".join(f"{attempts.outcomes(e, K, of=attempts.posterior).mean():.3f}" for e in self.seeds("CPPO"))
-            lines.append(f"CPPO reaches {cppo.mean():.3f} (by seed {each}).")
-            for name, limit in (("independent ceiling", self.independent),
-                                ("best constant tuple", np.full_like(cppo, self.constant))):
-                found = metrics.paired_bootstrap(cppo, limit)
-                where = "above" if found.low > 0 else "NOT above" if found.gain <= 0 else "above, but not surely,"
-                lines.append(f"CPPO is {where} the {name}: {signed(found)}, p = {found.p:.3f}.")
-        rivals = [c for c in self.compared if (c.of, c.a) == ("pass@4", "CPPO") and c.b in tables.SYSTEMS]
-        if rivals:
-            near = min(rivals, key=lambda c: c.here.gain)
-            lines.append(f"The strongest rival is {near.b}: CPPO less it {signed(near.here)}, p = {near.here.p:.3f}.")
-        there = {row: self.standing(row) for row in IDENTICAL if self.seeds(row)}
-        above = [row for row, (_, errors) in there.items() if errors > 2]
-        if there:
-            row = max(there, key=lambda row: there[row][1])
-            lines.append(f"Of {len(there)} identically distributed methods "
-                         + (f"{', '.join(above)} STAND ABOVE" if above else "none stands above")
-                         + f" the independent ceiling beyond two standard errors; the highest is {row}, {there[row][0]:+.3f}, "
-                         f"{there[row][1]:+.1f} standard errors.")
-        told = {word: [str(c) for c in self.compared if c.agrees == word] for word in ("yes", "NO", "open")}
-        lines.append(f"Of the paper's {sum(map(len, told.values()))} comparisons that were made, {len(told['yes'])} go its way.")
-        lines += [f"The other way: {'; '.join(told['NO'])}."] if told["NO"] else []
-        lines += [f"Open, their intervals hold 0: {'; '.join(told['open'])}."] if told["open"] else []
-        return lines
-
-    def methods(self) -> list[dict]:
-        """Every method: pass@4, beside the independent ceiling, beside CPPO, and the paper's difference."""
-        beside = {c.b: c for c in self.compared if (c.of, c.a) == ("pass@4", "CPPO")}
-        lines = []
-        for row in (*tables.SYSTEMS, *IID):
-            if self.seeds(row):
-                line = {"method": row, "pass@4": self.runs.pass_cell(self.model, self.benchmark, SYSTEMS[row], K),
-                        "less the independent ceiling": "{:+.3f}, {:+.1f} se".format(*self.standing(row))}
-                if row in beside:
-                    line |= {"CPPO less it": signed(beside[row].here), "paper": beside[row].paper,
-                             "as in the paper": beside[row].agrees}
-                lines.append(line)
-        best = {"constant": self.constant, "independent": self.independent.mean(), "coordinated": self.coordinated.mean()}
-        lines += [{"method": f"ceiling: {name}", "pass@4": f"{value:.3f}"} for name, value in best.items()]
-        return [{name: f"{v:+.3f}" if name == "paper" and v is not None else v for name, v in line.items()} for line in lines]
-
-    def others(self) -> list[dict]:
-        rest = [c for c in self.compared if (c.of, c.a) != ("pass@4", "CPPO") or c.b in IID]
-        return [{"of": c.of, "difference": f"{c.a} less {c.b}", "here": signed(c.here),
-                 "paper": None if c.paper is None else f"{c.paper:+.3f}", "as in the paper": c.agrees} for c in rest]
-
-    def places(self) -> list[dict]:
-        """Appendix G: does it matter which two of a tuple's four attempts count?"""
-        rules = {rule: self.figures("CPPO", passing(2, rule)) for rule in ("first", "last", "random")}
-        lines = []
-        for rule, found in rules.items() if rules["first"] else ():
-            less = metrics.paired_bootstrap(list(found.values()), list(rules["first"].values()))
-            lines.append({"CPPO, pass@2": f"{rule} 2 of 4", "here": f"{np.mean(list(found.values())):.3f}",
-                          "less first": signed(less), "paper": PLACES[rule]})
-        best = self.runs.ceilings(self.model, self.benchmark, 2) if lines else {}
-        return lines + [{"CPPO, pass@2": name, "here": value} for name, value in best.items()]
-
-    def made_of(self) -> list[dict]:
-        """What tuples differ in: the reading that a strategy spells out, or only the words that it opens with."""
-        lines = []
-        for row in ("Tuple Planner SFT", "+ RM warm-up", "CPPO", "without J (R_out)", *IID):
-            groups = [[a["strategy"] for a in group] for e in self.seeds(row) for group in attempts.tuples(e)]
-            whole = [strategies for strategies in groups if None not in strategies]
-            if not whole:
-                continue
-            openings = [[strategy.split()[0] for strategy in strategies] for strategies in whole]
-            every = [word for words in openings for word in words]
-            lines.append({"method": row,
-                          "readings a tuple": f"{np.mean([len({world.read(s) for s in one} - {None}) for one in whole]):.2f}",
-                          "first words a tuple": f"{np.mean([len(set(words)) for words in openings]):.2f}",
-                          "share of the commonest first word": f"{max(map(every.count, set(every))) / len(every):.2f}"})
-        return lines
-
-    # ---- the gap
-
-    def planned(self, row: str) -> np.ndarray | None:
-        """(problems,): what the strategies alone would reach, were each carried out to the letter."""
-        if self.seeds(row)[0].method not in attempts.PLANNED:
-            return None
-        masses = [[self.mass(name, attempts.chosen(e, name, K)) for name in self.names] for e in self.seeds(row)]
-        return np.mean(masses, axis=0)
-
-    def mass(self, name: str, made: list[dict]) -> float:
-        combos = {world.read(a["strategy"]) for a in made if a["strategy"]} - {None}
-        hit = {outcome_hash(list(world.outcome(combo))) for combo in combos}
-        return metrics.posterior_pass(list(hit), self.known[name].classes)
-
-    def gap(self) -> list[dict]:
-        """coordinated ceiling - pass@4 = policy class + optimisation + solver noise, mean over problems and seeds."""
-        lines, top = [], self.coordinated.mean()
-        for row in (*tables.SYSTEMS, *tables.VARIANTS, *IID):
-            if not self.seeds(row) or row in ("CPPO, shuffled", "CPPO (J R_out)"):
-                continue
-            reached, planned = self.passed(row).mean(), self.planned(row)
-            best = (self.independent if row in IDENTICAL else self.coordinated).mean()
-            written = reached if planned is None else planned.mean()
-            line = {"method": row, "pass@4": reached, "ceiling of its class": best, "coordinated ceiling": top,
-                    "gap": top - reached, "policy class": top - best, "optimisation": best - written,
-                    "solver noise": None if planned is None else written - reached}
-            lines.append({name: f"{v:.3f}" if isinstance(v, float) else v for name, v in line.items()})
-        return lines
-
-    def blocks(self) -> Iterator[tuple[str, str, str]]:
-        """(title, table, what to know)"""
-        yield "Every method", attempts.render(self.methods()), (
-            "se: standard errors over problems. paper: CPPO's difference there, mean of its three benchmarks.")
-        yield "The paper's other comparisons", attempts.render(self.others()), (
-            "M = 4, 2, 1 take 1/2, 1/4, 1/8 of CPPO's attempts a step, for as many steps. D_surf, D_sem and D_alg are of "
-            "strategies, or of programs where there are none; D_alg is by the world's own rule, not by a model.")
-        yield "Which two of four attempts count (Appendix G)", attempts.render(self.places()), ""
-        yield "What a tuple's strategies differ in", attempts.render(self.made_of()), (
-            "Of four strategies: different readings, which can solve more; different first words, which D_surf sees.")
-        yield "The gap to the coordinated ceiling", attempts.render(self.gap()), (
-            "gap = policy class + optimisation + solver noise. A method's class is independent draws or coordinated tuples. Solver "
-            "noise is what its strategies would reach, carried out to the letter, less what its programs reach; without strategies "
-            "it is part of the optimisation.")
+    def gains(self) -> dict[str, Comparison]:
+        """CPPO minus each method at pass@4, by the method's name."""
+        return {c.b: c for c in self.comparisons if (c.quantity, c.a) == ("pass@4", "CPPO")}
 
 
-def spent(folder: Path) -> dict:
-    """What a training run was given."""
-    with open(folder / "samples.jsonl", encoding="utf-8") as rows:
-        samples = sum(len(json.loads(row)["branches"]) for row in rows)
-    steps = [json.loads(row) for row in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    tokens = sum(step["tokens_sampled"] for step in steps)
-    return {"steps": len(steps), "solver attempts": f"{samples:,}", "decoded tokens": f"{tokens:,}"}
+# --------------------------------------------------------------------------------------------------
+# In sentences
+
+def summary(ours: Results) -> list[str]:
+    lines = [f"Best possible pass@{K}: constant {ours.constant:.3f}, independent "
+             f"{ours.independent.mean():.3f}, coordinated {ours.coordinated.mean():.3f}."]
+    if ours.seeds("CPPO"):
+        lines += cppo_lines(ours)
+    rivals = [gain for row, gain in ours.gains().items() if row in SYSTEMS]
+    if rivals:
+        closest = min(rivals, key=lambda comparison: comparison.here.gain)
+        lines.append(f"The strongest rival is {closest.b}: CPPO minus it "
+                     f"{with_interval(closest.here)}, p = {closest.here.p:.3f}.")
+    if any(ours.seeds(row) for row in IDENTICAL):
+        lines.append(identical_line(ours))
+    return lines + agreement_lines(ours)
 
 
-def sweep_table(name: str) -> list[dict]:
-    """Every trained method at every learning rate: what it was given, and what it came to on the dev problems."""
-    lines, best = [], {}
-    for path in sorted(Path("runs").glob(f"{name}-lr*/dev/*.jsonl"), key=lambda path: (path.name, str(path))):
-        stage, lr = path.stem, path.parent.parent.name.removeprefix(f"{name}-lr")
-        lines.append({"method": stage, "learning rate": lr} | spent(path.parent.parent / stage) |
-                     {"dev pass@4": f"{dev_pass(path):.3f}", "taken": "*" if lr == best_lr(name, stage) else None})
-        best = attempts.load(path).card["ceilings"][str(K)]
-    warmup = Path(f"runs/{name}-seed0/warmup")
-    lines += [{"method": "warm-up, before cppo"} | spent(warmup)] if lines and warmup.exists() else []
-    return lines + [{"method": f"ceiling: {kind}", "dev pass@4": f"{value:.3f}"} for kind, value in best.items()]
+def cppo_lines(ours: Results) -> list[str]:
+    cppo = ours.passed("CPPO")
+    by_seed = [attempts.outcomes(evaluation, K, score=attempts.posterior).mean()
+               for evaluation in ours.seeds("CPPO")]
+    listed = ", ".join(f"{value:.3f}" for value in by_seed)
+    lines = [f"CPPO reaches {cppo.mean():.3f} (by seed {listed})."]
+    limits = {"independent ceiling": ours.independent,
+              "best constant tuple": np.full_like(cppo, ours.constant)}
+    for name, limit in limits.items():
+        difference = metrics.paired_bootstrap(cppo, limit)
+        where = "above, but not surely,"
+        if difference.low > 0:
+            where = "above"
+        elif difference.gain <= 0:
+            where = "NOT above"
+        lines.append(f"CPPO is {where} the {name}: {with_interval(difference)}, "
+                     f"p = {difference.p:.3f}.")
+    return lines
 
 
-# ------------------------------------------------------------------------------------------ RESULTS.md
-
-TITLES = {
-    8: "pass@4 of every method (Tables 1, 5, 8, 19)", 4: "decoded tokens (Tables 4, 18)", 6: "ablations and budgets",
-    7: "majority votes", 14: "diversity", 15: "joint and iid inference", 16: "their diversity", 17: "where the gain comes from",
-    20: "budgets K", 12: "side by side"}
-FIGURES = {"2": "pass@K over K (Figures 2, 5, 6)", "3": "the gate", "4": "gain against diversity",
-           "7": "pass@K as bars", "8": "PKPO's training", "9": "UpSkill's training", "cost": "pass@K against its cost"}
-
-
-READING = (
-    "pass@K is averaged over the posterior of each statement; brackets are 95 % bootstrap intervals over problems, ± is the "
-    "standard deviation over training seeds. The ceilings: constant, programs that never read the statement; independent, draws "
-    "from one distribution; coordinated, different programs. (paper): its figures for "
-    f"{PAPER_MODEL} (Table 4: 4B) on real benchmarks, of which only the direction can be compared. Where it differs, the reasons "
-    "are at the end.")
+def identical_line(ours: Results) -> str:
+    """Does any method stand above a ceiling that it cannot pass? Then something is wrong."""
+    standing = {row: ours.above_independent(row) for row in IDENTICAL if ours.seeds(row)}
+    above = [row for row, (_, in_errors) in standing.items() if in_errors > 2]
+    highest = max(standing, key=lambda row: standing[row][1])
+    gain, in_errors = standing[highest]
+    verdict = f"{', '.join(above)} STAND ABOVE" if above else "none stands above"
+    return (f"Of {len(standing)} identically distributed methods {verdict} the independent ceiling "
+            f"by more than two standard errors; the highest is {highest}, {gain:+.3f}, "
+            f"{in_errors:+.1f} standard errors.")
 
 
-def report(name: str, out: Path, marks: list[dict], missing: list[str]) -> Path:
-    """RESULTS.md and results/ under `out`, from what there is. marks: the queue's, of jobs that are done; missing: the others."""
-    packed = pack(name, out / "results")
-    if not packed:
-        raise ValueError(f"runs/{name}-seed* hold no attempts yet: run the queue first")
-    folders = [str(path) for path in packed]
-    runs = tables.find(folders, paper_model=PAPER_MODEL)
-    made = [evaluation for found in runs.found.values() for evaluation in found]
-    commits = ", ".join(sorted({e.card.get("commit", "unknown")[:10] for e in made}))
-    ours = Report(runs)
-    short = f"{out}/results/{name}-seed*.zip".removeprefix("./")
-
-    def block(title: str, text: str, how: str, told: str = "") -> str:
-        lines = [f"### {title}", f"Attempts of commit {commits}: `{how.strip()}`", f"```\n{text}\n```", *([told] if told else [])]
-        return "\n\n".join(lines) + "\n"
-
-    best, *facts = ours.summary()
-
-    def bounds(text: str) -> str:
-        return best if "pass@" in text and not all(name in text for name in tables.CEILINGS) else ""
-
-    hours = sum(mark["cpu_seconds"] for mark in marks) / 3600
-    parts = [
-        "# Results of the miniature world\n", f"**{best} {facts[0] if facts else ''}**\n", *(f"- {fact}" for fact in facts[1:]), "",
-        f"Written by `bash miniature/reproduce.sh`: {len(folders)} seed(s), {len(ours.names)} held-out problems, {len(marks)} of "
-        f"{len(marks) + len(missing)} jobs, {hours:.1f} CPU hours. {READING}\n"]
-    if missing:
-        parts.append(f"NOT DONE: {', '.join(missing)}.\n")
-    mine = f"python -m miniature.results {short}"
-    parts += [block(title, text, mine, f"{told} {bounds(text)}".strip()) for title, text, told in ours.blocks()]
-    swept = sweep_table(name)
-    rates = [float(line["learning rate"]) for line in swept if "learning rate" in line]
-    edge = [line["method"] for line in swept if line.get("taken") and float(line["learning rate"]) in (min(rates), max(rates))]
-    parts += [block("The sweep of learning rates, on seed 0", attempts.render(swept), "bash miniature/reproduce.sh --report",
-                    "CPPO alone had gold tuples, gate labels and a warm-up before; the rivals start from the base."
-                    + f" At an edge of the grid, so that others might be better still: {', '.join(edge)}." * bool(edge)),
-              "## The paper's tables\n"]
-    for number, title in TITLES.items():
-        paper_model = [] if number == 12 else ["--paper-model", PAPER_MODEL.replace("2B", "4B") if number == 4 else PAPER_MODEL]
-        text = said(["table", str(number), *folders, *paper_model])
-        how = f"python -m paper.tables table {number} {short} {' '.join(paper_model)}"
-        parts.append(block(f"Table {number}: {title}", text, how, bounds(text)))
-    parts.append("Table 13 needs annotators.\n\n## The paper's figures\n")
-    for number, title in FIGURES.items():
-        picture, trained = out / "results" / f"figure-{number}.png", number in "389"     # those read the logs of training
-        given = [f"runs/{Path(folder).stem}" for folder in folders] if trained else folders
-        told = said(["figure", number, *given, "--out", str(picture)])
-        shown = f"![]({picture.relative_to(out)})" if told == str(picture) else told
-        how = f"python -m paper.tables figure {number} {f'runs/{name}-seed*' if trained else short}"
-        parts.append(f"### Figure {number}: {title}\n\n`{how}`\n\n{shown}\n")
-    path = out / "RESULTS.md"
-    by_hand = path.read_text(encoding="utf-8").partition(MARK)[2] if path.exists() else "\n"
-    path.write_text("\n".join(parts) + f"\n{MARK}{by_hand}", encoding="utf-8")
-    return path
+def agreement_lines(ours: Results) -> list[str]:
+    by_verdict = {"yes": [], "NO": [], "open": []}
+    for comparison in ours.comparisons:
+        if comparison.agrees:
+            by_verdict[comparison.agrees].append(str(comparison))
+    made = sum(len(group) for group in by_verdict.values())
+    lines = [f"Of the paper's {made} comparisons made here, {len(by_verdict['yes'])} have the "
+             f"paper's sign."]
+    if by_verdict["NO"]:
+        lines.append(f"The opposite sign: {'; '.join(by_verdict['NO'])}.")
+    if by_verdict["open"]:
+        lines.append(f"Open, their intervals contain 0: {'; '.join(by_verdict['open'])}.")
+    return lines
 
 
+# --------------------------------------------------------------------------------------------------
+# Tables
+
+def methods_table(ours: Results) -> list[dict]:
+    """Every method: pass@4, beside the independent ceiling, beside CPPO, and the paper's gain."""
+    gains, lines = ours.gains(), []
+    for row in (*SYSTEMS, *IID):
+        if not ours.seeds(row):
+            continue
+        above, in_errors = ours.above_independent(row)
+        line = {"method": row,
+                "pass@4": ours.runs.pass_cell(ours.place, ALL_SYSTEMS[row], K),
+                "minus the independent ceiling": f"{above:+.3f}, {in_errors:+.1f} se"}
+        if row in gains:
+            theirs = gains[row].paper
+            line["CPPO minus it"] = with_interval(gains[row].here)
+            line["paper"] = None if theirs is None else f"{theirs:+.3f}"
+            line["as in the paper"] = gains[row].agrees
+        lines.append(line)
+    best = {"constant": ours.constant, "independent": ours.independent.mean(),
+            "coordinated": ours.coordinated.mean()}
+    for name, value in best.items():
+        lines.append({"method": f"ceiling: {name}", "pass@4": f"{value:.3f}"})
+    return lines
+
+
+def comparisons_table(ours: Results) -> list[dict]:
+    """The comparisons that methods_table does not show."""
+    lines = []
+    for c in ours.comparisons:
+        if (c.quantity, c.a) == ("pass@4", "CPPO") and c.b not in IID:
+            continue
+        lines.append({"of": c.quantity, "difference": f"{c.a} minus {c.b}",
+                      "here": with_interval(c.here),
+                      "paper": None if c.paper is None else f"{c.paper:+.3f}",
+                      "as in the paper": c.agrees})
+    return lines
+
+
+def selection_table(ours: Results) -> list[dict]:
+    """Appendix G: does it matter which two of a tuple's four attempts count?"""
+    solved = {rule: list(ours.by_problem("CPPO", passing(2, rule)).values()) for rule in SELECTED}
+    if not solved["first"]:
+        return []
+    lines = []
+    for rule, values in solved.items():
+        difference = metrics.paired_bootstrap(values, solved["first"])
+        lines.append({"CPPO, pass@2": f"{rule} 2 of 4", "here": f"{np.mean(values):.3f}",
+                      "minus first": with_interval(difference), "paper": SELECTED[rule]})
+    for name, value in ours.runs.ceilings(ours.place, 2).items():
+        lines.append({"CPPO, pass@2": name, "here": value})
+    return lines
+
+
+def contents_table(ours: Results) -> list[dict]:
+    """What the strategies of a tuple differ in: the reading, or only the word that they open
+    with."""
+    lines = []
+    for row in ("Tuple Planner SFT", "+ RM warm-up", "CPPO", "without J (R_out)", *IID):
+        readings, openings, words = [], [], []
+        for evaluation in ours.seeds(row):
+            for group in attempts.tuples(evaluation):
+                strategies = [a["strategy"] for a in group]
+                if None in strategies:          # the plan did not parse
+                    continue
+                opening = [strategy.split()[0] for strategy in strategies]
+                readings.append(len({world.read_strategy(s) for s in strategies} - {None}))
+                openings.append(len(set(opening)))
+                words += opening
+        if words:
+            commonest = max(words.count(word) for word in set(words))
+            lines.append({"method": row, "readings per tuple": f"{np.mean(readings):.2f}",
+                          "first words per tuple": f"{np.mean(openings):.2f}",
+                          "share of the commonest first word": f"{commonest / len(words):.2f}"})
+    return lines
+
+
+def strategies_alone(ours: Results, row: str) -> float | None:
+    """What a method's strategies would reach if each were carried out to the letter; None for a
+    method without strategies."""
+    evaluations = ours.seeds(row)
+    if evaluations[0].method not in attempts.PLANNED:
+        return None
+    masses = []
+    for evaluation in evaluations:
+        for name in ours.names:
+            counted = attempts.chosen(evaluation, name, K)
+            combos = {world.read_strategy(a["strategy"]) for a in counted if a["strategy"]}
+            hit = {outcome_hash(list(world.outcome(combo))) for combo in combos - {None}}
+            masses.append(metrics.posterior_pass(list(hit), ours.known[name].classes))
+    return float(np.mean(masses))
+
+
+def gap_table(ours: Results) -> list[dict]:
+    """coordinated ceiling - pass@4 = policy class + optimization + solver noise, mean over problems
+    and seeds."""
+    lines, top = [], ours.coordinated.mean()
+    for row in (*SYSTEMS, *VARIANTS, *IID):
+        if not ours.seeds(row) or row in ("CPPO, shuffled", "CPPO (J R_out)"):
+            continue
+        reached, alone = ours.passed(row).mean(), strategies_alone(ours, row)
+        best = (ours.independent if row in IDENTICAL else ours.coordinated).mean()
+        noise = None if alone is None else alone - reached
+        line = {"pass@4": reached, "ceiling of its class": best, "coordinated ceiling": top,
+                "gap": top - reached, "policy class": top - best,
+                "optimization": best - reached - (noise or 0), "solver noise": noise}
+        cells = {name: None if v is None else f"{v:.3f}" for name, v in line.items()}
+        lines.append({"method": row} | cells)
+    return lines
+
+
+# title -> (table, what to know about it)
+TABLES = {
+    "Every method": (methods_table, (
+        "se: standard errors over problems. paper: CPPO's difference there, mean of its three "
+        "benchmarks.")),
+    "The paper's other comparisons": (comparisons_table, (
+        "M = 4, 2, 1 take 1/2, 1/4, 1/8 of CPPO's attempts per step, for as many steps. D_surf, "
+        "D_sem and D_alg are of strategies, or of programs where there are none; D_alg uses the "
+        "world's own rule, not a model.")),
+    "Which two of four attempts count (Appendix G)": (selection_table, ""),
+    "What a tuple's strategies differ in": (contents_table, (
+        "Of four strategies: different readings, which can solve more; different first words, "
+        "which D_surf sees.")),
+    "The gap to the coordinated ceiling": (gap_table, (
+        "gap = policy class + optimization + solver noise. A method's class is independent draws "
+        "or coordinated tuples. Solver noise is what its strategies would reach, carried out to "
+        "the letter, minus what its programs reach; without strategies it is part of the "
+        "optimization.")),
+}
+
+
+def blocks(ours: Results) -> Iterator[tuple[str, str, str]]:
+    """(title, table, what to know about it) of each table that has rows."""
+    for title, (table, note) in TABLES.items():
+        rows = table(ours)
+        if rows:
+            yield title, attempts.render(rows), note
+
+
+@errors.one_line()
 def main() -> None:
-
-    parser = argparse.ArgumentParser(description="Every method of the miniature world beside CPPO, its ceilings and the paper.")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="runs/NAME-seedN")
+    parser = argparse.ArgumentParser(
+        description="Every method of the miniature world beside CPPO, its ceilings and the paper.")
+    parser.add_argument("runs", nargs="+", metavar="RUN",
+                        help="runs/NAME-seedN, or its archive in results/")
     args = parser.parse_args()
-    with errors.explain():
-        ours = Report(tables.find(args.runs))
-    print("\n".join(ours.summary()))
-    for title, text, told in ours.blocks():
-        print(f"\n{title}\n{text}\n{told}".rstrip())
+    ours = Results(find(args.runs))
+    print("\n".join(summary(ours)))
+    for title, table, note in blocks(ours):
+        print(f"\n{title}\n{table}\n{note}".rstrip())
 
 
 if __name__ == "__main__":

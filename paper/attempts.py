@@ -1,12 +1,17 @@
-"""An attempts file and the numbers in it. evaluate.py writes it and prints them, tables.py compares.
+"""An attempts file and the scores in it. evaluate.py writes it and prints them, tables.py compares.
 
     evaluation = attempts.load("runs/mini/cppo/eval/heldout-tuple.jsonl")
-    attempts.outcomes(evaluation, k=4)               # pass@4 of each problem
-    print(attempts.render([attempts.figures(evaluation, 4)]))
+    attempts.outcomes(evaluation, k=4)              # pass@4 per problem
+    print(attempts.render([attempts.scores(evaluation, 4)]))
+
+A file may be compressed (.gz), or a member of an archive:
+results/reproduce-seed0.zip/sft/eval/heldout-tuple.jsonl.
 """
 
 import gzip
 import json
+import math
+import zipfile
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -16,20 +21,25 @@ from pathlib import Path
 import numpy as np
 
 from lib import metrics
+from lib.errors import UserError
 
 # attempts at a problem are independent draws of one distribution: pass@k has an unbiased estimate
 INDEPENDENT = ("direct", "plan-and-solve", "sketch", "self-consistency", "tuple-iid")
-PLANNED = ("tuple", "tuple-iid", "sketch", "plansearch")  # each attempt has a strategy that the model wrote
-TOKENS_PER = 10_000  # Table 4: pass@4 per so many decoded tokens
+PLANNED = ("tuple", "tuple-iid", "sketch", "plansearch")    # the model writes strategies
+SWEEP = (1, 2, 4, 8, 16, 20, 24)    # Table 20: the values of K
+TOKENS_PER = 10_000                 # Table 4: pass@4 per so many decoded tokens
+
+Score = Callable[[list[dict]], float]       # of the K attempts at a problem
 
 
 @dataclass
 class Evaluation:
-    """An attempts file. Attempts of a problem are in order: a smaller K counts the first of them."""
+    """An attempts file. Attempts of a problem are in order: a smaller K counts the first of
+    them."""
     path: Path
-    card: dict  # setting, ceilings, command, commit
-    problems: dict[str, list[dict]]
-    diversity: dict | None = None  # what diversity.py found for its groups of attempts
+    card: dict                          # setting, ceilings, command, commit
+    problems: dict[str, list[dict]]     # attempts per problem id
+    diversity: dict | None = None       # what diversity.py wrote about its groups of attempts
 
     @property
     def setting(self) -> dict:
@@ -42,32 +52,26 @@ class Evaluation:
     @property
     def made(self) -> int:
         """Attempts at every problem."""
-        return min(map(len, self.problems.values()))
+        return min(len(attempts) for attempts in self.problems.values())
+
+
+# ----------------------------------------------------------------------------------------------
+# Reading
+
+def locate(path: Path) -> Path | zipfile.Path:
+    """The file itself, or the member of an archive that ARCHIVE.zip/MEMBER names."""
+    for parent in path.parents:
+        if parent.suffix == ".zip" and parent.is_file():
+            return zipfile.Path(parent, path.relative_to(parent).as_posix())
+    return path
 
 
 def read(path: Path) -> str:
     """A text file, compressed or not."""
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
-        return file.read()
-
-
-def load(path: str | Path) -> Evaluation:
-    """An attempts file (.jsonl or .jsonl.gz) and what stands beside it: its card, and what diversity.py wrote."""
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"no attempts at {path}: evaluate.py writes them")
-    problems = defaultdict(list)
-    for number, line in enumerate(read(path).removesuffix("\n").split("\n"), 1):
-        try:
-            attempt = json.loads(line)
-            problems[attempt["problem_id"]].append(attempt)
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise ValueError(f"{path} line {number} is no attempt") from None
-    for attempts in problems.values():
-        attempts.sort(key=lambda attempt: (attempt["tuple"], attempt["index"]))
-    card, diversity = (next((json.loads(read(file)) for file in (beside(path, ending), beside(path, f"{ending}.gz"))
-                             if file.exists()), None) for ending in (".json", ".diversity.json"))
-    return Evaluation(path, card or {"setting": {}}, dict(problems), diversity)
+    data = locate(path).read_bytes()
+    if path.suffix == ".gz":
+        data = gzip.decompress(data)
+    return data.decode()
 
 
 def beside(path: Path, ending: str) -> Path:
@@ -75,23 +79,96 @@ def beside(path: Path, ending: str) -> Path:
     return path.with_name(path.name.removesuffix(".gz").removesuffix(".jsonl") + ending)
 
 
-# ---------------------------------------------------------------------------------------------- numbers
+def read_beside(path: Path, ending: str) -> dict | None:
+    for file in (beside(path, ending), beside(path, f"{ending}.gz")):
+        if locate(file).exists():
+            return json.loads(read(file))
+    return None
+
+
+def load(path: str | Path) -> Evaluation:
+    """An attempts file, its card, and what diversity.py wrote about it. UserError if it is none."""
+    path = Path(path)
+    if not locate(path).exists():
+        raise UserError(f"no attempts at {path}: evaluate.py writes them")
+    problems = defaultdict(list)
+    for number, line in enumerate(read(path).removesuffix("\n").split("\n"), 1):
+        try:
+            attempt = json.loads(line)
+            problems[attempt["problem_id"]].append(attempt)
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise UserError(f"{path} line {number} is no attempt") from None
+    for attempts in problems.values():
+        attempts.sort(key=lambda attempt: (attempt["tuple"], attempt["index"]))
+    card = read_beside(path, ".json") or {"setting": {}}
+    return Evaluation(path, card, dict(problems), read_beside(path, ".diversity.json"))
+
+
+def paths(run: Path) -> list[Path]:
+    """The attempts files of a run: a folder, or an archive of one (RUN.zip)."""
+    if run.suffix == ".zip" and run.is_file():
+        with zipfile.ZipFile(run) as archive:
+            files = [run / name for name in archive.namelist()]
+    else:
+        files = list(run.rglob("eval/*"))
+    return sorted(file for file in files if file.name.endswith((".jsonl", ".jsonl.gz")))
+
+
+# ----------------------------------------------------------------------------------------------
+# The attempts that count
 
 def chosen(evaluation: Evaluation, name: str, k: int, rule: str = "first") -> list[dict]:
-    """The K attempts at a problem that count. Tuples are pooled whole (Table 20), so the last or random K are of the first
-    K / size tuples, rounded up: for a small K, of one (Appendix G). Programs from elsewhere may be fewer: what is missing
-    has failed."""
+    """The K attempts at a problem that count.
+
+    Tuples are pooled whole (Table 20), so the last or random K are of the first K / size tuples,
+    rounded up: for a small K, of one (Appendix G). Programs from elsewhere may be fewer: missing
+    ones count as failed.
+    """
     attempts = evaluation.problems[name]
     if len(attempts) < k and evaluation.method != "file":
-        raise ValueError(f"{evaluation.path} holds {len(attempts)} attempts at {name}, not {k}: evaluate with more")
+        raise UserError(f"{evaluation.path} holds {len(attempts)} attempts at {name}, not {k}: "
+                        f"evaluate with more")
     size = sum(attempt["tuple"] == attempts[0]["tuple"] for attempt in attempts)
-    pool = attempts[: -(-k // size) * size] if size > 1 else attempts
+    pool = attempts
+    if size > 1:
+        pool = attempts[:math.ceil(k / size) * size]
     rng = np.random.default_rng(zlib.crc32(name.encode()))
-    return [pool[i] for i in metrics.choose(len(pool), min(k, len(pool)), rule, rng)]
+    places = metrics.choose(len(pool), min(k, len(pool)), rule, rng)
+    return [pool[place] for place in places]
 
+
+def tuples(evaluation: Evaluation) -> Iterable[list[dict]]:
+    """Attempts in groups of K: the tuples of a tuple method, K in a row of any other."""
+    size = evaluation.setting.get("num_strategies", 4)
+    for attempts in evaluation.problems.values():
+        for start in range(0, len(attempts) - size + 1, size):
+            yield attempts[start:start + size]
+
+
+def texts(evaluation: Evaluation, group: list[dict]) -> list[str]:
+    """What diversity is measured on: strategies if the model wrote them, else programs (F.1)."""
+    field = "strategy" if evaluation.method in PLANNED else "program"
+    return [attempt[field] for attempt in group if attempt[field]]
+
+
+def has(evaluation: Evaluation, field: str) -> bool:
+    """Whether any attempt has this optional field."""
+    for attempts in evaluation.problems.values():
+        if any(attempt.get(field) is not None for attempt in attempts):
+            return True
+    return False
+
+
+# ----------------------------------------------------------------------------------------------
+# Scores of K attempts at a problem
 
 def passed(attempts: list[dict]) -> list[bool]:
     return [attempt["status"] == "accepted" for attempt in attempts]
+
+
+def solved(attempts: list[dict]) -> float:
+    """Eq. 1: does any of the K attempts pass?"""
+    return float(any(passed(attempts)))
 
 
 def posterior(attempts: list[dict]) -> float:
@@ -106,105 +183,124 @@ def majority(attempts: list[dict]) -> float:
     return float(winner is not None and passed(attempts)[winner])
 
 
-def outcomes(evaluation: Evaluation, k: int, rule: str = "first", of: Callable | None = None) -> np.ndarray:
-    """(problems,) of what `of` makes of each problem's K attempts, in the file's order; None: pass@K."""
-    of = of or (lambda attempts: float(any(passed(attempts))))
-    return np.array([of(chosen(evaluation, name, k, rule)) for name in evaluation.problems])
+def outcomes(evaluation: Evaluation, k: int, rule: str = "first",
+             score: Score = solved) -> np.ndarray:
+    """(problems,) the score of each problem's K attempts, in the file's order; pass@K by
+    default."""
+    return np.array([score(chosen(evaluation, name, k, rule)) for name in evaluation.problems])
 
 
-def has(evaluation: Evaluation, field: str) -> bool:
-    """Whether any attempt carries this optional figure."""
-    return any(a.get(field) is not None for attempts in evaluation.problems.values() for a in attempts)
-
+# ----------------------------------------------------------------------------------------------
+# Scores of a file
 
 def decoded(evaluation: Evaluation, k: int, rule: str = "first") -> tuple[float, float]:
-    """(planner, solver) tokens a problem. A plan of which any attempt counts is paid for as a whole."""
+    """(planner, solver) tokens per problem. A plan counts as a whole if any attempt of it does."""
     planner = solver = 0
     for name, attempts in evaluation.problems.items():
-        used = chosen(evaluation, name, k, rule)
-        draws = {attempt["tuple"] for attempt in used}
-        planner += sum(attempt["planner_tokens"] for attempt in attempts if attempt["tuple"] in draws)
-        solver += sum(attempt["solver_tokens"] for attempt in used)
+        counted = chosen(evaluation, name, k, rule)
+        draws = {attempt["tuple"] for attempt in counted}
+        planner += sum(attempt["planner_tokens"] for attempt in attempts
+                       if attempt["tuple"] in draws)
+        solver += sum(attempt["solver_tokens"] for attempt in counted)
     return planner / len(evaluation.problems), solver / len(evaluation.problems)
 
 
-def tuples(evaluation: Evaluation) -> Iterable[list[dict]]:
-    """Attempts in groups of K: the tuples of a tuple method, as many attempts in a row of any other."""
-    size = evaluation.setting.get("num_strategies", 4)
-    for attempts in evaluation.problems.values():
-        yield from (attempts[i: i + size] for i in range(0, len(attempts) - size + 1, size))
-
-
-def texts(evaluation: Evaluation, group: list[dict]) -> list[str]:
-    """What diversity is measured on: the strategies that a planner wrote; programs where there is none (F.1)."""
-    what = "strategy" if evaluation.method in PLANNED else "program"
-    return [attempt[what] for attempt in group if attempt[what]]
-
-
-def tuple_figures(evaluation: Evaluation) -> dict[str, float]:
-    """Shares of tuples: with a strategy (or program) that stands twice, with two programs of one outcome,
-    with the faults that a judge named, accepted by the gate, unparsed."""
-    groups = list(tuples(evaluation))
-    if not groups:
-        return {}
-    row = {"literal duplicates": np.mean([metrics.is_literal_duplicate(texts(evaluation, group)) for group in groups])}
-    if has(evaluation, "outcome"):      # two attempts did the same, whatever their texts
-        seen = ([attempt["outcome"] for attempt in group if attempt["outcome"]] for group in groups)
-        row["equal outcomes"] = np.mean([len(set(found)) < len(found) for found in seen])
-    row |= {f"judged {name}": share for name, share in (evaluation.card.get("faults") or {}).items()}
-    if has(evaluation, "gate"):
-        row["accepted"] = np.mean([group[0]["gate"] >= evaluation.card["tau"] for group in groups])
-    if evaluation.method in PLANNED:
-        row["unparsed"] = np.mean([None in [attempt["strategy"] for attempt in group] for group in groups])
-    return {name: float(value) for name, value in row.items()}
-
-
-def figures(evaluation: Evaluation, k: int, rule: str = "first") -> dict[str, float]:
-    """All that one attempts file says at one K, by the name under which `show` prints it."""
-    solved = outcomes(evaluation, k, rule)
-    low, high = metrics.bootstrap_interval(solved)
-    row = {"pass@K": solved.mean(), "low": low, "high": high}
+def scores(evaluation: Evaluation, k: int, rule: str = "first") -> dict[str, float]:
+    """All scores of an attempts file at one K, by the names under which `show` prints them."""
+    solves = outcomes(evaluation, k, rule)
+    low, high = metrics.bootstrap_interval(solves)
+    row = {"pass@K": solves.mean(), "low": low, "high": high}
     if evaluation.method in INDEPENDENT and evaluation.made > k:
-        verdicts = map(passed, evaluation.problems.values())
-        row["unbiased"] = np.mean([metrics.pass_at_k(len(right), sum(right), k) for right in verdicts])
+        row["unbiased"] = unbiased_pass(evaluation, k)
     if has(evaluation, "posterior"):
         row["posterior"] = outcomes(evaluation, k, rule, posterior).mean()
-        row |= (evaluation.card.get("ceilings") or {}).get(str(k), {})
+        ceilings = evaluation.card.get("ceilings") or {}
+        row |= ceilings.get(str(k), {})
     if has(evaluation, "answer"):
         row["maj@K"] = outcomes(evaluation, k, rule, majority).mean()
     planner, solver = decoded(evaluation, k, rule)
-    row |= {"planner tok": planner, "solver tok": solver}
+    row["planner tok"], row["solver tok"] = planner, solver
     if planner + solver:
-        row["pass/10k tok"] = solved.mean() / (planner + solver) * TOKENS_PER
+        row["pass/10k tok"] = solves.mean() / (planner + solver) * TOKENS_PER
     return {name: float(value) for name, value in row.items()}
 
 
-# ---------------------------------------------------------------------------------------------- printing
+def unbiased_pass(evaluation: Evaluation, k: int) -> float:
+    """pass@k from all attempts, which must be independent draws."""
+    estimates = []
+    for attempts in evaluation.problems.values():
+        right = sum(passed(attempts))
+        estimates.append(metrics.pass_at_k(len(attempts), right, k))
+    return float(np.mean(estimates))
+
+
+def tuple_scores(evaluation: Evaluation) -> dict[str, float]:
+    """Shares of tuples: with a strategy (or program) that stands twice, with two programs of one
+    outcome, with the faults that a judge named, accepted by the gate, unparsed."""
+    groups = list(tuples(evaluation))
+    if not groups:
+        return {}
+    row = {"literal duplicates": np.mean(
+        [metrics.is_literal_duplicate(texts(evaluation, group)) for group in groups])}
+    if has(evaluation, "outcome"):
+        row["equal outcomes"] = np.mean([has_equal_outcomes(group) for group in groups])
+    for name, share in (evaluation.card.get("faults") or {}).items():
+        row[f"judged {name}"] = share
+    if has(evaluation, "gate"):
+        tau = evaluation.card["tau"]
+        row["accepted"] = np.mean([group[0]["gate"] >= tau for group in groups])
+    if evaluation.method in PLANNED:
+        row["unparsed"] = np.mean([is_unparsed(group) for group in groups])
+    return {name: float(value) for name, value in row.items()}
+
+
+def has_equal_outcomes(group: list[dict]) -> bool:
+    """Whether two attempts did the same, whatever their texts."""
+    outcomes = [attempt["outcome"] for attempt in group if attempt["outcome"]]
+    return len(set(outcomes)) < len(outcomes)
+
+
+def is_unparsed(group: list[dict]) -> bool:
+    return any(attempt["strategy"] is None for attempt in group)
+
+
+def compare(a: Evaluation, b: Evaluation, k: int, rule: str = "first") -> dict[str, object]:
+    """Paired bootstrap over the problems of both, posterior-averaged where both have that."""
+    one_sided = a.problems.keys() ^ b.problems.keys()
+    if one_sided:
+        raise UserError(f"{a.path} and {b.path} are not of the same problems: one lacks "
+                        f"{min(one_sided)!r}")
+    averaged = has(a, "posterior") and has(b, "posterior")
+    score = posterior if averaged else solved
+    # the problems in the order of a
+    b = Evaluation(b.path, b.card, {name: b.problems[name] for name in a.problems})
+    result = metrics.paired_bootstrap(outcomes(a, k, rule, score), outcomes(b, k, rule, score))
+    row = {"against": str(b.path), "K": k, "of": "posterior" if averaged else "pass@K"}
+    return row | result._asdict()
+
+
+# ----------------------------------------------------------------------------------------------
+# Printing
 
 def render(rows: list[dict[str, object]]) -> str:
     """Rows under the union of their column names; an absent cell is `-`."""
     names = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [names] + [[_cell(row.get(name)) for name in names] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells)]
-    lines = ["  ".join(cell.rjust(width) if i else cell.ljust(width)
-                       for i, (cell, width) in enumerate(zip(line, widths))).rstrip() for line in cells]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+    cells = [names]
+    for row in rows:
+        cells.append([render_cell(row.get(name)) for name in names])
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = []
+    for line in cells:
+        padded = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
+        padded[0] = line[0].ljust(widths[0])
+        lines.append("  ".join(padded).rstrip())
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)
 
 
-def _cell(value: object) -> str:
+def render_cell(value: object) -> str:
     if value is None or value != value:
         return "-"
     if isinstance(value, float):
         return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
     return str(value)
-
-
-def compare(a: Evaluation, b: Evaluation, k: int, rule: str = "first") -> dict[str, object]:
-    """Paired bootstrap over the problems of both, on the posterior-averaged figure where both have it."""
-    if one_sided := a.problems.keys() ^ b.problems.keys():
-        raise ValueError(f"{a.path} and {b.path} are not of the same problems: one lacks {min(one_sided)!r}")
-    averaged = has(a, "posterior") and has(b, "posterior")
-    b = Evaluation(b.path, b.card, {name: b.problems[name] for name in a.problems})
-    of = posterior if averaged else None
-    found = metrics.paired_bootstrap(outcomes(a, k, rule, of), outcomes(b, k, rule, of))
-    return {"against": str(b.path), "K": k, "of": "posterior" if averaged else "pass@K"} | found._asdict()

@@ -1,207 +1,295 @@
 """The paper's Figures 2 to 9, and pass@K against its cost: `python -m paper.tables figure N RUN...`
 
-    2, 5, 6   pass@K over K, a line a method, ceilings dashed (2 and 5: LCBv6; 6: APPS)
+    2, 5, 6   pass@K over K, a line per method, ceilings dashed (2 and 5: LCBv6; 6: APPS)
     7         the same as bars
     3         the gate: ROC against the judge's labels, and accepted x solved, from samples.jsonl
-    4         gain over Direct Solve against D_alg, a point a method; least-squares line and its 95 % band
+    4         gain over Direct Solve against D_alg, a point per method; least-squares line with its
+              95 % band
     8, 9      training dynamics of PKPO and of UpSkill, from metrics.jsonl and samples.jsonl
     cost      pass@K against attempts, decoded tokens and seconds
 
-Needs matplotlib, which nothing else does. If the runs lack the benchmark that a figure is about, all they
-have is drawn.
+Needs matplotlib, which nothing else does. Runs without the benchmark that a figure is about are
+drawn with the benchmarks that they have.
 """
 
-import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
+import matplotlib
+
+matplotlib.use("Agg")       # no display
+
+import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 
-from paper.attempts import decoded
-from paper.tables import SWEEP, SYSTEMS, Runs, mean, recorded
+from gate import auc, roc
+from lib import files
+from lib.errors import UserError
+from paper.attempts import SWEEP, decoded
+from paper.runs import SYSTEMS, Place, Runs, mean, recorded
 
-METHODS = [row for row in SYSTEMS if row != "CPPO, shuffled"]
+METHODS = [method for method in SYSTEMS if method != "CPPO, shuffled"]      # no controls
 ABOUT = {"2": "LCBv6", "5": "LCBv6", "6": "APPS", "7": "APPS"}
-PANELS = {"8": ("pkpo", {"grad_norm": "gradient norm", "step_norm": "parameter step",
-                         "advantage_nonzero": "problems with a signal", "variance": "advantage variance"}),
-          "9": ("upskill", {"grad_norm": "gradient norm", "r_correct": "correctness reward",
-                            "r_mi": "information reward", "reward_variance": "variance of the reward"})}
+# of metrics.jsonl, but for the variance of the advantages, which comes from samples.jsonl
+DYNAMICS = {
+    "8": ("pkpo", {"grad_norm": "gradient norm", "step_norm": "parameter step",
+                   "advantage_nonzero": "problems with a signal",
+                   "variance": "advantage variance"}),
+    "9": ("upskill", {"grad_norm": "gradient norm", "r_correct": "correctness reward",
+                      "r_mi": "information reward",
+                      "reward_variance": "variance of the reward"}),
+}
+RESAMPLES = 1000            # figure 4's band
 
 
-def draw(number: str, runs: Runs, folders: Iterable[str], out: str | None) -> None:
-    """Raises ValueError if the runs hold nothing to draw."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise ValueError("figures need matplotlib: pip install matplotlib") from None
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+def draw(number: str, runs: Runs, folders: Iterable[str], out: str) -> Path:
+    """Draw a figure into the file `out`. Raises UserError if the runs hold nothing to draw."""
+    places = list(runs.places())
     if number in ABOUT:
-        places = [(m, b) for m, b, _ in runs.places()]
-        places = [place for place in places if place[1] == ABOUT[number]] or places
-        figure, axes = panels(plt, len(places))
-        for axis, (model, benchmark) in zip(axes, places, strict=False):
-            (bars if number == "7" else lines)(axis, runs, model, benchmark)
+        places = [place for place in places if place.benchmark == ABOUT[number]] or places
+        figure, axes = panels(len(places))
+        for axis, place in zip(axes, places, strict=True):
+            if number == "7":
+                draw_bars(axis, runs, place)
+            else:
+                draw_lines(axis, runs, place)
     elif number == "cost":
-        places = list(runs.places())
-        figure, axes = panels(plt, 3 * len(places))
-        for i, (model, benchmark, _) in enumerate(places):
-            cost(axes[3 * i: 3 * i + 3], runs, model, benchmark)
+        figure, axes = panels(3 * len(places))
+        for i, place in enumerate(places):
+            draw_cost(axes[3 * i:3 * i + 3], runs, place)
     elif number == "4":
-        figure, axes = panels(plt, 1)
-        gain_over_diversity(axes[0], runs)
+        figure, axes = panels(1)
+        draw_gain(axes[0], runs)
     elif number == "3":
-        figure, axes = panels(plt, 2)
-        gate(axes, folders)
+        figure, axes = panels(2)
+        draw_gate(axes, folders)
     else:
-        figure, axes = panels(plt, 4)
-        dynamics(axes, folders, *PANELS[number])
-    path = Path(out or f"figure-{number}.png")
-    labels = {label: drawn for axis in axes for drawn, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    if labels and number != "3":
-        figure.legend(labels.values(), labels.keys(), loc="outside right upper", fontsize=7)
-    figure.savefig(path, dpi=120)
+        figure, axes = panels(4)
+        draw_dynamics(axes, folders, *DYNAMICS[number])
+    if number != "3":           # its legend stands in a panel
+        add_legend(figure, axes)
+    figure.savefig(out, dpi=120)
     plt.close(figure)
-    print(path)
+    return Path(out)
 
 
-def panels(plt, n: int):
-    figure, axes = plt.subplots(1, n, figsize=(4 * n + 1.6, 3.6), squeeze=False, layout="constrained")
+def panels(n: int):
+    """A figure with n panels in a row."""
+    size = (4 * n + 1.6, 3.6)
+    figure, axes = plt.subplots(1, n, figsize=size, squeeze=False, layout="constrained")
     return figure, axes[0]
 
 
-def curves(runs: Runs, model: str, benchmark: str) -> Iterator[tuple[str, list[int], list[float]]]:
-    """(method, Ks that it made, pass@K), controls left out"""
-    for row in METHODS:
-        seeds = runs.get(model, benchmark, row)
-        ks = [k for k in SWEEP if seeds and k <= min(e.made for e in seeds)]
-        if ks:
-            yield row, ks, [mean(seeds, runs.passing(k)) for k in ks]
+def add_legend(figure, axes: Iterable[Axes]) -> None:
+    """One legend for all panels."""
+    drawn = {}
+    for axis in axes:
+        handles, labels = axis.get_legend_handles_labels()
+        drawn |= zip(labels, handles, strict=True)
+    if drawn:
+        figure.legend(drawn.values(), drawn.keys(), loc="outside right upper", fontsize=7)
 
 
-def style(row: str) -> dict:
+def style(method: str) -> dict:
     """A method looks the same in every figure."""
-    import matplotlib
-    ours = row == "CPPO"
-    color = "black" if ours else matplotlib.colormaps["tab20"](METHODS.index(row))
+    ours = method == "CPPO"
+    color = "black" if ours else matplotlib.colormaps["tab20"](METHODS.index(method))
     return {"color": color, "marker": "o", "markersize": 3, "linewidth": 2 if ours else 1}
 
 
-def lines(axis, runs: Runs, model: str, benchmark: str) -> None:
-    for row, ks, passing in curves(runs, model, benchmark):
-        axis.plot(ks, passing, label=row, **style(row))
+# ----------------------------------------------------------------------------------------------
+# pass@K over K
+
+class Curve(NamedTuple):
+    method: str
+    ks: list[int]               # as far as the method has made attempts
+    passing: list[float]        # pass@K, mean over seeds and problems
+
+
+def curves(runs: Runs, place: Place) -> list[Curve]:
+    found = []
+    for method in METHODS:
+        seeds = runs.get(place, method)
+        if seeds:
+            most = min(seed.made for seed in seeds)
+            ks = [k for k in SWEEP if k <= most]
+            found.append(Curve(method, ks, [mean(seeds, runs.passing(k)) for k in ks]))
+    return found
+
+
+def draw_lines(axis: Axes, runs: Runs, place: Place) -> None:
+    for curve in curves(runs, place):
+        axis.plot(curve.ks, curve.passing, label=curve.method, **style(curve.method))
     for name, dashes in (("independent", ":"), ("coordinated", "--")):
-        known = [(k, c) for k in SWEEP if (c := runs.ceiling(model, benchmark, k, name)) is not None]
+        ceilings = {k: runs.ceiling(place, k, name) for k in SWEEP}
+        known = {k: value for k, value in ceilings.items() if value is not None}
         if known:
-            axis.plot(*zip(*known, strict=True), dashes, color="grey", linewidth=1, label=f"{name} ceiling")
-    axis.set(xlabel="attempts K", ylabel="pass@K", title=f"{benchmark}, {model}")
-    powers(axis, SWEEP)
+            axis.plot(list(known), list(known.values()), dashes, color="grey", linewidth=1,
+                      label=f"{name} ceiling")
+    axis.set(xlabel="attempts K", ylabel="pass@K", title=f"{place.benchmark}, {place.model}")
+    set_powers(axis)
 
 
-def powers(axis, ticks: Iterable[int]) -> None:
+def set_powers(axis: Axes) -> None:
     axis.set_xscale("log", base=2)
-    axis.set_xticks(ticks, map(str, ticks), fontsize=7)
+    axis.set_xticks(SWEEP, [str(k) for k in SWEEP], fontsize=7)
 
 
-def bars(axis, runs: Runs, model: str, benchmark: str) -> None:
-    drawn = list(curves(runs, model, benchmark))
-    for place, (row, ks, passing) in enumerate(drawn):
-        at = [SWEEP.index(k) + (place - len(drawn) / 2) * 0.8 / len(drawn) for k in ks]
-        axis.bar(at, passing, width=0.8 / len(drawn), label=row, color=style(row)["color"])
-    axis.set(xlabel="attempts K", ylabel="pass@K", title=f"{benchmark}, {model}")
-    axis.set_xticks(range(len(SWEEP)), map(str, SWEEP))
+def draw_bars(axis: Axes, runs: Runs, place: Place) -> None:
+    drawn = curves(runs, place)
+    width = 0.8 / len(drawn)
+    for i, curve in enumerate(drawn):
+        left = [SWEEP.index(k) + (i - len(drawn) / 2) * width for k in curve.ks]
+        axis.bar(left, curve.passing, width=width, label=curve.method,
+                 color=style(curve.method)["color"])
+    axis.set(xlabel="attempts K", ylabel="pass@K", title=f"{place.benchmark}, {place.model}")
+    axis.set_xticks(range(len(SWEEP)), [str(k) for k in SWEEP])
 
 
-def cost(axes, runs: Runs, model: str, benchmark: str) -> None:
-    """Seconds: of the whole evaluation, sampling and judging, a problem, in proportion to its attempts."""
-    for row, ks, passing in curves(runs, model, benchmark):
-        seeds = runs.get(model, benchmark, row)
-        tokens = [np.mean([sum(decoded(e, k)) for e in seeds]) for k in ks]
-        timed = [e for e in seeds if e.card.get("seconds_for_problems")]
-        each = [e.card["seconds"] / e.card["seconds_for_problems"] / e.setting["attempts"] for e in timed]
-        seconds = [k * np.mean(each) for k in ks] if each else []
-        for axis, xs in zip(axes, (ks, tokens, seconds), strict=True):
-            if len(xs) and all(x > 0 for x in xs):
-                axis.plot(xs, passing, label=row, **style(row))
-    for axis, name in zip(axes, ("attempts", "decoded tokens a problem", "seconds a problem"), strict=True):
-        axis.set(xscale="log", xlabel=name, ylabel="pass@K", title=f"{benchmark}, {model}")
+def draw_cost(axes: Iterable[Axes], runs: Runs, place: Place) -> None:
+    """pass@K against attempts, tokens and seconds per problem.
+
+    Seconds are those of the whole evaluation, sampling and verifying, in proportion to K.
+    """
+    for curve in curves(runs, place):
+        seeds = runs.get(place, curve.method)
+        tokens = [np.mean([sum(decoded(seed, k)) for seed in seeds]) for k in curve.ks]
+        per_attempt = []
+        for seed in seeds:
+            if seed.card.get("seconds_for_problems"):
+                per_problem = seed.card["seconds"] / seed.card["seconds_for_problems"]
+                per_attempt.append(per_problem / seed.setting["attempts"])
+        seconds = [k * np.mean(per_attempt) for k in curve.ks] if per_attempt else []
+        for axis, costs in zip(axes, (curve.ks, tokens, seconds), strict=True):
+            if costs and min(costs) > 0:        # a logarithmic axis
+                axis.plot(costs, curve.passing, label=curve.method, **style(curve.method))
+    names = ("attempts", "decoded tokens per problem", "seconds per problem")
+    for axis, name in zip(axes, names, strict=True):
+        title = f"{place.benchmark}, {place.model}"
+        axis.set(xscale="log", xlabel=name, ylabel="pass@K", title=title)
         axis.xaxis.set_major_formatter("{x:g}")
-        axis.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:.0e}"[0] in "25" else "")
-    powers(axes[0], SWEEP)
+        axis.xaxis.set_minor_formatter(two_or_five)
+    set_powers(axes[0])
 
 
-def gain_over_diversity(axis, runs: Runs) -> None:
-    points = []
-    for model, benchmark, _ in runs.places():
-        direct = runs.get(model, benchmark, "Direct Solve", 4)
-        for row in METHODS:
-            seeds = [e for e in runs.get(model, benchmark, row, 4) if len(recorded("D_alg")(e))]
-            if direct and seeds and row != "Direct Solve":
-                gain = mean(seeds, runs.passing(4)) - mean(direct, runs.passing(4))
-                points.append((mean(seeds, recorded("D_alg")), gain))
-                axis.scatter(*points[-1], s=16, color=style(row)["color"], label=row)
-    if len(points) < 3:
-        raise ValueError("figure 4 needs Direct Solve, and D_alg (diversity.py) of three methods beside it")
-    x, y = np.array(points).T
+def two_or_five(x: float, _) -> str:
+    """Labels minor ticks at 2 and 5 times a power of ten."""
+    return f"{x:g}" if f"{x:.0e}"[0] in "25" else ""
+
+
+# ----------------------------------------------------------------------------------------------
+# Gain and diversity
+
+def draw_gain(axis: Axes, runs: Runs) -> None:
+    """Figure 4: gain in pass@4 over direct solving against D_alg."""
+    d_alg = recorded("D_alg")
+    xs, ys = [], []
+    for place in runs.places():
+        direct = runs.get(place, "Direct Solve", 4)
+        for method in METHODS:
+            seeds = [seed for seed in runs.get(place, method, 4) if len(d_alg(seed))]
+            if not direct or not seeds or method == "Direct Solve":
+                continue
+            xs.append(mean(seeds, d_alg))
+            ys.append(mean(seeds, runs.passing(4)) - mean(direct, runs.passing(4)))
+            axis.scatter(xs[-1], ys[-1], s=16, color=style(method)["color"], label=method)
+    if len(xs) < 3:
+        raise UserError("figure 4 needs Direct Solve, and D_alg (diversity.py) of three methods "
+                        "beside it")
+    x, y = np.array(xs), np.array(ys)
     grid = np.linspace(x.min(), x.max(), 50)
     axis.plot(grid, np.polyval(np.polyfit(x, y, 1), grid), "--", color="grey")
-    rng = np.random.default_rng(0)
-    chosen = rng.integers(len(x), size=(1000, len(x)))
-    chosen = chosen[[len(set(x[c])) > 1 for c in chosen]]       # a line needs two places
-    fits = np.array([np.polyval(np.polyfit(x[c], y[c], 1), grid) for c in chosen])
-    axis.fill_between(grid, *np.quantile(fits, [0.025, 0.975], axis=0), alpha=0.2, color="grey")
+    low, high = line_band(x, y, grid)
+    axis.fill_between(grid, low, high, alpha=0.2, color="grey")
     axis.set(xlabel=runs.d_alg(), ylabel="gain in pass@4 over Direct Solve")
 
 
-def read(folders: Iterable[str], pattern: str) -> list[dict]:
-    return [json.loads(line) for folder in folders for path in sorted(Path(folder).glob(pattern))
-            for line in path.read_text(encoding="utf-8").splitlines()]
+def line_band(x: np.ndarray, y: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """95 % bootstrap band of the least-squares line: (2, grid)."""
+    rng = np.random.default_rng(0)
+    fits = []
+    for chosen in rng.integers(len(x), size=(RESAMPLES, len(x))):
+        if len(set(x[chosen])) > 1:         # a line needs two places
+            fits.append(np.polyval(np.polyfit(x[chosen], y[chosen], 1), grid))
+    return np.quantile(fits, [0.025, 0.975], axis=0)
 
 
-def gate(axes, folders: Iterable[str]) -> None:
-    """Tuples of stage 5: p(Pass) against what the judge and the verifier said of them."""
-    tuples = [t for t in read(folders, "cppo/samples.jsonl") if t.get("p_pass") is not None]
+# ----------------------------------------------------------------------------------------------
+# From the logs of training
+
+def read_logs(folders: Iterable[str], name: str) -> list[dict]:
+    """The lines of folder/name, for every folder that has it."""
+    rows = []
+    for folder in folders:
+        path = Path(folder) / name
+        if path.exists():
+            rows += [row for _, row in files.read_lines(path)]
+    return rows
+
+
+def draw_gate(axes: Iterable[Axes], folders: Iterable[str]) -> None:
+    """Figure 3, of the tuples of stage 5: p(Pass) beside what the judge and the verifier say."""
+    tuples = [row for row in read_logs(folders, "cppo/samples.jsonl")
+              if row.get("p_pass") is not None]
     if not tuples:
-        raise ValueError("figure 3 needs cppo/samples.jsonl with p(Pass) of its tuples")
-    told = {"solver outcome": [(t["p_pass"], bool(t["R_out"])) for t in tuples],
-            "judge's labels": [(t["p_pass"], not t["faults"]) for t in tuples if t.get("faults") is not None]}
-    for name, labels in told.items():
-        if len({right for _, right in labels}) < 2:
-            continue
-        p, right = (np.array(column) for column in zip(*sorted(labels, key=lambda pair: -pair[0]), strict=True))
-        last = np.append(np.flatnonzero(np.diff(p)), len(p) - 1)    # tuples of one p are accepted together
-        false = np.append(0, np.cumsum(~right)[last] / (~right).sum())
-        true = np.append(0, np.cumsum(right)[last] / right.sum())
-        axes[0].plot(false, true, label=f"{name}, AUC {np.trapezoid(true, false):.3f}")
-    axes[0].plot([0, 1], [0, 1], ":", color="grey")
-    axes[0].set(xlabel="false positive rate", ylabel="true positive rate")
-    axes[0].legend(fontsize=7)
+        raise UserError("figure 3 needs cppo/samples.jsonl with p(Pass) of its tuples")
+    curve_axis, share_axis = axes
+    judged = [row for row in tuples if row.get("faults") is not None]
+    draw_roc(curve_axis, "solver outcome", tuples, [int(bool(row["R_out"])) for row in tuples])
+    draw_roc(curve_axis, "judge's labels", judged, [int(not row["faults"]) for row in judged])
+    curve_axis.plot([0, 1], [0, 1], ":", color="grey")
+    curve_axis.set(xlabel="false positive rate", ylabel="true positive rate")
+    curve_axis.legend(fontsize=7)
+    curve_axis.set_title(f"p(Pass) of {len(tuples)} tuples of stage 5", fontsize=9)
+
     share = np.zeros((2, 2))
-    for t in tuples:
-        share[int(bool(t["J"])), int(bool(t["R_out"]))] += 1 / len(tuples)
-    axes[1].imshow(share, cmap="Blues", vmin=0, vmax=1)
+    for row in tuples:
+        share[int(bool(row["J"])), int(bool(row["R_out"]))] += 1 / len(tuples)
+    share_axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for (accepted, solved), value in np.ndenumerate(share):
-        axes[1].text(solved, accepted, f"{value:.1%}", ha="center", va="center")
-    axes[1].set_xticks([0, 1], ["unsolved", "solved"])
-    axes[1].set_yticks([0, 1], ["rejected", "accepted"])
-    axes[0].set_title(f"p(Pass) of {len(tuples)} tuples of stage 5", fontsize=9)
-    axes[1].set_title("share of these tuples", fontsize=9)
+        share_axis.text(solved, accepted, f"{value:.1%}", ha="center", va="center")
+    share_axis.set_xticks([0, 1], ["unsolved", "solved"])
+    share_axis.set_yticks([0, 1], ["rejected", "accepted"])
+    share_axis.set_title("share of these tuples", fontsize=9)
 
 
-def dynamics(axes, folders: Iterable[str], stage: str, names: dict[str, str]) -> None:
+def draw_roc(axis: Axes, name: str, tuples: list[dict], labels: list[int]) -> None:
+    """The ROC of p(Pass) against labels, where there are labels of both kinds."""
+    if len(set(labels)) < 2:
+        return
+    p = [row["p_pass"] for row in tuples]
+    points = roc(p, labels)
+    false_positives = [rate for _, rate, _ in points]
+    recalls = [recall for _, _, recall in points]
+    axis.plot(false_positives, recalls, label=f"{name}, AUC {auc(p, labels):.3f}")
+
+
+def draw_dynamics(axes: Iterable[Axes], folders: Iterable[str], stage: str,
+                  names: dict[str, str]) -> None:
+    """Figures 8 and 9: a panel per metric, a line per run."""
     drawn = False
     for folder in folders:
-        steps = read([folder], f"{stage}/metrics.jsonl")
-        spread = defaultdict(list)
-        for problem in read([folder], f"{stage}/samples.jsonl"):
-            spread[problem["step"]].append(np.var([branch["a"] for branch in problem["branches"]]))
+        steps = read_logs([folder], f"{stage}/metrics.jsonl")
         for axis, (key, name) in zip(axes, names.items(), strict=True):
-            series = {s: np.mean(v) for s, v in sorted(spread.items())} if key == "variance" else {
-                m["step"]: m[key] for m in steps if m.get(key) is not None}
+            if key == "variance":
+                series = advantage_variance(read_logs([folder], f"{stage}/samples.jsonl"))
+            else:
+                series = {row["step"]: row[key] for row in steps if row.get(key) is not None}
             if series:
                 axis.plot(list(series), list(series.values()), label=Path(folder).name, linewidth=1)
                 drawn = True
             axis.set(xlabel="step", title=name)
     if not drawn:
-        raise ValueError(f"these runs hold no {stage}/metrics.jsonl")
+        raise UserError(f"these runs hold no {stage}/metrics.jsonl")
+
+
+def advantage_variance(problems: list[dict]) -> dict[int, float]:
+    """Step -> variance of the advantages within a problem, mean over its problems."""
+    variances = defaultdict(list)
+    for problem in problems:
+        advantages = [branch["a"] for branch in problem["branches"]]
+        variances[problem["step"]].append(np.var(advantages))
+    return {step: np.mean(variances[step]) for step in sorted(variances)}

@@ -1,19 +1,19 @@
-"""The figures that the paper prints, to stand in columns of their own beside ours. Data alone.
+"""The numbers that the paper prints, for columns of their own beside ours. Data alone.
 
-Models are named as run folders are. Cells are text, as printed: "mean ±spread", with the paper's own spread
-(most of those equal sqrt(p (1 - p) / 100), whatever the caption says).
+Models are named as run folders are. Cells are text, as printed: "mean ±spread", with the paper's
+own spread (most of those equal sqrt(p (1 - p) / 100), whatever the caption says).
 """
 
 
 def _rows(columns: str, text: str) -> dict[tuple[str, str], dict[str, str]]:
-    """Lines "row | model | cell | cell ..." -> {(row, model): {column: cell}}; a cell "-" is absent."""
-    found = {}
+    """Lines "row | model | cell | cell ..." -> {(row, model): {column: cell}}; "-": no cell."""
+    names = columns.split(", ")
+    table = {}
     for line in text.strip().split("\n"):
-        row, model, *cells = (part.strip() for part in line.split("|"))
-        assert len(cells) == len(columns.split(", ")), line
-        named = zip(columns.split(", "), cells, strict=True)
-        found[row, model] = {name: cell for name, cell in named if cell != "-"}
-    return found
+        row, model, *cells = [part.strip() for part in line.split("|")]
+        named = zip(names, cells, strict=True)
+        table[row, model] = {name: cell for name, cell in named if cell != "-"}
+    return table
 
 
 MAIN = _rows("APPS, CodeContests, LCBv6", """

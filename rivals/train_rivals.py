@@ -12,8 +12,8 @@ attempts as CPPO's default step (8 problems x 8 tuples x 4 branches).
 
 Where the paper is silent (docs/paper_to_code.md has more):
  1. N = 16 attempts per problem (PKPO's n, Appendix P); UpSkill has one per skill, 4 (Appendix R).
- 2. PKPO's transform holds its 1/N already, so its rows are summed over the attempts; the others
-    average.
+ 2. Every method averages over the attempts of a problem, so that all have the same weight of the
+    KL; PKPO's transform, which holds a 1/N of its own, is multiplied by N.
 
 Shapes: P problems of this rank in the step, N attempts per problem.
 """
@@ -31,6 +31,7 @@ import rollout
 from lib import diagnostics, errors, flags, rl
 from lib.run import Run, run_stage
 from lib.verdicts import Submitter
+from rivals import prompts as rival_prompts
 from rivals.advantages import (
     SKILL_AGGREGATES,
     UPSKILL_ALPHA,
@@ -108,7 +109,7 @@ def user_turns(problem, args: argparse.Namespace) -> list[str]:
     """What each attempt is asked: the same, or a skill of its own."""
     if args.method != "upskill":
         return [prompts.direct(problem)] * args.num_attempts
-    return [prompts.skill(problem, z) for z in range(1, args.num_attempts + 1)]
+    return [rival_prompts.skill(problem, z) for z in range(1, args.num_attempts + 1)]
 
 
 def information(attempts: list[rollout.Branch], models: rl.Models,
@@ -127,13 +128,16 @@ def credit(batch: Batch, args: argparse.Namespace) -> tuple[Tensor, Tensor]:
     """Rewards and advantages, (P, N) each."""
     reward = batch.r if batch.r_mi is None else batch.r + args.alpha_mi * batch.r_mi
     name = "grpo" if args.method == "upskill" else args.method
-    return reward, set_advantages(name, reward, args.num_strategies)
+    advantages = set_advantages(name, reward, args.num_strategies)
+    if args.method == "pkpo":
+        # its transform holds 1/N already, and so do the rows' weights: a weight of 1/P instead
+        # would make its KL N times as strong as everybody's (that cost it 0.05 of pass@4)
+        advantages = advantages * args.num_attempts
+    return reward, advantages
 
 
 def make_rows(batch: Batch, advantages: Tensor, args: argparse.Namespace) -> list[grpo.Row]:
-    # PKPO's transform holds its 1/N already; the others average over the attempts
-    n = 1 if args.method == "pkpo" else args.num_attempts
-    weight = 1 / (n * args.problems_per_step)
+    weight = 1 / (args.num_attempts * args.problems_per_step)
     rows = []
     for p, group in enumerate(batch.attempts):
         for i, attempt in enumerate(group):

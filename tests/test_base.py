@@ -15,11 +15,10 @@ from miniature import base, world
 
 @pytest.fixture(scope="module", autouse=True)
 def miniature_prompts():
-    kept, fixed = dict(prompts.TEMPLATES), list(prompts.FIXED_STRATEGIES)
+    kept = dict(prompts.TEMPLATES)
     prompts.load(base.PROMPTS)
     yield
     prompts.TEMPLATES.update(kept)
-    prompts.FIXED_STRATEGIES[:] = fixed
 
 
 @pytest.fixture(scope="module")

@@ -207,7 +207,7 @@ def test_a_gemma_policy_goes_through_stage_5_gated_by_a_qwen(run, world, tmp_pat
 
 @pytest.mark.parametrize("flags", [
     ("--reward", "outcome"), ("--reward", "gate"), ("--num-tuples", "1", "--problems-per-step", "16"),
-    ("--updates-per-rollout", "2")])
+    ("--updates-per-rollout", "2"), ("--solver-credit", "marginal", "--planner-credit", "place")])
 def test_every_ablation_takes_a_step(run, flags):
     status, stage = run("--steps", "1", "--skip-audit", *flags)
     metrics = read(stage / "metrics.jsonl")[0]
@@ -239,12 +239,14 @@ def test_a_branch_that_does_not_exist_is_nan_and_a_rank_without_problems_keeps_i
 
 def test_a_random_checkpoint_is_refused_by_the_audit(run, capsys):
     status, stage = run("--steps", "1", model="random")
-    assert status == 3 and "return to stage 1" in capsys.readouterr().err
+    assert status == 3 and "raise --max-plan-tokens" in capsys.readouterr().err    # it babbles on
     assert not (stage / "final").exists()
 
 
 MISTAKES = [
     (("--num-strategies", "0"), "of 1 or more"), (("--num-tuples", "0"), "of 1 or more"),
+    (("--solver-credit", "marginal", "--num-tuples", "1"), "nothing to compare"),
+    (("--planner-credit", "place", "--stage", "warmup"), "has none"),
     (("--beta", "-1"), "of 0 or more"), (("--temperature", "nan"), "a number of 0 or more"),
     (("--model", "/nowhere"), "/nowhere"), (("--gate", "/nowhere"), "/nowhere"), (("--problems", "/nowhere"), "/nowhere"),
     (("--judge", "nothing:here"), "module:name"),
@@ -426,3 +428,18 @@ def test_sigterm_ends_a_run_with_a_checkpoint_from_which_it_goes_on(run, capsys)
     assert status == 143 and time.time() - asked[0] < 25 and "goes on from there" in capsys.readouterr().out
     newest = checkpoints.newest(stage)
     assert json.loads((newest / "state.json").read_text())["step"] == len(read(stage / "metrics.jsonl")) < 1000
+
+
+@pytest.mark.parametrize("audited, reward, message", [
+    ({"parsed": 0.0, "plan_cut": 0.9}, "both", "raise --max-plan-tokens 512"),
+    ({"parsed": 0.0}, "both", "return to stage 1"),
+    ({"pass_at_k": 0.0, "solve_cut": 0.8}, "both", "raise --max-solve-tokens 2048"),
+    ({"pass_at_k": 0.0}, "both", "return to stage 1"),
+    ({"valid": 0.0, "R_plan_density": 0.0}, "both", "the gate accepts no plan"),
+    ({"valid": 0.0}, "outcome", None), ({}, "both", None)])
+def test_the_audit_says_what_to_change_and_asks_no_gate_where_none_is_used(audited, reward, message):
+    args = train_cppo.parse_args(["--model", "m", "--reward", reward])
+    well = {"parsed": 1.0, "pass_at_k": 0.5, "valid": 0.5, "R_plan_density": 0.2, "plan_cut": 0.0,
+            "solve_cut": 0.0}
+    reason = train_cppo.refusal(well | audited, args)
+    assert reason is None if message is None else message in reason

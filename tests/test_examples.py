@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import tiny
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import gate
 import grpo
@@ -134,3 +134,60 @@ def test_update_alone(folder):
     assert log[0]["solve/kl"] == 0 and log[0]["solve/gap_max"] < 1e-4
     rewards = [step["reward"] for step in log]
     assert sum(rewards[-3:]) > 1.5 * sum(rewards[:3])
+
+
+# --------------------------------------------------------------------------------------------
+# rollout.py and grpo.py with a model of your own: all that they ask of it
+
+class PlainModel(torch.nn.Module):
+    """A causal LM of transformers, in the simplest and slowest way: no cache, every token runs the
+    whole row again. lib/adapter.py does the same with a cache."""
+    can_fork = can_capture = False      # rollout: no rows are copied, no CUDA graphs
+    fp32_units = ()                     # grpo.shard: parts that must stay in fp32
+
+    def __init__(self, lm):
+        super().__init__()
+        self.lm, self.config, self.blocks = lm, lm.config, lm.model.layers
+        self.eos_ids = {lm.config.eos_token_id}
+
+    def new_state(self, rows, capacity):
+        zeros = torch.zeros(rows, capacity, dtype=torch.long)
+        return SimpleNamespace(ids=zeros, pos=zeros[:, 0].clone())      # pos: tokens that are there
+
+    def segment(self, ids, lengths, state):
+        """Prompts (B, T), of `lengths` tokens -> logits (B, V) after each one's last."""
+        state.ids[:, :ids.shape[1]] = ids
+        state.pos += lengths
+        return self.last_logits(state)
+
+    def step(self, ids, state, attended):
+        """One more token (B,) for every row -> logits (B, V)."""
+        state.ids[torch.arange(len(ids)), state.pos] = ids
+        state.pos += 1
+        return self.last_logits(state)
+
+    def last_logits(self, state):
+        logits = self.lm(state.ids).logits      # padding stands behind, where no token sees it
+        return logits[torch.arange(len(logits)), state.pos - 1]
+
+    def forward(self, ids, head):
+        """For grpo.update(shared=False): rows (B, T) -> head(hidden (B, T, H), weight, softcap)."""
+        hidden = self.lm.model(ids).last_hidden_state
+        return head(hidden, self.lm.lm_head.weight, None)
+
+
+def sample_and_update(folder):
+    policy = PlainModel(AutoModelForCausalLM.from_pretrained(folder))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    prompt = prompts.encode(tokenizer, "Say something.")
+    [samples] = rollout.sample(policy, tokenizer, [prompt], n=4, max_new_tokens=6)
+    rows = [grpo.Row(prompt, s.ids, 0, advantage, 1 / 4, "solve", s.logprobs)
+            for s, advantage in zip(samples, [1.0, -1.0, 0.5, -0.5], strict=True)]
+    optimizer = grpo.make_optimizer(policy, lr=1e-3)
+    return grpo.update(policy, None, optimizer, rows, vocab=len(tokenizer), shared=False)
+
+
+def test_a_plain_model_of_transformers_has_all_that_sampling_and_updating_ask(tmp_path):
+    metrics = sample_and_update(tiny.llama(tmp_path / "llama"))
+    assert metrics["solve/gap_max"] < 1e-4      # sampler and trainer agree on every log-prob
+    assert metrics["grad_norm"] > 0 and not metrics["skipped"]

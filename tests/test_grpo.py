@@ -149,11 +149,11 @@ def test_a_single_tuple_keeps_its_reward_and_a_single_branch_has_no_siblings():
 
 
 def test_branches_that_do_not_exist_get_nothing_and_count_for_nothing():
-    """Two of three existing branches right: mean 2/3, variance (1/9 + 1/9 + 4/9) / 2 = 1/3. What
-    stands in the place of a missing branch is never read, and a tuple without any branch gets 0."""
-    r = torch.tensor([[1, 1, 0, math.nan], [1, 5, 5, 5], [math.nan] * 4], dtype=torch.float64)
-    exists = torch.tensor([[True, True, True, False], [True, False, False, False], [False] * 4])
-    a = grpo.within_tuple_advantages(r, exists)
+    """Two of three existing branches right: mean 2/3, variance (1/9 + 1/9 + 4/9) / 2 = 1/3. A
+    tuple without any branch gets 0."""
+    nan = math.nan
+    r = torch.tensor([[1, 1, 0, nan], [1, nan, nan, nan], [nan] * 4], dtype=torch.float64)
+    a = grpo.within_tuple_advantages(r)
     third, std = 1 / 3, math.sqrt(1 / 3) + 1e-6
     by_hand = [[third / std, third / std, -2 * third / std, 0], [0] * 4, [0] * 4]
     torch.testing.assert_close(a, torch.tensor(by_hand, dtype=torch.float64), rtol=1e-12, atol=0)
@@ -560,7 +560,7 @@ def test_the_sampler_is_refreshed_in_the_same_storage_and_keeps_its_fp32_parts()
 
 def work(out):
     """What each rank of the two-rank tests does; the main one writes down the results."""
-    group = lib_run.setup(threads=1)
+    group = lib_run.setup()
     rows, found = some_rows(), {}
     replicate_below, grpo.REPLICATE_BELOW = grpo.REPLICATE_BELOW, 0     # shards, tiny as they are
     uneven = {0: rows[:3], 1: rows[3:]}[group.rank] if group.world == 2 else rows

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import pytest
 
-import evaluate
 import prompts
 from lib.problems import Problem, outcome_hash
-from rivals.methods import METHODS, Grader, Setting, attempts_at, spread
+from rivals import prompts as rival_prompts
+from rivals.inference import Grader, attempts_at
+from rivals.methods import METHODS, Setting, shuffled_donors, spread
 from rollout import Sample
 from verifier import Verdict
 
@@ -71,7 +72,7 @@ def run(method: str, answer, problems=None, n: int = 4, order: int = 0, gate=Non
     """-> attempts by problem id, the jobs that were sampled, the items that were judged"""
     engine, verifier, problems = Engine(answer, order), Verifier([]), problems or [problem()]
     setting = Setting(k=4, n=n, donors=grader.pop("donors", {}))
-    found = attempts_at(problems, method, setting, engine, (512, 2048), Grader(verifier, **grader), gate)
+    found = attempts_at(problems, method, setting, engine, Grader(verifier, **grader), gate)
     return {attempts[0].problem_id: attempts for attempts in found}, engine.jobs, verifier.items
 
 
@@ -127,7 +128,7 @@ def test_iid_inference_draws_each_strategy_alone_and_stops_before_the_second_lab
 
 def test_shuffled_strategies_are_another_problem_s_tuple_drawn_from_that_problem_s_stream():
     problems = [problem(name) for name in "abc"]
-    donors = evaluate.donors(problems, seed=0)
+    donors = shuffled_donors(problems, seed=0)
     assert all(donors[p.id].id != p.id for p in problems) and len({d.id for d in donors.values()}) == 3
 
     def own(text):
@@ -142,9 +143,10 @@ def test_shuffled_strategies_are_another_problem_s_tuple_drawn_from_that_problem
 
 
 @pytest.mark.parametrize("method, expected", [
-    ("direct", [prompts.direct(problem())] * 4), ("plan-and-solve", [prompts.plan_and_solve(problem())] * 4),
-    ("skills", [prompts.skill(problem(), z) for z in (1, 2, 3, 4)]),
-    ("fixed", [prompts.solve(problem(), s) for s in prompts.FIXED_STRATEGIES])])
+    ("direct", [prompts.direct(problem())] * 4),
+    ("plan-and-solve", [rival_prompts.plan_and_solve(problem())] * 4),
+    ("skills", [rival_prompts.skill(problem(), z) for z in (1, 2, 3, 4)]),
+    ("fixed", [prompts.solve(problem(), s) for s in rival_prompts.fixed_strategies()])])
 def test_methods_without_a_planner_ask_once_for_each_attempt(method, expected):
     found, jobs, _ = run(method, lambda text: program("right"))
     asked = {job.key: bytes(job.prompt).decode() for job in jobs}

@@ -8,7 +8,9 @@ M tuples per problem, tau a trajectory. Equations 1 and 2 are section 2, 3 to 13
 Appendix F, 17 and 18 Appendix H, 19 and 20 Appendix J.
 """
 
+from argparse import Namespace
 from math import exp, log, sqrt
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,8 +23,10 @@ import model
 import prompts
 import reward
 import rollout
+import train_cppo
 from lib import metrics
 from lib.problems import Problem
+from paper.attempts import solved
 from rivals.advantages import set_advantages
 
 X = Problem(id="x", statement="Read the numbers. Keep the small ones for 5 and print their size.")
@@ -64,9 +68,12 @@ def row(prompt: list[int], reply: list[int], advantage: float = 0.0, region: str
 # Section 2: pass@K and independent attempts
 
 def test_eq_1_pass_at_k_is_1_where_any_of_the_k_attempts_passes():
-    """R_pass@K = 1{max_i V(x, y_i) = 1}. In tables: metrics.solved."""
-    assert metrics.solved([False, False, True, False], [0, 1, 2, 3]) == 1
-    assert metrics.solved([False, False, True, False], [0, 1]) == 0
+    """R_pass@K = 1{max_i V(x, y_i) = 1}. In code: reward.outcome_reward in training,
+    paper.attempts.solved in tables. The unbiased estimator agrees at exactly K attempts."""
+    for verdicts, want in (([0, 0, 1, 0], 1), ([0, 0, 0, 0], 0), ([1, 1, 1, 1], 1)):
+        assert reward.outcome_reward(torch.tensor(verdicts)) == want
+        assert solved([{"status": "accepted" if v else "wrong_answer"} for v in verdicts]) == want
+        assert metrics.pass_at_k(n=4, c=sum(verdicts), k=4) == want
 
 
 def test_eq_2_attempts_are_independent_draws_from_one_distribution(theta):
@@ -134,10 +141,14 @@ class ScriptedEngine:
         self.queue += jobs
 
 
+def trajectory() -> rollout.Tuple:
+    [[tau]] = rollout.sample_tuples(ScriptedEngine(), [X], 1, 4, (0,), 64, 64, lambda x, y: None)
+    return tau
+
+
 def test_eq_6_a_trajectory_is_a_plan_and_a_program_for_each_strategy():
     """tau = (S, y_1..y_K). In code: rollout.sample_tuples makes rollout.Tuple records."""
-    verdict_of = lambda problem, program: f"V({problem.id}, {program})"
-    [[tau]] = rollout.sample_tuples(ScriptedEngine(), [X], 1, 4, (0,), 64, 64, verdict_of)
+    tau = trajectory()
     assert tau.strategies == S
     assert [y.strategy for y in tau.branches] == S
     programs = [y.program.strip() for y in tau.branches]
@@ -170,7 +181,7 @@ def test_eq_8_the_outcome_reward_of_a_tuple_is_its_pass_at_k():
 
 def test_eq_9_the_gate_accepts_a_tuple_from_the_threshold_on(theta):
     """J = 1{p(Pass | x, S) >= tau}. p is the softmax over the two verdict words, tau is 0.17 in the
-    paper. In code: gate.Gate.p_pass."""
+    paper. In code: gate.Gate.p_pass, train_cppo.gate_decisions."""
     words = ("Count", "Sum")        # of this toy tokenizer, "Pass" and "Fail" begin alike
     judge = gate.Gate(theta, TOKENIZER, words=words)
     assert judge.tau == 0.17
@@ -179,6 +190,10 @@ def test_eq_9_the_gate_accepts_a_tuple_from_the_threshold_on(theta):
     prompt = prompts.encode(TOKENIZER, prompts.gate(X, PLAN, 4))
     a, b = (log_prob(theta, prompt, [first]) for first in judge.verdict_ids)
     assert p == pytest.approx(exp(a) / (exp(a) + exp(b)), abs=1e-4)
+
+    stub = SimpleNamespace(tau=0.17, p_pass=lambda pairs: [0.17, 0.16])
+    tuples = [[trajectory(), trajectory()]]
+    assert train_cppo.gate_decisions(stub, [X], tuples, 2).tolist() == [[1, 0]]
 
 
 def test_eq_10_the_planner_is_paid_for_tuples_that_are_valid_and_solve():
@@ -207,18 +222,20 @@ def test_eq_12_planner_advantages_compare_the_tuples_of_one_problem():
 
 def test_eq_13_the_loss_sums_solver_rows_and_planner_rows(theta):
     """L = sum_m sum_i L_solve(a) + sum_m L_plan(A). At the first update the ratio is 1 and a row's
-    loss is minus its advantage, however long it is; we divide the sum by M (and by the number of
-    problems). In code: grpo.Row.weight, grpo.update."""
-    M = 2
-    a, A = [[2.0, 1.0], [0.0, -1.0]], [3.0, -1.0]       # K = 2; not centred: the sum is not 0
-    rows = []
-    for m in range(M):
-        rows.append(grpo.Row([5, 6], [7] * (m + 1), 0, A[m], 1 / M, "plan"))
-        for i in range(2):
-            rows.append(grpo.Row([8, 9], [10] * (2 * i + 1), 0, a[m][i], 1 / M, "solve"))
+    loss is minus its advantage, however long it is; we divide the sum by M, and by the number of
+    problems. In code: train_cppo.make_rows, grpo.update."""
+    M, K = 2, 4
+    a = torch.tensor([[[3., 1, 0, 0], [0, -1, 0, 0]]])      # not centred: the sum is not 0
+    A = torch.tensor([[2., -1]]).unsqueeze(-1).expand_as(a)         # one for all strategies
+    batch = SimpleNamespace(tuples=[[trajectory(), trajectory()]])
+    args = Namespace(num_tuples=M, problems_per_step=1)
+    rows = train_cppo.make_rows(batch, a, A, TOKENIZER, args)
+    assert [r.region for r in rows] == (["plan"] + ["solve"] * K) * M
+    assert [r.advantage for r in rows] == [2, 3, 1, 0, 0, -1, 0, -1, 0, 0]
+
     policy = tiny.stir(model.build(tiny.QWEN), 0)
     found = grpo.update(policy, theta, grpo.make_optimizer(policy, lr=0.0), rows)
-    assert found["loss"] == pytest.approx(-(2 + 1 + 0 - 1 + 3 - 1) / M, abs=1e-4)
+    assert found["loss"] == pytest.approx(-(3 + 1 - 1 + 2 - 1) / M, abs=1e-4)
 
 
 # --------------------------------------------------------------------------------------------

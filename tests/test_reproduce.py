@@ -1,4 +1,5 @@
-"""miniature/reproduce.py: the jobs, the queue that survives, and (slow) a smoke run of everything into RESULTS.md."""
+"""miniature/reproduce.py, jobs.py, report.py, results.py: the jobs, the queue that survives, the
+archives, the tables, and (slow) a smoke run of everything into docs/results.md."""
 
 import importlib
 import json
@@ -9,83 +10,101 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import evaluate
-from lib import metrics
+from lib import errors, metrics
 from lib.problems import outcome_hash
-from miniature import reproduce, results, world
-from miniature.reproduce import Job, Queue
-from paper import tables
+from miniature import report, reproduce, results, world
+from miniature.jobs import Job, Queue
+from paper import cards
+from paper.runs import find
 
 ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = {"train_cppo.py": "train_cppo", "train_sft.py": "train_sft", "train_rm.py": "train_rm",
+           "evaluate.py": "evaluate", "rivals.train_rivals": "rivals.train_rivals"}
+
+
+def parsed(job: Job):
+    """(module, args) of a job's command; a learning rate that the sweep chooses reads 1e-4."""
+    module = importlib.import_module(SCRIPTS[job.command[0]])
+    words = [re.sub(r"\{lr:\w+\}", "1e-4", word) for word in job.command[1:]]
+    return module, module.parse_args(words)
 
 
 @pytest.mark.parametrize("quick", [False, True])
 def test_every_job_is_a_command_that_its_script_takes_and_comes_after_jobs_that_exist(quick):
-    queue, seen = reproduce.jobs("r", quick), set()
-    outputs = []
-    for job in queue:
+    queue, seen, written = reproduce.make_queue("r", quick), set(), []
+    for job in queue.jobs:
         assert job.name not in seen and seen.issuperset(job.after), job.name
         seen.add(job.name)
-        script, flags = job.command[0], [word.replace("{lr:", "").replace("}", "") for word in job.command[1:]]
-        if script in ("train_cppo.py", "train_sft.py", "train_rm.py", "evaluate.py"):
-            module = importlib.import_module(script.removesuffix(".py"))
-            args = module.parse_args([re.sub(r"^(cppo|grpo|passk|pkpo|upskill)$", "1e-4", word) if before == "--lr" else word
-                                      for before, word in zip(["", *flags], flags, strict=False)])
-            if script == "train_cppo.py":           # the folder that the tables look for
-                assert module.stage_name(args) == re.fullmatch(r"(?:sweep-)?(.*?)-[\de.-]+", job.name)[1]
-            if hasattr(module, "check"):
-                module.check(args)
-            outputs.append(str(module.default_out(args)) if script == "evaluate.py" and not args.out else
-                           job.name if script != "train_cppo.py" else f"{args.run}/{module.stage_name(args)}")
-    assert len(outputs) == len(set(outputs))        # no two jobs write the same
-    assert reproduce.listing(queue, Queue("r")).count("\n") == len(queue)
+        if job.command[0] not in SCRIPTS:
+            continue
+        module, args = parsed(job)
+        if hasattr(module, "check"):
+            module.check(args)
+        if hasattr(module, "stage_name"):       # the folder that the tables look for
+            stage = re.fullmatch(r"(?:sweep-)?(.*?)-[\de.-]+", job.name)[1]
+            assert module.stage_name(args) == stage
+            written.append(f"{args.run}/{stage}")
+        elif module is evaluate:
+            written.append(str(args.out or module.default_out(args)))
+    assert len(written) == len(set(written))        # no two jobs write the same
+    assert queue.listing().count("\n") == len(queue.jobs)
 
 
-def test_every_rival_takes_as_many_solver_attempts_a_step_as_cppo():
-    import train_cppo
-    for stage, (more, _) in reproduce.TRAINED.items():
-        job = next(job for job in reproduce.jobs("r", False) if job.name.startswith(f"sweep-{stage}"))
-        args = train_cppo.parse_args(job.command[1:])
-        attempts = args.num_attempts or train_cppo.ATTEMPTS.get(args.policy, args.num_tuples * args.num_strategies)
-        problems = args.problems_per_step or 8 * args.num_tuples * args.num_strategies // attempts       # train_cppo's default
-        assert attempts * problems == 256, stage
+def test_every_rival_takes_as_many_solver_attempts_per_step_as_cppo():
+    jobs = reproduce.make_queue("r", False).jobs
+    for stage in reproduce.TRAINED:
+        job = next(job for job in jobs if job.name.startswith(f"sweep-{stage}"))
+        _, args = parsed(job)
+        if stage == "cppo":
+            attempts = args.num_tuples * args.num_strategies
+        else:
+            attempts = args.num_attempts
+        assert attempts * args.problems_per_step == 256, stage
 
 
 def shell(name: str, script: str, *after: str) -> Job:
     return Job(name, ["sh", "-c", script], after)
 
 
-def test_what_is_done_is_never_done_again_and_what_fails_stops_only_what_needs_it(tmp_path, monkeypatch, capsys):
+def test_a_done_job_is_never_run_again_and_a_failed_one_stops_only_what_needs_it(
+        tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    queue = [shell("a", "echo a >> log"), shell("bad", "echo bad >> log; test -f mended"), shell("b", "echo b >> log", "a"),
-             shell("c", "echo c >> log", "bad")]
-    state = Queue("q")
-    assert [job.name for job in state.work(queue, 2)] == ["bad", "c"] and "FAILED with status 1" in capsys.readouterr().out
+    jobs = [shell("a", "echo a >> log"), shell("bad", "echo bad >> log; test -f mended"),
+            shell("b", "echo b >> log", "a"), shell("c", "echo c >> log", "bad")]
+    left = Queue("q", jobs).work(2)
+    assert [job.name for job in left] == ["bad", "c"]
+    assert "FAILED with status 1" in capsys.readouterr().out
     Path("mended").touch()
-    assert state.work(queue, 2) == [] and sorted(Path("log").read_text().split()) == ["a", "b", "bad", "bad", "c"]
-    assert state.read(queue[0])["cpu_seconds"] >= 0
-    with pytest.raises(ValueError, match="job a was begun as"):
-        state.check([shell("a", "echo other")])
+    queue = Queue("q", jobs)
+    assert queue.work(2) == []
+    assert sorted(Path("log").read_text().split()) == ["a", "b", "bad", "bad", "c"]
+    assert queue.mark(jobs[0])["cpu_seconds"] >= 0
+    with pytest.raises(errors.UserError, match="job a was begun as"):
+        Queue("q", [shell("a", "echo other")]).check()
 
 
 RUNNER = """import sys; sys.path.insert(0, {root!r})
-from miniature.reproduce import Job, Queue
-jobs = [Job("one", ["sh", "-c", "trap 'echo asked >> log; exit 9' TERM; echo begun >> log; sleep 0.5 & wait; echo ended >> log"]),
-        Job("two", ["sh", "-c", "echo two >> log"], ("one",))]
-sys.exit(len(Queue("q").work(jobs, 1)))"""
+from miniature.jobs import Job, Queue
+script = ("trap 'echo asked >> log; exit 9' TERM; "
+          "echo begun >> log; sleep 0.5 & wait; echo ended >> log")
+jobs = [Job("one", ["sh", "-c", script]), Job("two", ["sh", "-c", "echo two >> log"], ("one",))]
+sys.exit(len(Queue("q", jobs).work(1)))"""
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_queue_that_was_ended_in_any_way_goes_on_and_never_runs_a_job_beside_itself(tmp_path, how):
-    """After SIGKILL the job lives on: the next run waits for it and only then gives the command again."""
+def test_a_queue_that_was_ended_continues_and_never_runs_a_job_beside_itself(tmp_path, how):
+    """After SIGKILL the job lives on: the next run waits for it, then gives the command again."""
     command = [sys.executable, "-c", RUNNER.format(root=str(ROOT))]
     log = tmp_path / "log"
-    first = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    first = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL,
+                             stderr=subprocess.DEVNULL)
     while not log.exists():
         time.sleep(0.01)
     first.send_signal(how)
@@ -96,79 +115,112 @@ def test_a_queue_that_was_ended_in_any_way_goes_on_and_never_runs_a_job_beside_i
     assert log.read_text().split() == [*once, "begun", "ended", "two"]
 
 
-def test_the_learning_rate_is_the_best_on_the_dev_problems_and_the_lowest_of_equals(tmp_path, monkeypatch):
+def test_the_learning_rate_is_the_best_on_dev_and_the_lowest_of_equals(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for lr, reached in (("1e-3", 0.5), ("3e-4", 0.75), ("1e-4", 0.75)):
         path = Path(f"runs/r-lr{lr}/dev/pkpo.jsonl")
         path.parent.mkdir(parents=True)
-        path.write_text("".join(json.dumps({"problem_id": f"p{i // 4}", "tuple": i % 4, "index": 0, "outcome": "x",
-                                            "status": "empty", "posterior": float(i < 16 * reached)}) + "\n" for i in range(16)))
-    assert results.best_lr("r", "pkpo") == "1e-4"
+        rows = [{"problem_id": f"p{i // 4}", "tuple": i % 4, "index": 0, "outcome": "x",
+                 "status": "empty", "posterior": float(i < 16 * reached)} for i in range(16)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert report.best_lr("r", "pkpo") == "1e-4"
+    queue = reproduce.make_queue("r", False)
+    assert queue.fill("runs/r-lr{lr:pkpo}/pkpo") == "runs/r-lr1e-4/pkpo"
 
 
-def write_attempts(path: Path, stage: str, method: str, problems: list, chosen) -> None:
-    """Four attempts a problem: `chosen` picks from the combinations that its statement allows, likeliest first."""
-    path, rng = path / stage / "eval" / f"heldout-{method}.jsonl", random.Random(0)
+def test_an_archive_holds_the_tree_of_a_run_and_equal_files_give_equal_bytes(tmp_path):
+    run, archives = tmp_path / "m-seed0", [tmp_path / "a.zip", tmp_path / "b.zip"]
+    for stage in ("cppo", "."):
+        folder = run / stage / "eval"
+        folder.mkdir(parents=True)
+        for ending in (".jsonl", ".json", ".diversity.json", ".log"):
+            (folder / f"heldout{ending}").write_text(stage + ending)
+    for archive in archives:
+        report.pack_run(run, archive)
+        (run / "cppo/eval/heldout.json").touch()
+    assert archives[0].read_bytes() == archives[1].read_bytes()
+    with zipfile.ZipFile(archives[0]) as file:
+        assert file.namelist() == [f"{folder}heldout{ending}" for folder in ("cppo/eval/", "eval/")
+                                   for ending in (".diversity.json", ".json", ".jsonl")]
+        assert file.read("cppo/eval/heldout.jsonl") == b"cppo.jsonl"
+
+
+def write_attempts(run: Path, stage: str, method: str, problems: list, choose) -> None:
+    """Four attempts per problem: `choose` picks from the combinations that its statement allows,
+    likeliest first."""
+    path, rng = run / stage / "eval" / f"heldout-{method}.jsonl", random.Random(0)
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = []
+    is_tuple, rows = method == "tuple", []
     for problem in problems:
         posterior = world.parse_statement(problem.statement).posterior
-        for i, combo in enumerate(chosen(sorted(posterior, key=posterior.get, reverse=True))):
+        likeliest = sorted(posterior, key=posterior.get, reverse=True)
+        for i, combo in enumerate(choose(likeliest)):
             outcome = outcome_hash(list(world.outcome(combo)))
-            rows.append({"problem_id": problem.id, "tuple": 0 if method == "tuple" else i, "index": i, "status": "wrong_answer",
-                         "strategy": world.write_strategy(combo, rng) if method == "tuple" else None, "program": world.program(combo),
-                         "outcome": outcome, "posterior": problem.classes[outcome], "answer": None})
+            rows.append({"problem_id": problem.id, "tuple": 0 if is_tuple else i, "index": i,
+                         "status": "wrong_answer",
+                         "strategy": world.write_strategy(combo, rng) if is_tuple else None,
+                         "program": world.program(combo), "outcome": outcome,
+                         "posterior": problem.classes[outcome], "answer": None})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    setting = {"method": method, "benchmark": "heldout", "num_strategies": 4, "shuffle_strategies": False}
-    path.with_suffix(".json").write_text(json.dumps({"setting": setting, "ceilings": evaluate.ceilings(problems, (2, 4), 4)}))
+    setting = {"method": method, "benchmark": "heldout", "num_strategies": 4,
+               "shuffle_strategies": False}
+    card = {"setting": setting, "ceilings": cards.ceilings(problems, (2, 4), 4)}
+    path.with_suffix(".json").write_text(json.dumps(card))
 
 
-def test_the_report_says_who_stands_above_the_independent_ceiling_and_where_the_gap_goes(tmp_path):
-    """An oracle's tuples leave no gap; four equal draws lose the policy class and more; what no independent sampler can do is
-    told of one that does it."""
+def test_the_results_say_who_stands_above_the_independent_ceiling_and_what_the_gap_is(tmp_path):
+    """An oracle's tuples leave no gap; four equal draws lose the policy class and more; a method
+    that does what no independent sampler can is named."""
     run, problems = tmp_path / "m", world.problems("heldout")[:20]
     write_attempts(run, "cppo", "tuple", problems, lambda likeliest: likeliest[:4])
     write_attempts(run, ".", "direct", problems, lambda likeliest: likeliest[:1] * 4)
-    ours = results.Report(tables.find([run]))
-    gap = {line["method"]: [line[name] for name in ("gap", "policy class", "optimisation", "solver noise")] for line in ours.gap()}
-    assert gap["CPPO"] == ["0.000"] * 4
-    assert [line["readings a tuple"] for line in ours.made_of()] == ["4.00"]
+    ours = results.Results(find([run]))
+    parts = ("gap", "policy class", "optimization", "solver noise")
+    gap = {line["method"]: [line[name] for name in parts] for line in results.gap_table(ours)}
+    assert [abs(float(value)) for value in gap["CPPO"]] == [0] * 4
+    assert [line["readings per tuple"] for line in results.contents_table(ours)] == ["4.00"]
     best = [max(p.classes.values()) for p in problems]
     four = [metrics.coordinated_ceiling(list(p.classes.values()), 4) for p in problems]
-    assert float(gap["Direct Solve"][0]) == pytest.approx(np.mean(four) - np.mean(best), abs=6e-4)
-    assert sum(map(float, gap["Direct Solve"][1:3])) == pytest.approx(float(gap["Direct Solve"][0]), abs=2e-3)
-    text = "\n".join(ours.summary())
-    assert "CPPO is above the independent ceiling" in text and "none stands above" in text and "2 go its way" in text
-    assert [c.agrees for c in ours.compared if c.of == "pass@4" and c.b == "Direct Solve"] == ["yes"]
+    lost = float(gap["Direct Solve"][0])
+    assert lost == pytest.approx(np.mean(four) - np.mean(best), abs=6e-4)
+    assert sum(map(float, gap["Direct Solve"][1:3])) == pytest.approx(lost, abs=2e-3)
+    text = "\n".join(results.summary(ours))
+    assert "CPPO is above the independent ceiling" in text and "none stands above" in text
+    assert "2 have the paper's sign" in text
+    assert ours.gains()["Direct Solve"].agrees == "yes"
     write_attempts(run, "pkpo", "direct", problems, lambda likeliest: likeliest[:4])
-    text = "\n".join(results.Report(tables.find([run])).summary())
-    assert "PKPO STAND ABOVE" in text and "Open, their intervals hold 0: pass@4, CPPO less PKPO (+0.000" in text
+    text = "\n".join(results.summary(results.Results(find([run]))))
+    assert "PKPO STAND ABOVE" in text
+    assert "Open, their intervals contain 0: pass@4, CPPO minus PKPO (+0.000" in text
 
 
 @pytest.mark.slow
-def test_the_whole_queue_in_small_survives_a_kill_and_ends_in_results(tmp_path):
+def test_all_jobs_in_small_survive_a_kill_and_end_in_results(tmp_path):
     """Every cell of the tables is a number of real attempts, or `-`."""
     for path in ROOT.iterdir():         # a tree of its own, for runs/ and results
         if path.name not in ("runs", "corpora", ".git"):
             (tmp_path / path.name).symlink_to(path)
     command = [sys.executable, "-m", "miniature.reproduce", "--quick", "--name", "smoke"]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    env = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
+                        "HF_HUB_OFFLINE": "1"}
     first = subprocess.Popen(command, cwd=tmp_path, env=env)
     while not (tmp_path / "runs/smoke-seed0/sft").exists():
         time.sleep(0.1)
     first.kill()
     first.wait()
     assert subprocess.run(command, cwd=tmp_path, env=env).returncode == 0
-    text = (tmp_path / "runs/smoke/RESULTS.md").read_text()
+    page = tmp_path / "runs/smoke/docs/results.md"
+    text = page.read_text()
     assert "NOT DONE" not in text and "error:" not in text and "nan" not in text
-    for number in results.TITLES:
+    for number in report.TITLES:
         assert f"### Table {number}:" in text
-    assert re.search(r"^- CPPO is .* the independent ceiling: [+-]\d\.\d{3} \[", text, re.MULTILINE)
-    gaps = text.partition("### The gap")[2].partition("```\n")[2].partition("\n```")[0].splitlines()
-    for line in gaps[2:]:               # gap = policy class + optimisation + solver noise
-        *_, gap, policy, optimisation, noise = re.split(r"\s{2,}", line)
-        assert float(gap) == pytest.approx(float(policy) + float(optimisation) + (0 if noise == "-" else float(noise)), abs=2e-3)
-    before = (tmp_path / "runs/smoke/RESULTS.md").read_text()
-    (tmp_path / "runs/smoke/RESULTS.md").write_text(before + "By hand.\n")
+    claim = r"^- CPPO is .* the independent ceiling: [+-]\d\.\d{3} \["
+    assert re.search(claim, text, re.MULTILINE)
+    table = text.partition("### The gap")[2].partition("```\n")[2].partition("\n```")[0]
+    for line in table.splitlines()[2:]:         # gap = policy class + optimization + solver noise
+        *_, gap, policy, optimization, noise = re.split(r"\s{2,}", line)
+        parts = float(policy) + float(optimization) + (0 if noise == "-" else float(noise))
+        assert float(gap) == pytest.approx(parts, abs=2e-3)
+    page.write_text(text + "By hand.\n")
     assert subprocess.run([*command, "--report"], cwd=tmp_path, env=env).returncode == 0
-    assert (tmp_path / "runs/smoke/RESULTS.md").read_text() == before + "By hand.\n"
+    assert page.read_text() == text + "By hand.\n"

@@ -50,8 +50,8 @@ def small_run(folder, steps, phase):
 
     `phase` is for the observer: a byte, the place in PHASES.
     """
-    args = argparse.Namespace(model="none", run=str(folder.absolute()), seed=0, device="cpu", threads=1,
-                              dtype="fp32", fresh=False, keep=2, save_every=1)
+    args = argparse.Namespace(model="none", run=str(folder.absolute()), seed=0, device="cpu",
+                              dtype="fp32", fresh=False, keep=2, save_every=1, steps=steps)
     with lib_run.run_stage(args, "stage") as run:
         policy = grpo.shard(model.build(CONFIG), torch.float32)
         reference = grpo.shard(model.build(CONFIG, seed=1).requires_grad_(False), torch.float32)
@@ -246,6 +246,100 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
         with files.published(tmp_path / "final") as aside:
             (aside / "a").write_text(text)
     assert (tmp_path / "final" / "a").read_text() == "two" and len(list(tmp_path.iterdir())) == 1
+
+
+# --------------------------------------------------------------------------------------------------
+# Nothing is lost
+
+@pytest.fixture
+def stage(tmp_path):
+    """Starts a run of a stage in tmp_path, with one trained step behind it if asked."""
+    def start(**flags):
+        args = argparse.Namespace(**{
+            "model": "none", "run": str(tmp_path), "seed": 0, "device": "cpu",
+            "dtype": "fp32", "fresh": False, "keep": 2, "save_every": 1, "steps": 3, **flags})
+        run = lib_run.Run(args, "stage")
+        policy, optimizer = trained(1)
+        run.resume(policy, optimizer, None)
+        return run
+    yield start
+    torch.distributed.destroy_process_group()
+
+
+def steps_saved(run, *steps):
+    for step in steps:
+        run.state["step"] = step
+        run.save()
+
+
+@pytest.mark.parametrize("file, content, message", [
+    ("__0_0.distcp", b"cut off", "__0_0.distcp has changed"), (".metadata", None, ".metadata is missing"),
+    ("state.json", b"", "state.json cannot be read")])
+def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_it_is_used(
+        stage, capsys, file, content, message):
+    first = stage()
+    steps_saved(first, 1, 2)
+    path = first.folder / "step_000002" / file
+    path.unlink() if content is None else path.write_bytes(content)
+    first.lock_file.close()
+    again = stage()
+    assert again.state["step"] == 1 and (again.folder / "step_000002.damaged").exists()
+    assert message in capsys.readouterr().err and message in again.warnings[0]
+
+
+def test_weights_that_are_not_finite_are_never_saved(stage):
+    run = stage()
+    steps_saved(run, 1)
+    with torch.no_grad():
+        next(run.module.parameters()).view(-1)[0] = float("nan")
+    run.state["step"] = 2
+    with pytest.raises(lib_run.NotFinite, match="after step 2 .* lower --lr"):
+        run.finish()
+    assert checkpoints.newest(run.folder).name == "step_000001"
+    assert not (run.folder / "final").exists()
+
+
+def test_a_second_process_in_a_run_folder_is_refused_and_a_dead_one_holds_no_lock(stage):
+    first = stage()
+    with pytest.raises(errors.UserError, match="another process writes"):
+        stage()
+    first.lock_file.close()             # what the kernel does when a process dies
+    stage()
+
+
+def test_a_finished_stage_goes_on_for_more_steps_and_names_another_seed(stage, capsys):
+    run = stage(steps=2)
+    steps_saved(run, 2)
+    run.finish()
+    assert run.finished() and "is there already" in capsys.readouterr().out
+    run.args.steps = 5
+    assert not run.finished()
+    run.args.seed = 7
+    with pytest.raises(errors.UserError, match="--seed 0, not 7"):
+        run.finished()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_signals_ask_a_run_to_stop_and_a_second_interrupt_ends_it(number):
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    stop = lib_run.stop_flag()
+    os.kill(os.getpid(), number)
+    assert stop()
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+    for n, handler in before.items():
+        signal.signal(n, handler)
+
+
+def test_a_full_disk_is_one_line(stage, capsys, tmp_path):
+    args = stage().args
+    args.run = str(tmp_path / "other")
+    with lib_run.run_stage(args, "stage") as run:
+        raise OSError(28, "No space left on device", "step_000001/__0_0.distcp")
+    assert run.status == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: No space left on device: step_000001") and error.count("\n") == 1
 
 
 # ------------------------------------------------------------------------------------------------------------
