@@ -1,4 +1,6 @@
-"""The verifier: verdicts, what a contestant may expect, limits, resilience, commands. Hostile programs have a file of their own."""
+"""The verifier: verdicts, what a contestant may expect, limits, resilience, commands. Hostile
+programs have a file of their own."""
+
 import ast
 import json
 import os
@@ -21,7 +23,9 @@ ADD = "print(sum(map(int, input().split())))"
 
 
 def item(code, *tests, **more):
-    return dict(code=code, tests=[{"input": given, "output": output} for given, output in tests], **more)
+    return dict(
+        code=code, tests=[{"input": given, "output": output} for given, output in tests], **more
+    )
 
 
 def one(code, *tests, **more):
@@ -50,8 +54,9 @@ def status(judge, *arguments, **more):
 
 
 def processes_of(judge):
-    return [pid for worker in judge._pool for pid, _, _ in verifier.family(worker.process.pid)] + [
-        worker.process.pid for worker in judge._pool]
+    return [
+        pid for worker in judge._pool for pid, _, _ in verifier.family(worker.process.pid)
+    ] + [worker.process.pid for worker in judge._pool]
 
 
 def wait_until(condition, seconds=10.0):
@@ -65,7 +70,9 @@ def wait_until(condition, seconds=10.0):
 
 def ended(pid):
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"     # an init that does not reap is not ours
+        return (
+            Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        )  # an init that does not reap is not ours
     except OSError:
         return True
 
@@ -74,29 +81,49 @@ def gone(pids):
     return lambda: all(map(ended, pids))
 
 
-# ---------------------------------------------------------------------------------------------------------- verdicts
+# --------------------------------------------------------------------------------------- verdicts
+
 
 def test_a_right_program_is_accepted_and_a_wrong_one_stops_at_its_first_failure(both):
-    right, wrong, late = both.judge([
-        item(ADD, ("1 2", "3\n"), ("4 5\n", "9"), ("0 0", "0")),
-        item("print(3)", ("1 2", "3"), ("4 5", "9"), ("1 2", "3")),
-        item("n = input()\nprint(n if n == '1' else 1 / 0)", ("1", "1"), ("1", "1"), ("2", "2"))])
-    assert (right.passed, right.status, right.tests_passed) == (True, "accepted", 3) and right.seconds > 0
+    right, wrong, late = both.judge(
+        [
+            item(ADD, ("1 2", "3\n"), ("4 5\n", "9"), ("0 0", "0")),
+            item("print(3)", ("1 2", "3"), ("4 5", "9"), ("1 2", "3")),
+            item(
+                "n = input()\nprint(n if n == '1' else 1 / 0)", ("1", "1"), ("1", "1"), ("2", "2")
+            ),
+        ]
+    )
+    assert (right.passed, right.status, right.tests_passed) == (
+        True,
+        "accepted",
+        3,
+    ) and right.seconds > 0
     assert (wrong.passed, wrong.status, wrong.tests_passed) == (False, "wrong_answer", 1)
     assert wrong.message == "test 2: expected '9', got '3'"
     assert (late.status, late.tests_passed) == ("runtime_error", 2)
     assert late.message == "test 3: line 2: ZeroDivisionError: division by zero"
 
 
-@pytest.mark.parametrize("code, expected", [
-    (None, "empty"), ("", "empty"), (" \n", "empty"),
-    ("print('ok'", "compile_error"), ("print('ok')\0", "compile_error"), ("\tprint('ok')\n  x", "compile_error"),
-    ("print('ok')", "accepted"), ("print('no')", "wrong_answer"), ("1/0", "runtime_error"),
-    ("import sys; print('ok'); sys.exit(1)", "runtime_error"), ("x = [0] * 10**9", "memory_limit"),
-    ("while True: print('x' * 10**6)", "output_limit"),
-])
+@pytest.mark.parametrize(
+    "code, expected",
+    [
+        (None, "empty"),
+        ("", "empty"),
+        (" \n", "empty"),
+        ("print('ok'", "compile_error"),
+        ("print('ok')\0", "compile_error"),
+        ("\tprint('ok')\n  x", "compile_error"),
+        ("print('ok')", "accepted"),
+        ("print('no')", "wrong_answer"),
+        ("1/0", "runtime_error"),
+        ("import sys; print('ok'); sys.exit(1)", "runtime_error"),
+        ("x = [0] * 10**9", "memory_limit"),
+        ("while True: print('x' * 10**6)", "output_limit"),
+    ],
+)
 def test_each_status_comes_from_the_program_that_earns_it(both, code, expected):
-    verdict, = both.judge([one(code)])
+    (verdict,) = both.judge([one(code)])
     assert verdict.status == expected and verdict.passed == (expected == "accepted")
 
 
@@ -113,140 +140,322 @@ def test_the_time_limit_is_ten_seconds_unless_the_item_has_its_own(both):
 
 
 def test_with_want_outputs_every_test_is_run_and_has_its_output(both):
-    code = "n = int(input())\nprint(n, end='')\nif n == 2: raise SystemExit(1)\nif n == 3:\n  while True: pass"
+    code = (
+        "n = int(input())\nprint(n, end='')\nif n == 2: raise SystemExit(1)\nif n == 3:\n"
+        "  while True: pass"
+    )
     tests = [("0", "0"), ("1", "x"), ("2", "2"), ("3", "3"), ("4", "x"), ("5", "5")]
-    verdict, = both.judge([item(code, *tests, want_outputs=True, time_limit=0.3)])
+    (verdict,) = both.judge([item(code, *tests, want_outputs=True, time_limit=0.3)])
     assert verdict.outputs == ["0", "1", None, None, "4", "5"]
     assert (verdict.status, verdict.tests_passed, verdict.passed) == ("wrong_answer", 2, False)
-    verdict, = both.judge([one("print(", ("", ""), ("", ""), want_outputs=True)])
+    (verdict,) = both.judge([one("print(", ("", ""), ("", ""), want_outputs=True)])
     assert verdict.outputs == [None, None] and verdict.status == "compile_error"
 
 
 def test_verdicts_come_in_the_order_of_the_items_and_futures_in_any():
     with Verifier(2) as judge:
         slow = judge.submit(one("import time\ntime.sleep(9)\nprint('ok')"))
-        numbers = judge.judge([one(f"print({n})", ("", str(n)), want_outputs=True) for n in range(40)])
+        numbers = judge.judge(
+            [one(f"print({n})", ("", str(n)), want_outputs=True) for n in range(40)]
+        )
         assert [v.outputs for v in numbers] == [[f"{n}\n"] for n in range(40)]
         assert not slow.done()
 
 
-# ---------------------------------------------------------------------------------------- what a contestant may expect
+# ------------------------------------------------------------------- what a contestant may expect
 
-@pytest.mark.parametrize("code, given, output", [
-    ("print(open(0).read().split()[1])", "1 2\n", "2"),
-    ("print(open('/dev/stdin').readline())", "1 2\n", "1 2"),
-    ("import sys\nprint(sys.stdin.buffer.readline(), sys.stdin.buffer.readline())", "1\n2\n", "b'1\\n' b'2\\n'"),
-    ("import sys\nprint(sys.stdin.read().count('\\n'))", "1\r\n2\r\n", "2"),
-    ("import sys\nprint(repr(sys.stdin.buffer.read()))", "1\r\n2", "b'1\\r\\n2'"),
-    ("print(input(), input())", "a\r\nb", "a b"),
-    ("import os\nprint(os.read(0, 100).decode())", "a b", "a b"),
-    ("for line in __import__('sys').stdin: print(line.strip(), end='')", "a\nb\nc", "abc"),
-    ("try:\n  input()\nexcept EOFError:\n  print('end')", "", "end"),
-    ("print(2 ** 20000 % 10 ** 9, len(str(7 ** 10000)))", "", f"{2 ** 20000 % 10 ** 9} 8451"),
-    ("print(int(input()) % 7)", "1" * 20000, "4"),
-    ("from math import *\nfrom operator import *\nimport builtins\nprint(builtins.pow(2, 10, 1000))", "", "24"),
-    ("from os import *\nprint('ok')\nfrom io import *", "", "ok"),
-    ("print('a')\nexit()\nprint('b')", "", "a"),
-    ("print('a')\nquit(0)", "", "a"),
-    ("import sys\nsys.stdout.write('no newline')", "", "no newline\n"),
-    ("import sys, io\nsys.stdout = io.TextIOWrapper(sys.stdout.buffer, write_through=True)\nprint('wrapped')", "", "wrapped"),
-    ("import sys\nout = open(1, 'w')\nout.write('by descriptor')", "", "by descriptor"),
-    ("import os\nos.write(1, b'raw')", "", "raw"),
-    ("import sys, os, io\nclass W:\n  def __init__(s): s.b = io.StringIO()\n  def write(s, x): s.b.write(x)\n"
-     "  def flush(s): os.write(1, s.b.getvalue().encode())\nsys.stdout = W()\nprint('by a wrapper')", "", "by a wrapper"),
-    ("import atexit, sys\natexit.register(lambda: print('last'))\nprint('first')", "", "first\nlast"),
-    ("import sys\nclass D:\n  def __del__(self): sys.stdout.write('last')\nd = D()", "", "last"),
-    ("import threading, sys\nsys.setrecursionlimit(10**6)\nthreading.stack_size(1 << 26)\n"
-     "def f(n): return 0 if n == 0 else 1 + f(n - 1)\n"
-     "t = threading.Thread(target=lambda: print(f(50000)))\nt.start()", "", "50000"),
-    ("import sys\nsys.setrecursionlimit(10**6)\ndef f(n): return 0 if n == 0 else 1 + f(n - 1)\nprint(f(100000))", "", "100000"),
-    ("import multiprocessing as m\nwith m.Pool(2) as p: print(sum(p.map(abs, [-1, 2])))", "", "3"),
-    ("import asyncio\nasync def f(): print('async')\nasyncio.run(f())", "", "async"),
-    ("import tempfile\nwith tempfile.TemporaryFile('w+') as f: f.write('x'); f.seek(0); print(f.read())", "", "x"),
-    ("from fractions import Fraction as F\nfrom decimal import *\nimport statistics\nprint(F(1, 3) + F(1, 6), Decimal('0.1') * 3)",
-     "", "1/2 0.3"),
-    ("import dataclasses, enum, json, re, uuid, hashlib, zlib, sqlite3, csv, html, zoneinfo, argparse, logging, unittest\n"
-     "print(hashlib.md5(b'').hexdigest()[:4], re.sub('a', 'b', 'aa'))", "", "d41d bb"),
-    ("if __name__ == '__main__':\n  print('main', __file__ is not None)", "", "main True"),
-    ("import sys\nprint(len(sys.argv), sys.stdin.fileno(), sys.stdout.isatty())", "", "1 0 False"),
-    ("import sys\nprint(sys.stdin.mode, sys.stdout.mode, sys.stdin.name)", "", "r w <stdin>"),     # as templates for fast input ask
-    ("from resource import *\nsetrlimit(RLIMIT_STACK, (1 << 29, RLIM_INFINITY))\nsetrlimit(RLIMIT_STACK, (-1, -1))\nprint('ok')", "", "ok"),
-    ("from concurrent.futures import ThreadPoolExecutor as T\nwith T(16) as p: print(sum(map(len, p.map(bytes, [1 << 20] * 16))) >> 20)", "", "16"),
-    ("print('é€😀', input())", "ü", "é€😀 ü"),
-    ("# -*- coding: latin-1 -*-\nprint('a')", "", "a"),
-    ("import pickle, copy\nclass A: x = 1\nprint(pickle.loads(pickle.dumps(A())).x)", "", "1"),
-    ("from __future__ import annotations\ndef f(x: Undefined): return 1\nprint(f(0))", "", "1"),
-    ("x = 1\ndef g():\n  global x\n  x += 1\ng()\nprint(x, [x for _ in range(2)], eval('x'))", "", "2 [2, 2] 2"),
-])
+
+@pytest.mark.parametrize(
+    "code, given, output",
+    [
+        ("print(open(0).read().split()[1])", "1 2\n", "2"),
+        ("print(open('/dev/stdin').readline())", "1 2\n", "1 2"),
+        (
+            "import sys\nprint(sys.stdin.buffer.readline(), sys.stdin.buffer.readline())",
+            "1\n2\n",
+            "b'1\\n' b'2\\n'",
+        ),
+        ("import sys\nprint(sys.stdin.read().count('\\n'))", "1\r\n2\r\n", "2"),
+        ("import sys\nprint(repr(sys.stdin.buffer.read()))", "1\r\n2", "b'1\\r\\n2'"),
+        ("print(input(), input())", "a\r\nb", "a b"),
+        ("import os\nprint(os.read(0, 100).decode())", "a b", "a b"),
+        ("for line in __import__('sys').stdin: print(line.strip(), end='')", "a\nb\nc", "abc"),
+        ("try:\n  input()\nexcept EOFError:\n  print('end')", "", "end"),
+        ("print(2 ** 20000 % 10 ** 9, len(str(7 ** 10000)))", "", f"{2**20000 % 10**9} 8451"),
+        ("print(int(input()) % 7)", "1" * 20000, "4"),
+        (
+            "from math import *\nfrom operator import *\nimport builtins\n"
+            "print(builtins.pow(2, 10, 1000))",
+            "",
+            "24",
+        ),
+        ("from os import *\nprint('ok')\nfrom io import *", "", "ok"),
+        ("print('a')\nexit()\nprint('b')", "", "a"),
+        ("print('a')\nquit(0)", "", "a"),
+        ("import sys\nsys.stdout.write('no newline')", "", "no newline\n"),
+        (
+            "import sys, io\nsys.stdout = io.TextIOWrapper(sys.stdout.buffer, "
+            "write_through=True)\nprint('wrapped')",
+            "",
+            "wrapped",
+        ),
+        ("import sys\nout = open(1, 'w')\nout.write('by descriptor')", "", "by descriptor"),
+        ("import os\nos.write(1, b'raw')", "", "raw"),
+        (
+            "import sys, os, io\nclass W:\n  def __init__(s): s.b = io.StringIO()\n"
+            "  def write(s, x): s.b.write(x)\n"
+            "  def flush(s): os.write(1, s.b.getvalue().encode())\nsys.stdout = W()\n"
+            "print('by a wrapper')",
+            "",
+            "by a wrapper",
+        ),
+        (
+            "import atexit, sys\natexit.register(lambda: print('last'))\nprint('first')",
+            "",
+            "first\nlast",
+        ),
+        (
+            "import sys\nclass D:\n  def __del__(self): sys.stdout.write('last')\nd = D()",
+            "",
+            "last",
+        ),
+        (
+            "import threading, sys\nsys.setrecursionlimit(10**6)\nthreading.stack_size(1 << 26)\n"
+            "def f(n): return 0 if n == 0 else 1 + f(n - 1)\n"
+            "t = threading.Thread(target=lambda: print(f(50000)))\nt.start()",
+            "",
+            "50000",
+        ),
+        (
+            "import sys\nsys.setrecursionlimit(10**6)\n"
+            "def f(n): return 0 if n == 0 else 1 + f(n - 1)\nprint(f(100000))",
+            "",
+            "100000",
+        ),
+        (
+            "import multiprocessing as m\nwith m.Pool(2) as p: print(sum(p.map(abs, [-1, 2])))",
+            "",
+            "3",
+        ),
+        ("import asyncio\nasync def f(): print('async')\nasyncio.run(f())", "", "async"),
+        (
+            "import tempfile\nwith tempfile.TemporaryFile('w+') as f: f.write('x'); f.seek(0); "
+            "print(f.read())",
+            "",
+            "x",
+        ),
+        (
+            "from fractions import Fraction as F\nfrom decimal import *\nimport statistics\n"
+            "print(F(1, 3) + F(1, 6), Decimal('0.1') * 3)",
+            "",
+            "1/2 0.3",
+        ),
+        (
+            "import dataclasses, enum, json, re, uuid, hashlib, zlib, sqlite3, csv, html, "
+            "zoneinfo, argparse, logging, unittest\n"
+            "print(hashlib.md5(b'').hexdigest()[:4], re.sub('a', 'b', 'aa'))",
+            "",
+            "d41d bb",
+        ),
+        ("if __name__ == '__main__':\n  print('main', __file__ is not None)", "", "main True"),
+        (
+            "import sys\nprint(len(sys.argv), sys.stdin.fileno(), sys.stdout.isatty())",
+            "",
+            "1 0 False",
+        ),
+        (
+            "import sys\nprint(sys.stdin.mode, sys.stdout.mode, sys.stdin.name)",
+            "",
+            "r w <stdin>",
+        ),  # as templates for fast input ask
+        (
+            "from resource import *\nsetrlimit(RLIMIT_STACK, (1 << 29, RLIM_INFINITY))\n"
+            "setrlimit(RLIMIT_STACK, (-1, -1))\nprint('ok')",
+            "",
+            "ok",
+        ),
+        (
+            "from concurrent.futures import ThreadPoolExecutor as T\n"
+            "with T(16) as p: print(sum(map(len, p.map(bytes, [1 << 20] * 16))) >> 20)",
+            "",
+            "16",
+        ),
+        ("print('é€😀', input())", "ü", "é€😀 ü"),
+        ("# -*- coding: latin-1 -*-\nprint('a')", "", "a"),
+        (
+            "import pickle, copy\nclass A: x = 1\nprint(pickle.loads(pickle.dumps(A())).x)",
+            "",
+            "1",
+        ),
+        (
+            "from __future__ import annotations\ndef f(x: Undefined): return 1\nprint(f(0))",
+            "",
+            "1",
+        ),
+        (
+            "x = 1\ndef g():\n  global x\n  x += 1\ng()\n"
+            "print(x, [x for _ in range(2)], eval('x'))",
+            "",
+            "2 [2, 2] 2",
+        ),
+    ],
+)
 def test_a_program_finds_the_python_that_contestants_know(both, code, given, output):
-    verdict, = both.judge([item(code, (given, output), (given, output))])
+    (verdict,) = both.judge([item(code, (given, output), (given, output))])
     assert verdict.passed, verdict
 
 
 def test_numpy_is_there_and_gets_along_with_the_memory_limit(both):
     pytest.importorskip("numpy")
-    code = ("import numpy as np\nfrom numpy.lib.stride_tricks import sliding_window_view\n"
-            "a = np.ones((800, 800)) @ np.ones((800, 800))\nb = np.zeros(100 << 17)\nprint(int(a.sum()) + len(b), np.fft.fft([1]).real)")
-    verdict, = both.judge([one(code, ("", f"{800 ** 3 + (100 << 17)} [1.]"))])
+    code = (
+        "import numpy as np\nfrom numpy.lib.stride_tricks import sliding_window_view\n"
+        "a = np.ones((800, 800)) @ np.ones((800, 800))\nb = np.zeros(100 << 17)\n"
+        "print(int(a.sum()) + len(b), np.fft.fft([1]).real)"
+    )
+    (verdict,) = both.judge([one(code, ("", f"{800**3 + (100 << 17)} [1.]"))])
     assert verdict.passed, verdict
-    verdict, = both.judge([one("import numpy\nprint(numpy.ones(40 << 20))")])
+    (verdict,) = both.judge([one("import numpy\nprint(numpy.ones(40 << 20))")])
     assert verdict.status == "memory_limit", verdict
 
 
-# -------------------------------------------------------------------------------------------------------------- calls
+# ------------------------------------------------------------------------------------------ calls
 
-@pytest.mark.parametrize("code, arguments, output", [
-    ("def f(a, b): return a + b", "[1, 2]", "3"),
-    ("class Solution:\n  def f(self, a: List[int]) -> Optional[int]: return max(a, default=None)", "[[]]", "null"),
-    ("class Solution:\n  def f(self, s): return Counter(s).most_common(1)", '["aab"]', '[["a", 2]]'),
-    ("class Solution:\n  def f(self, n): return [pow(2, n, 7), math.inf > 1, gcd(4, 6), inf > 1, sum(accumulate([1, 2]))]", "[5]",
-     "[4, true, 2, true, 4]"),
-    ("class Solution:\n  @cache\n  def g(self, n): return 0 if n == 0 else 1 + self.g(n - 1)\n  def f(self, n): return self.g(n)",
-     "[3000]", "3000"),
-    ("def f(x):\n  print('noise' * 1000)\n  import sys; sys.stdout.write('more'); return x", '["a"]', '"a"'),
-    ("def f(x):\n  try: input()\n  except EOFError: return x", "[true]", "true"),
-    ("def f(x): return (1, (2, 3))", "[0]", "[1, [2, 3]]"),
-    ("def f(x): return {1: 'a', 'b': None}", "[0]", '{"1": "a", "b": null}'),
-    ("def f(x): return x * x", "[1" + "0" * 5000 + "]", "1" + "0" * 10000),
-    ("import numpy as np\ndef f(x): return np.cumsum(x)", "[[1, 2]]", "[1, 3]"),
-    ("f = lambda *a: len(a)", "[]", "0"),
-    ("def f(x): return 1.0", "[0]", "1"),
-])
+
+@pytest.mark.parametrize(
+    "code, arguments, output",
+    [
+        ("def f(a, b): return a + b", "[1, 2]", "3"),
+        (
+            "class Solution:\n  def f(self, a: List[int]) -> Optional[int]: return max(a, "
+            "default=None)",
+            "[[]]",
+            "null",
+        ),
+        (
+            "class Solution:\n  def f(self, s): return Counter(s).most_common(1)",
+            '["aab"]',
+            '[["a", 2]]',
+        ),
+        (
+            "class Solution:\n  def f(self, n): return [pow(2, n, 7), math.inf > 1, gcd(4, 6), "
+            "inf > 1, sum(accumulate([1, 2]))]",
+            "[5]",
+            "[4, true, 2, true, 4]",
+        ),
+        (
+            "class Solution:\n  @cache\n  def g(self, n): return 0 if n == 0 else 1 + self.g(n - "
+            "1)\n  def f(self, n): return self.g(n)",
+            "[3000]",
+            "3000",
+        ),
+        (
+            "def f(x):\n  print('noise' * 1000)\n  import sys; sys.stdout.write('more'); return x",
+            '["a"]',
+            '"a"',
+        ),
+        ("def f(x):\n  try: input()\n  except EOFError: return x", "[true]", "true"),
+        ("def f(x): return (1, (2, 3))", "[0]", "[1, [2, 3]]"),
+        ("def f(x): return {1: 'a', 'b': None}", "[0]", '{"1": "a", "b": null}'),
+        ("def f(x): return x * x", "[1" + "0" * 5000 + "]", "1" + "0" * 10000),
+        ("import numpy as np\ndef f(x): return np.cumsum(x)", "[[1, 2]]", "[1, 3]"),
+        ("f = lambda *a: len(a)", "[]", "0"),
+        ("def f(x): return 1.0", "[0]", "1"),
+    ],
+)
 def test_calls_return_their_value_past_whatever_is_printed(both, code, arguments, output):
-    verdict, = both.judge([item(code, (arguments, output), (arguments, output), fn_name="f")])
+    (verdict,) = both.judge([item(code, (arguments, output), (arguments, output), fn_name="f")])
     assert verdict.passed, verdict
 
 
-@pytest.mark.parametrize("code, expected", [
-    ("def g(x): return 3", "runtime_error"), ("def f(): return 3", "runtime_error"), ("def f(x): return {1, 2, 3}", "runtime_error"),
-    ("def f(x): print(3)", "wrong_answer"), ("def f(x): return '3'", "wrong_answer"), ("def f(x): return [3]", "wrong_answer"),
-    ("class A(int):\n  def __eq__(s, o): return True\ndef f(x): return A(4)", "wrong_answer"),
-    ("def f(x):\n  class A(list):\n    def __iter__(s): return iter([3])\n  return A()", "wrong_answer"),
-    ("def f(x):\n  a = []\n  a.append(a)\n  return a", "runtime_error"), ("def f(x): return float('nan')", "wrong_answer"),
-    ("def f(x):\n  print(3)\n  raise SystemExit", "wrong_answer"), ("def f(x):\n  import os\n  os._exit(0)", "wrong_answer"),
-    ("def f(x):\n  while True: pass", "time_limit"), ("def f(x): return 'x' * (30 << 20)", "output_limit"),
-    ("import os\nos.write(3, b'4')\ndef f(x): return 3", "wrong_answer"),
-])
+@pytest.mark.parametrize(
+    "code, expected",
+    [
+        ("def g(x): return 3", "runtime_error"),
+        ("def f(): return 3", "runtime_error"),
+        ("def f(x): return {1, 2, 3}", "runtime_error"),
+        ("def f(x): print(3)", "wrong_answer"),
+        ("def f(x): return '3'", "wrong_answer"),
+        ("def f(x): return [3]", "wrong_answer"),
+        ("class A(int):\n  def __eq__(s, o): return True\ndef f(x): return A(4)", "wrong_answer"),
+        (
+            "def f(x):\n  class A(list):\n    def __iter__(s): return iter([3])\n  return A()",
+            "wrong_answer",
+        ),
+        ("def f(x):\n  a = []\n  a.append(a)\n  return a", "runtime_error"),
+        ("def f(x): return float('nan')", "wrong_answer"),
+        ("def f(x):\n  print(3)\n  raise SystemExit", "wrong_answer"),
+        ("def f(x):\n  import os\n  os._exit(0)", "wrong_answer"),
+        ("def f(x):\n  while True: pass", "time_limit"),
+        ("def f(x): return 'x' * (30 << 20)", "output_limit"),
+        ("import os\nos.write(3, b'4')\ndef f(x): return 3", "wrong_answer"),
+    ],
+)
 def test_a_call_that_returns_the_wrong_thing_is_not_accepted(both, code, expected):
-    verdict, = both.judge([item(code, ("[1]", "3"), fn_name="f", time_limit=0.3 if expected == "time_limit" else 10)])
+    (verdict,) = both.judge(
+        [
+            item(
+                code,
+                ("[1]", "3"),
+                fn_name="f",
+                time_limit=0.3 if expected == "time_limit" else 10,
+            )
+        ]
+    )
     assert verdict.status == expected, verdict
 
 
-# ---------------------------------------------------------------------------------------------------------- comparison
+# ------------------------------------------------------------------------------------- comparison
 
-@pytest.mark.parametrize("output, expected, lines, tokens", [
-    ("3\n", "3", True, True), ("3 \r\n4\r\n", "3\n4\n", True, True), ("\n\n3\n", "3", True, True), ("", "", True, True),
-    ("3\n\n4", "3\n4", False, True), ("3  4", "3 4", True, True), ("a  b", "a b", False, True), ("a b", "a\nb", False, True),
-    ("1.0", "1", True, True), ("1e3", "1000", True, True), ("0.333", "0.33333", False, False), ("0.333333", "0.333330", False, True),
-    ("Yes", "YES", False, True), ("1", "2", False, False), ("3", "3 4", False, False), ("3 4", "3", False, False),
-    ("1 2 3", "1 2", False, False), ("2 1", "1 2", False, False), ("100000", "100001", False, False),
-    ("007", "7", True, True), ("+7", "7", True, True), ("-0", "0", True, True), ("nan", "nan", True, True), ("nan", "1", False, False),
-    ("inf", "1e999", False, False), ("sNaN", "1", False, False), ("1_000", "1000", True, False), ("0x10", "16", False, False),
-    ("1" * 9000, "1" * 9000, True, True), ("1" * 9000, "1" * 8999 + "2", False, False), ("1.00000001", "1", False, True),
-    ("1e-6", "0", False, True), ("99999.99999999999", "100000", False, True), ("3\0", "3", False, False), ("3\r4", "3\n4", False, True),
-    ("3\x0b4", "3\n4", False, True), ("3\x1c4", "3\n4", False, True), ("3\u20284", "3\n4", False, True), ("3\u200b", "3", False, False),
-    ("1.", "1", True, True), (".5", "0.5", True, True), (".", "0", False, False), ("1e", "1", False, False), ("-nan", "0", False, False),
-])
+
+@pytest.mark.parametrize(
+    "output, expected, lines, tokens",
+    [
+        ("3\n", "3", True, True),
+        ("3 \r\n4\r\n", "3\n4\n", True, True),
+        ("\n\n3\n", "3", True, True),
+        ("", "", True, True),
+        ("3\n\n4", "3\n4", False, True),
+        ("3  4", "3 4", True, True),
+        ("a  b", "a b", False, True),
+        ("a b", "a\nb", False, True),
+        ("1.0", "1", True, True),
+        ("1e3", "1000", True, True),
+        ("0.333", "0.33333", False, False),
+        ("0.333333", "0.333330", False, True),
+        ("Yes", "YES", False, True),
+        ("1", "2", False, False),
+        ("3", "3 4", False, False),
+        ("3 4", "3", False, False),
+        ("1 2 3", "1 2", False, False),
+        ("2 1", "1 2", False, False),
+        ("100000", "100001", False, False),
+        ("007", "7", True, True),
+        ("+7", "7", True, True),
+        ("-0", "0", True, True),
+        ("nan", "nan", True, True),
+        ("nan", "1", False, False),
+        ("inf", "1e999", False, False),
+        ("sNaN", "1", False, False),
+        ("1_000", "1000", True, False),
+        ("0x10", "16", False, False),
+        ("1" * 9000, "1" * 9000, True, True),
+        ("1" * 9000, "1" * 8999 + "2", False, False),
+        ("1.00000001", "1", False, True),
+        ("1e-6", "0", False, True),
+        ("99999.99999999999", "100000", False, True),
+        ("3\0", "3", False, False),
+        ("3\r4", "3\n4", False, True),
+        ("3\x0b4", "3\n4", False, True),
+        ("3\x1c4", "3\n4", False, True),
+        ("3\u20284", "3\n4", False, True),
+        ("3\u200b", "3", False, False),
+        ("1.", "1", True, True),
+        (".5", "0.5", True, True),
+        (".", "0", False, False),
+        ("1e", "1", False, False),
+        ("-nan", "0", False, False),
+    ],
+)
 def test_the_two_comparisons_decide_as_their_origins_do(output, expected, lines, tokens):
     assert same_output(output, expected) is lines
     assert same_output(output, expected, "tokens") is tokens
@@ -276,34 +485,61 @@ def test_millions_of_digits_do_not_hold_the_judge_up(both):
 @pytest.mark.parametrize("end", ["x", ".x", "e", "1.1"])
 def test_what_is_a_number_until_its_last_character_does_not_either(end):
     start = time.monotonic()
-    assert not same_output("1" * 1_000_000 + end, "1", "tokens") and not same_output("1" * 1_000_000 + end, "1", "lines", 1e-6)
+    assert not same_output("1" * 1_000_000 + end, "1", "tokens") and not same_output(
+        "1" * 1_000_000 + end, "1", "lines", 1e-6
+    )
     assert time.monotonic() - start < 5
 
 
-# --------------------------------------------------------------------------------------------- strict and batch are one
+# ----------------------------------------------------------------------- strict and batch are one
 
 SAME = [
-    ADD, "print(input())", "import random\nprint(random.random())", "import random\nrandom.seed()\nprint(random.random() < 2)",
-    "print(hash('word'), {'a', 'b', 'c', 'd'})", "import numpy\nprint(numpy.random.rand())", "x = input()\nprint(x)\nif x == '3 4': 1/0",
-    "import numpy\nprint(numpy.random.default_rng(1).random(), numpy.random.randint(100))", "import sys\nprint(sys.getrecursionlimit())\n"
-    "sys.setrecursionlimit(5000)", "import random\nprint(random.sample(range(100), 5))\nrandom.shuffle([1, 2])",
-    "from collections import Counter\nprint(getattr(Counter, 'n', 0))\nCounter.n = 1", "import math\nprint(hasattr(math, 'n'))\nmath.n = 1",
-    "class A:\n  n = 0\nA.n += 1\nprint(A.n)", "def f(x=[]):\n  x.append(1)\n  return len(x)\nprint(f())", "import re\nprint(re.findall('.', input()))",
-    "from functools import lru_cache\n@lru_cache(None)\ndef f(n): return n\nf(1)\nprint(f.cache_info().misses)", "import sys\nprint('a', file=sys.stderr)",
-    "import sys\nsys.stdout.close()", "import sys\nsys.stdin.close()\nprint(1)", "import os\nprint(os.getpid() > 0, len(os.listdir('.')))\nopen('f', 'w')",
-    "print(input() == '3 4' and [][0])", "print(1)\nimport sys\nif input() == '3 4': sys.exit(2)", "import threading\nprint(threading.active_count())",
-    "x = input()\nprint(x)\nwhile x == '3 4': pass", "import decimal\nprint(decimal.getcontext().prec)\ndecimal.getcontext().prec = 5",
-    "print(sorted(globals())[:3], sorted(vars()))", "import time\nprint(time.time() > 0)", "n = 5\ndel n\nprint('n' in dir())",
+    ADD,
+    "print(input())",
+    "import random\nprint(random.random())",
+    "import random\nrandom.seed()\nprint(random.random() < 2)",
+    "print(hash('word'), {'a', 'b', 'c', 'd'})",
+    "import numpy\nprint(numpy.random.rand())",
+    "x = input()\nprint(x)\nif x == '3 4': 1/0",
+    "import numpy\nprint(numpy.random.default_rng(1).random(), numpy.random.randint(100))",
+    "import sys\nprint(sys.getrecursionlimit())\nsys.setrecursionlimit(5000)",
+    "import random\nprint(random.sample(range(100), 5))\nrandom.shuffle([1, 2])",
+    "from collections import Counter\nprint(getattr(Counter, 'n', 0))\nCounter.n = 1",
+    "import math\nprint(hasattr(math, 'n'))\nmath.n = 1",
+    "class A:\n  n = 0\nA.n += 1\nprint(A.n)",
+    "def f(x=[]):\n  x.append(1)\n  return len(x)\nprint(f())",
+    "import re\nprint(re.findall('.', input()))",
+    "from functools import lru_cache\n@lru_cache(None)\ndef f(n): return n\nf(1)\n"
+    "print(f.cache_info().misses)",
+    "import sys\nprint('a', file=sys.stderr)",
+    "import sys\nsys.stdout.close()",
+    "import sys\nsys.stdin.close()\nprint(1)",
+    "import os\nprint(os.getpid() > 0, len(os.listdir('.')))\nopen('f', 'w')",
+    "print(input() == '3 4' and [][0])",
+    "print(1)\nimport sys\nif input() == '3 4': sys.exit(2)",
+    "import threading\nprint(threading.active_count())",
+    "x = input()\nprint(x)\nwhile x == '3 4': pass",
+    "import decimal\nprint(decimal.getcontext().prec)\ndecimal.getcontext().prec = 5",
+    "print(sorted(globals())[:3], sorted(vars()))",
+    "import time\nprint(time.time() > 0)",
+    "n = 5\ndel n\nprint('n' in dir())",
 ]
 
 
 def test_strict_and_batch_give_the_same_verdicts_and_outputs(strict, batch):
     tests = [("1 2", "3"), ("2 3", "5"), ("3 4", "7"), ("4 5", "9")]
-    items = [item(code, *tests, want_outputs=wanted, time_limit=0.2 if "while" in code else 10) for code in SAME for wanted in (False, True)]
+    items = [
+        item(code, *tests, want_outputs=wanted, time_limit=0.2 if "while" in code else 10)
+        for code in SAME
+        for wanted in (False, True)
+    ]
 
     def essence(verdict):
         return verdict.status, verdict.tests_passed, verdict.message, verdict.outputs
-    for one_item, alone, together in zip(items, strict.judge(items), batch.judge(items), strict=True):
+
+    for one_item, alone, together in zip(
+        items, strict.judge(items), batch.judge(items), strict=True
+    ):
         assert essence(alone) == essence(together), one_item["code"]
 
 
@@ -325,65 +561,98 @@ AT_THE_END = [
     CLOSED_LATE.format("print('closed')") + "import gc\ngc.disable()\nprint(input())",
     CLOSED_LATE.format("print('closed')") + "import gc\ndel c\ngc.freeze()\nprint(input())",
     CLOSED_LATE.format("print('closed')") + "class Holder: kept = c\ndel c\nprint(input())",
-    "import sys\nclass D:\n  def __init__(s): s.me = s\n  def __del__(s): print(sys.stdin.readline())\nD()\nprint(input())",
+    "import sys\nclass D:\n  def __init__(s): s.me = s\n"
+    "  def __del__(s): print(sys.stdin.readline())\nD()\nprint(input())",
     "import weakref\nclass C: pass\nc = C()\nweakref.finalize(c, print, 'final')\nprint(input())",
-    "import functools\n@functools.lru_cache\ndef f(x): return x\nclass D:\n  def __del__(s): print('gone')\nf(D())\nprint(input())",
-    "try: 1 / 0\nexcept ZeroDivisionError as e: kept = e\nclass D:\n  def __del__(s): print('gone')\nkept.x, kept.me = D(), kept\nprint(input())",
+    "import functools\n@functools.lru_cache\ndef f(x): return x\nclass D:\n"
+    "  def __del__(s): print('gone')\nf(D())\nprint(input())",
+    "try: 1 / 0\nexcept ZeroDivisionError as e: kept = e\nclass D:\n"
+    "  def __del__(s): print('gone')\nkept.x, kept.me = D(), kept\nprint(input())",
 ]
 
 
 @pytest.mark.parametrize("code", AT_THE_END)
-def test_what_a_test_leaves_for_the_collector_ends_with_it_as_in_python_itself(strict, batch, code):
-    """A suspended generator in a cycle was closed during the next test, printed there, or ate its input."""
+def test_what_a_test_leaves_for_the_collector_ends_with_it_as_in_python_itself(
+    strict, batch, code
+):
+    """A suspended generator in a cycle was closed during the next test, printed there, or ate its
+    input."""
     tests = []
     for given in ("1\n2\n", "3\n4\n", "5\n6\n", "7\n8\n"):
-        done = subprocess.run([sys.executable, "-c", code], input=given, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code], input=given, capture_output=True, text=True, check=True
+        )
         tests.append((given, done.stdout))
     for judge in (strict, batch):
-        verdict, = judge.judge([item(code, *tests)])
+        (verdict,) = judge.judge([item(code, *tests)])
         assert verdict.passed, verdict
 
 
-@pytest.mark.parametrize("code", [
-    "import {0}\nprint(1 if hasattr({0}, 'seen') else 0)\n{0}.seen = 1".format(name) for name in ("math", "os", "collections")] + [
-    "from collections import Counter as C\nprint(getattr(C, 'n', 0))\nC.n = 1",
-    "import re\nprint(getattr(re.compile, 'n', 0))\nre.compile.n = 1"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import {0}\nprint(1 if hasattr({0}, 'seen') else 0)\n{0}.seen = 1".format(name)
+        for name in ("math", "os", "collections")
+    ]
+    + [
+        "from collections import Counter as C\nprint(getattr(C, 'n', 0))\nC.n = 1",
+        "import re\nprint(getattr(re.compile, 'n', 0))\nre.compile.n = 1",
+    ],
+)
 def test_a_program_that_passes_by_what_its_own_tests_left_is_refused(strict, batch, code):
-    """Its tests want 0 once and 1 ever after: right in company, wrong for a program that starts anew."""
+    """Its tests want 0 once and 1 ever after: right in company, wrong for a program that starts
+    anew."""
     for count in (2, 3, 10):
         for judge in (strict, batch):
-            verdict, = judge.judge([item(code, ("", "0"), *[("", "1")] * (count - 1))])
+            (verdict,) = judge.judge([item(code, ("", "0"), *[("", "1")] * (count - 1))])
             assert (verdict.status, verdict.tests_passed) == ("wrong_answer", 1)
 
 
 def test_a_program_that_fails_by_what_its_own_tests_left_is_accepted(strict, batch):
-    for code in ("import math\nprint(math.pi)\nmath.pi = 3", "import os\nprint(3.141592653589793)\nif os.fork() == 0: os._exit(125)",
-                 "import os, sys\nprint(3.141592653589793)\nsys.stdout.flush()\nos._exit(0)"):
+    for code in (
+        "import math\nprint(math.pi)\nmath.pi = 3",
+        "import os\nprint(3.141592653589793)\nif os.fork() == 0: os._exit(125)",
+        "import os, sys\nprint(3.141592653589793)\nsys.stdout.flush()\nos._exit(0)",
+    ):
         for judge in (strict, batch):
-            verdict, = judge.judge([item(code, *[("", "3.141592653589793")] * 6)])
+            (verdict,) = judge.judge([item(code, *[("", "3.141592653589793")] * 6)])
             assert verdict.passed, verdict
 
 
 def test_an_exit_status_is_no_fault_of_the_machinery(strict, batch):
     code = "import os, sys\nprint(input())\nif sys.stdin.read(): os._exit(125)"
     for judge in (strict, batch):
-        verdict, = judge.judge([item(code, ("1", "1"), *[("1\n2", "1")] * 5)])
-        assert (verdict.status, verdict.tests_passed, verdict.message) == ("runtime_error", 1, "test 2: exit status 125")
+        (verdict,) = judge.judge([item(code, ("1", "1"), *[("1\n2", "1")] * 5)])
+        assert (verdict.status, verdict.tests_passed, verdict.message) == (
+            "runtime_error",
+            1,
+            "test 2: exit status 125",
+        )
 
 
 def test_chance_starts_the_same_in_every_test_worker_and_mode(strict, batch):
-    code = ("import random, numpy\nprint(hash('a'), random.random(), random.getrandbits(64), list({'x', 'y', 'z'}), "
-            "numpy.random.rand(), numpy.random.permutation(10))")
-    seen = {output for judge in (strict, batch, batch) for output in judge.judge([one(code, *[("", "")] * 3, want_outputs=True)])[0].outputs}
+    code = (
+        "import random, numpy\nprint(hash('a'), random.random(), random.getrandbits(64), "
+        "list({'x', 'y', 'z'}), "
+        "numpy.random.rand(), numpy.random.permutation(10))"
+    )
+    seen = {
+        output
+        for judge in (strict, batch, batch)
+        for output in judge.judge([one(code, *[("", "")] * 3, want_outputs=True)])[0].outputs
+    }
     assert len(seen) == 1 and None not in seen
 
 
-# -------------------------------------------------------------------------------------------------------------- limits
+# ----------------------------------------------------------------------------------------- limits
+
 
 def test_table_11_is_what_a_program_meets(strict):
-    code = ("import resource as r, os\nget = lambda n: r.getrlimit(getattr(r, 'RLIMIT_' + n))\n"
-            "print(get('AS'), get('CORE'), get('NPROC')[0] >= 64, get('FSIZE')[0] >> 20)")
-    verdict, = strict.judge([one(code, ("", f"({256 << 20}, {256 << 20}) (0, 0) True 8"))])
+    code = (
+        "import resource as r, os\nget = lambda n: r.getrlimit(getattr(r, 'RLIMIT_' + n))\n"
+        "print(get('AS'), get('CORE'), get('NPROC')[0] >= 64, get('FSIZE')[0] >> 20)"
+    )
+    (verdict,) = strict.judge([one(code, ("", f"({256 << 20}, {256 << 20}) (0, 0) True 8"))])
     assert verdict.passed, verdict
     assert (verifier.TEST_SECONDS, verifier.MEMORY_MB, sandbox.PROCESSES) == (10.0, 256, 64)
 
@@ -393,13 +662,18 @@ def test_an_item_can_have_a_memory_limit_of_its_own(both):
     assert status(both, code) == "memory_limit"
     assert status(both, code, memory_mb=512) == "accepted"
     assert status(both, "x = bytearray(90 << 20)\nprint('ok')", memory_mb=100) == "memory_limit"
-    assert status(both, f"x = [{'0, ' * 300_000}]", memory_mb=5) == "compile_error"     # no fault of the machinery
+    assert (
+        status(both, f"x = [{'0, ' * 300_000}]", memory_mb=5) == "compile_error"
+    )  # no fault of the machinery
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root is told what processes share")
 def test_memory_that_processes_share_counts_once(strict):
-    code = ("import os, time\ndata = b'x' * (90 << 20)\nfor _ in range(6):\n  if os.fork() == 0: time.sleep(0.3); os._exit(0)\n"
-            "for _ in range(6): os.wait()\nprint('ok')")
+    code = (
+        "import os, time\ndata = b'x' * (90 << 20)\nfor _ in range(6):\n"
+        "  if os.fork() == 0: time.sleep(0.3); os._exit(0)\n"
+        "for _ in range(6): os.wait()\nprint('ok')"
+    )
     assert status(strict, code) == "accepted"
     assert status(strict, code.replace("time.", "data = data[1:]; time.")) == "memory_limit"
 
@@ -407,8 +681,10 @@ def test_memory_that_processes_share_counts_once(strict):
 def test_a_program_has_a_time_limit_over_all_its_tests():
     code = "import time\nwhile time.process_time() < 0.4: pass\nprint(input())"
     with Verifier(1, "strict", program_seconds=1.0) as judge:
-        verdict, = judge.judge([item(code, *[("a", "a")] * 20)])       # 8 s of CPU time
-    assert verdict.status == "time_limit" and 1 <= verdict.tests_passed <= 10 and verdict.seconds < 6
+        (verdict,) = judge.judge([item(code, *[("a", "a")] * 20)])  # 8 s of CPU time
+    assert (
+        verdict.status == "time_limit" and 1 <= verdict.tests_passed <= 10 and verdict.seconds < 6
+    )
 
 
 def test_a_long_right_output_is_no_flood(both):
@@ -419,7 +695,15 @@ def test_a_long_right_output_is_no_flood(both):
 
 def test_a_large_input_arrives(both):
     text = "7 " * (4 << 20)
-    assert status(both, "import sys\nprint(sum(map(int, sys.stdin.read().split())))", (text, str(7 * (4 << 20))), memory_mb=1000) == "accepted"
+    assert (
+        status(
+            both,
+            "import sys\nprint(sum(map(int, sys.stdin.read().split())))",
+            (text, str(7 * (4 << 20))),
+            memory_mb=1000,
+        )
+        == "accepted"
+    )
 
 
 def test_a_busy_machine_does_not_make_a_right_program_late():
@@ -427,10 +711,13 @@ def test_a_busy_machine_does_not_make_a_right_program_late():
     code = "import time\nwhile time.process_time() < 0.15: pass\nprint('ok')"
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(before)})
-    hogs = [subprocess.Popen([sys.executable, "-c", "while True: pass"], start_new_session=True) for _ in range(5)]
+    hogs = [
+        subprocess.Popen([sys.executable, "-c", "while True: pass"], start_new_session=True)
+        for _ in range(5)
+    ]
     try:
         with Verifier(1) as judge:
-            verdict, = judge.judge([one(code, time_limit=0.3)])
+            (verdict,) = judge.judge([one(code, time_limit=0.3)])
             assert verdict.passed and verdict.seconds > 0.36, verdict
             start = time.monotonic()
             assert status(judge, "while True: pass", time_limit=0.2) == "time_limit"
@@ -443,7 +730,8 @@ def test_a_busy_machine_does_not_make_a_right_program_late():
             hog.wait()
 
 
-# ---------------------------------------------------------------------------------------------------------- resilience
+# ------------------------------------------------------------------------------------- resilience
+
 
 @pytest.mark.parametrize("victim", [0, 1, 2])
 def test_a_worker_that_is_killed_is_replaced_and_its_item_judged_again(victim):
@@ -452,7 +740,9 @@ def test_a_worker_that_is_killed_is_replaced_and_its_item_judged_again(victim):
         judge.judge([one("print('ok')")])
         future = judge.submit(one("import time\ntime.sleep(0.5)\nprint('ok')"))
         time.sleep(0.2)
-        pids = [judge._pool[0].process.pid] + [pid for pid, _, _ in verifier.family(judge._pool[0].process.pid)]
+        pids = [judge._pool[0].process.pid] + [
+            pid for pid, _, _ in verifier.family(judge._pool[0].process.pid)
+        ]
         os.kill(pids[victim], signal.SIGKILL)
         assert future.result(30).passed
         assert judge.judge([one("print('ok')")])[0].passed
@@ -466,7 +756,11 @@ def test_a_fault_is_retried_once_and_then_raised_never_scored():
         killed = set()
         while not future.done():
             process = judge._pool[0].process
-            if process is not None and process.pid not in killed and len(verifier.family(process.pid)) >= 2:
+            if (
+                process is not None
+                and process.pid not in killed
+                and len(verifier.family(process.pid)) >= 2
+            ):
                 killed.add(process.pid)
                 os.kill(process.pid, signal.SIGKILL)
             time.sleep(0.05)
@@ -477,11 +771,19 @@ def test_a_fault_is_retried_once_and_then_raised_never_scored():
 
 
 def test_a_caller_may_ignore_and_block_signals():
-    script = ("import signal, verifier\nfor n in (signal.SIGCHLD, signal.SIGALRM): signal.signal(n, signal.SIG_IGN)\n"
-              "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGALRM})\nwith verifier.Verifier(1, 'strict') as judge:\n"
-              "  print(*[v.status for v in judge.judge([dict(code=c, tests=[dict(input='', output='ok')]) for c in ("
-              "\"print('ok')\", \"print('ok')\\nexit(1)\", \"import signal\\nsignal.setitimer(0, 0.1)\\nsignal.pause()\")])])")
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    script = (
+        "import signal, verifier\nfor n in (signal.SIGCHLD, signal.SIGALRM): signal.signal(n, "
+        "signal.SIG_IGN)\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGALRM})\n"
+        "with verifier.Verifier(1, 'strict') as judge:\n"
+        "  print(*[v.status for v in judge.judge([dict(code=c, tests=[dict(input='', "
+        "output='ok')]) for c in ("
+        '"print(\'ok\')", "print(\'ok\')\\nexit(1)", "import signal\\nsignal.setitimer(0, 0.1)\\n'
+        'signal.pause()")])])'
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.stdout.split() == ["accepted", "runtime_error", "runtime_error"], done.stderr
 
 
@@ -499,40 +801,72 @@ def test_a_sandbox_that_does_not_start_leaves_nothing(tmp_path, monkeypatch):
 SCRIPT = """
 import os, signal, sys, time
 import verifier
-signal.signal(signal.SIGINT, signal.default_int_handler)        # a test run in the background passes on that it ignores ^C
+# a test run in the background passes on that it ignores ^C
+signal.signal(signal.SIGINT, signal.default_int_handler)
 judge = verifier.Verifier(2, layers=tuple(sys.argv[1].split(",")), min_tier="D")
-futures = [judge.submit(dict(code="import os, time\\nos.fork()\\ntime.sleep(600)", tests=[dict(input="", output="")], time_limit=900))
-           for _ in range(4)]
+code = "import os, time\\nos.fork()\\ntime.sleep(600)"
+item = dict(code=code, tests=[dict(input="", output="")], time_limit=900)
+futures = [judge.submit(item) for _ in range(4)]
 while sum(len(verifier.family(worker.process.pid)) for worker in judge._pool) < 6:
     time.sleep(0.05)
-print(*[pid for worker in judge._pool for pid in [worker.process.pid] + [p for p, _, _ in verifier.family(worker.process.pid)]], flush=True)
+for worker in judge._pool:
+    print(worker.process.pid, *[pid for pid, _, _ in verifier.family(worker.process.pid)], end=" ")
+print(flush=True)
 """
 
 
-@pytest.mark.parametrize("layers, end", [
-    *[("namespaces,landlock,seccomp", end) for end in ("signal.SIGKILL", "signal.SIGTERM", "signal.SIGINT", "return", "exit hook", "exception")],
-    *[("landlock,seccomp", end) for end in ("signal.SIGKILL", "signal.SIGINT", "return")]])
+@pytest.mark.parametrize(
+    "layers, end",
+    [
+        *[
+            ("namespaces,landlock,seccomp", end)
+            for end in (
+                "signal.SIGKILL",
+                "signal.SIGTERM",
+                "signal.SIGINT",
+                "return",
+                "exit hook",
+                "exception",
+            )
+        ],
+        *[("landlock,seccomp", end) for end in ("signal.SIGKILL", "signal.SIGINT", "return")],
+    ],
+)
 def test_nothing_outlives_the_caller_however_it_ends(tmp_path, layers, end):
-    tail = {"return": "", "exit hook": "sys.exit(3)", "exception": "raise OSError"}.get(end, "judge.judge([])\ntime.sleep(600)")
+    tail = {"return": "", "exit hook": "sys.exit(3)", "exception": "raise OSError"}.get(
+        end, "judge.judge([])\ntime.sleep(600)"
+    )
     before = set(os.listdir("/tmp"))
-    caller = subprocess.Popen([sys.executable, "-c", SCRIPT + tail, layers], cwd=ROOT, stdout=subprocess.PIPE, text=True,
-                              stderr=subprocess.DEVNULL, start_new_session=True)
+    caller = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT + tail, layers],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     pids = [int(pid) for pid in caller.stdout.readline().split()]
     assert len(pids) >= 6
     if end.startswith("signal"):
         os.kill(caller.pid, eval(end))
     caller.wait(30)
     assert wait_until(gone(pids)), f"left: {[pid for pid in pids if not gone([pid])()]}"
-    assert wait_until(lambda: not [n for n in set(os.listdir("/tmp")) - before if n.startswith("verifier-")])
+    assert wait_until(
+        lambda: not [n for n in set(os.listdir("/tmp")) - before if n.startswith("verifier-")]
+    )
 
 
 def test_closing_does_not_wait_for_what_runs_and_leaves_nothing(both):
     judge = Verifier(2)
-    futures = [judge.submit(one("import time\ntime.sleep(600)", time_limit=900)) for _ in range(5)]
+    futures = [
+        judge.submit(one("import time\ntime.sleep(600)", time_limit=900)) for _ in range(5)
+    ]
     time.sleep(0.3)
     pids, start = processes_of(judge), time.monotonic()
     judge.close()
-    assert time.monotonic() - start < 5 and not any(os.path.exists(f"/proc/{pid}") for pid in pids)
+    assert time.monotonic() - start < 5 and not any(
+        os.path.exists(f"/proc/{pid}") for pid in pids
+    )
     for future in futures:
         assert future.cancelled() or isinstance(future.exception(), SandboxError)
     with pytest.raises(ValueError, match="closed"):
@@ -562,22 +896,34 @@ def descriptors(pid):
 
 
 def leaks(judge, count, folder):
-    mixed = [item(ADD, ("1 2", "3"), ("2 3", "5")), one("import os\nos.fork()\nprint('ok')"), one("1/0"), one("open('f', 'w').write('x')"),
-             one("x = (", ("", "")), item("def f(x): return x", ("[1]", "1"), fn_name="f")]
+    mixed = [
+        item(ADD, ("1 2", "3"), ("2 3", "5")),
+        one("import os\nos.fork()\nprint('ok')"),
+        one("1/0"),
+        one("open('f', 'w').write('x')"),
+        one("x = (", ("", "")),
+        item("def f(x): return x", ("[1]", "1"), fn_name="f"),
+    ]
     judge.judge(mixed * 5)
     supervisor = judge._pool[0].process.pid
 
     def state():
         family = verifier.family(supervisor)
         with open(f"/proc/{supervisor}/statm") as file:
-            return (descriptors(os.getpid()), descriptors(supervisor), [descriptors(pid) for pid, _, _ in family], len(family),
-                    os.listdir(folder)), int(file.read().split()[1])
+            return (
+                descriptors(os.getpid()),
+                descriptors(supervisor),
+                [descriptors(pid) for pid, _, _ in family],
+                len(family),
+                os.listdir(folder),
+            ), int(file.read().split()[1])
+
     before, pages = state()
     for _ in range(count // len(mixed)):
         judge.judge(mixed)
     after, pages_after = state()
     assert after == before
-    assert pages_after - pages < 500        # 2 MB
+    assert pages_after - pages < 500  # 2 MB
 
 
 @pytest.mark.parametrize("count", [150, pytest.param(50_000, marks=pytest.mark.slow)])
@@ -588,7 +934,8 @@ def test_many_verdicts_leak_nothing(tmp_path, monkeypatch, count):
     assert not os.listdir(tmp_path)
 
 
-# --------------------------------------------------------------------------------------------------------------- tiers
+# ------------------------------------------------------------------------------------------ tiers
+
 
 def test_a_tier_that_the_machine_lacks_is_refused_with_its_reason():
     with pytest.raises(ValueError, match="tier D .* C is asked for .*seccomp: off"):
@@ -599,44 +946,151 @@ def test_a_tier_that_the_machine_lacks_is_refused_with_its_reason():
         Verifier(1, min_tier="Z")
 
 
-@pytest.mark.parametrize("layers, mode", [(("landlock", "seccomp"), "strict"), (("landlock", "seccomp"), "batch"), (("seccomp",), "strict"),
-                                          ((), "batch")])
+@pytest.mark.parametrize(
+    "layers, mode",
+    [
+        (("landlock", "seccomp"), "strict"),
+        (("landlock", "seccomp"), "batch"),
+        (("seccomp",), "strict"),
+        ((), "batch"),
+    ],
+)
 def test_right_and_wrong_are_the_same_without_namespaces(layers, mode):
-    items = [item(ADD, ("1 2", "3"), ("2 3", "5")), item("print(3)", ("1 2", "3"), ("2 3", "5")), one("import os, decimal\nos.fork()"),
-             one("from fractions import Fraction\nopen('f', 'w').write('x')\nprint('ok')", ("", "ok"), ("", "ok")),
-             one("while True: pass", time_limit=0.3), one("import encodings.idna, xml.dom.minidom, unittest\nprint('ok')"),
-             one("import numpy.polynomial\nprint('ok')")]
+    items = [
+        item(ADD, ("1 2", "3"), ("2 3", "5")),
+        item("print(3)", ("1 2", "3"), ("2 3", "5")),
+        one("import os, decimal\nos.fork()"),
+        one(
+            "from fractions import Fraction\nopen('f', 'w').write('x')\nprint('ok')",
+            ("", "ok"),
+            ("", "ok"),
+        ),
+        one("while True: pass", time_limit=0.3),
+        one("import encodings.idna, xml.dom.minidom, unittest\nprint('ok')"),
+        one("import numpy.polynomial\nprint('ok')"),
+    ]
     with Verifier(1, mode, min_tier="D", layers=layers) as judge:
         assert [v.status for v in judge.judge(items)] == [
-            "accepted", "wrong_answer", "wrong_answer", "accepted", "time_limit", "accepted", "accepted"]
+            "accepted",
+            "wrong_answer",
+            "wrong_answer",
+            "accepted",
+            "time_limit",
+            "accepted",
+            "accepted",
+        ]
 
 
 def test_only_listed_system_calls_are_allowed():
     """The lists are numbers; the kernel's own headers say what they mean."""
-    headers = {"x86_64": "/usr/include/x86_64-linux-gnu/asm/unistd_64.h", "aarch64": "/usr/include/asm-generic/unistd.h"}
+    headers = {
+        "x86_64": "/usr/include/x86_64-linux-gnu/asm/unistd_64.h",
+        "aarch64": "/usr/include/asm-generic/unistd.h",
+    }
     for machine, header in headers.items():
         if not os.path.exists(header):
             pytest.skip(f"no {header}")
-        names = {int(n): name for name, n in re.findall(r"#define __NR(?:3264)?_(\w+)\s+(\d+)$", Path(header).read_text(), re.M)}
+        names = {
+            int(n): name
+            for name, n in re.findall(
+                r"#define __NR(?:3264)?_(\w+)\s+(\d+)$", Path(header).read_text(), re.M
+            )
+        }
         allowed = set()
         for part in sandbox.ALLOWED_CALLS[machine].split():
             first, _, last = part.partition("-")
-            allowed.update(names.get(n, "newer") for n in range(int(first), int(last or first) + 1))
-        assert {"read", "write", "futex", "clone", "exit_group", "getrandom", "rt_sigreturn", "wait4"} <= allowed
+            allowed.update(
+                names.get(n, "newer") for n in range(int(first), int(last or first) + 1)
+            )
+        assert {
+            "read",
+            "write",
+            "futex",
+            "clone",
+            "exit_group",
+            "getrandom",
+            "rt_sigreturn",
+            "wait4",
+        } <= allowed
         assert not allowed & {
-            "execve", "execveat", "socket", "setsockopt", "connect", "bind", "listen", "accept", "accept4", "ptrace", "process_vm_readv",
-            "process_vm_writev", "mount", "umount2", "pivot_root", "chroot", "unshare", "setns", "setuid", "setgid", "setresuid",
-            "setresgid", "setreuid", "setgroups", "capset", "keyctl", "add_key", "request_key", "bpf", "perf_event_open", "io_uring_setup",
-            "io_uring_enter", "memfd_create", "userfaultfd", "shmget", "semget", "msgget", "mq_open", "mlock", "mlockall", "mknod",
-            "mknodat", "setxattr", "pidfd_open", "pidfd_getfd", "seccomp", "clone3", "kexec_load", "init_module", "reboot", "swapon",
-            "personality", "open_by_handle_at", "name_to_handle_at", "fanotify_init", "inotify_init1", "setsid", "setpgid", "setpriority",
-            "sched_setscheduler", "kcmp", "quotactl", "settimeofday", "clock_settime", "adjtimex", "sethostname", "acct", "syslog"}
+            "execve",
+            "execveat",
+            "socket",
+            "setsockopt",
+            "connect",
+            "bind",
+            "listen",
+            "accept",
+            "accept4",
+            "ptrace",
+            "process_vm_readv",
+            "process_vm_writev",
+            "mount",
+            "umount2",
+            "pivot_root",
+            "chroot",
+            "unshare",
+            "setns",
+            "setuid",
+            "setgid",
+            "setresuid",
+            "setresgid",
+            "setreuid",
+            "setgroups",
+            "capset",
+            "keyctl",
+            "add_key",
+            "request_key",
+            "bpf",
+            "perf_event_open",
+            "io_uring_setup",
+            "io_uring_enter",
+            "memfd_create",
+            "userfaultfd",
+            "shmget",
+            "semget",
+            "msgget",
+            "mq_open",
+            "mlock",
+            "mlockall",
+            "mknod",
+            "mknodat",
+            "setxattr",
+            "pidfd_open",
+            "pidfd_getfd",
+            "seccomp",
+            "clone3",
+            "kexec_load",
+            "init_module",
+            "reboot",
+            "swapon",
+            "personality",
+            "open_by_handle_at",
+            "name_to_handle_at",
+            "fanotify_init",
+            "inotify_init1",
+            "setsid",
+            "setpgid",
+            "setpriority",
+            "sched_setscheduler",
+            "kcmp",
+            "quotactl",
+            "settimeofday",
+            "clock_settime",
+            "adjtimex",
+            "sethostname",
+            "acct",
+            "syslog",
+        }
         assert len(sandbox.seccomp_filter(machine, True, True)) % 8 == 0
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become someone else")
 def test_an_ordinary_user_is_protected_as_well(tmp_path):
-    python = next((p for p in (sys.executable, "/usr/bin/python3") if readable_by_all(os.path.realpath(p))), None)
+    python = next(
+        (p for p in (sys.executable, "/usr/bin/python3") if readable_by_all(os.path.realpath(p))),
+        None,
+    )
     if python is None:
         pytest.skip("no Python here that another user may run")
     shutil.copy(verifier.__file__, tmp_path)
@@ -645,32 +1099,64 @@ def test_an_ordinary_user_is_protected_as_well(tmp_path):
     for parent in tmp_path.parents:
         if parent.stat().st_uid == os.geteuid() and parent.name.startswith("pytest"):
             parent.chmod(0o755)
-    script = ("import verifier\nfor layers in (verifier.LAYERS, verifier.LAYERS[1:]):\n with verifier.Verifier(1, 'strict', layers=layers) as judge:\n"
-              "  print(judge.tier, [v.status for v in judge.judge([dict(code=c, tests=[dict(input='', output='1')]) for c in"
-              " ('print(1)', 'open(\"/etc/passwd\")', 'import os, time\\nif os.fork() == 0: time.sleep(99)\\nprint(1)')])])")
-    done = subprocess.run([python, "-c", script], cwd=tmp_path, user=12345, group=12345, extra_groups=[], capture_output=True, text=True,
-                          env=dict(PYTHONDONTWRITEBYTECODE="1"))
+    script = (
+        "import verifier\nfor layers in (verifier.LAYERS, verifier.LAYERS[1:]):\n"
+        " with verifier.Verifier(1, 'strict', layers=layers) as judge:\n"
+        "  print(judge.tier, [v.status for v in judge.judge([dict(code=c, tests=[dict(input='', "
+        "output='1')]) for c in"
+        " ('print(1)', 'open(\"/etc/passwd\")', 'import os, time\\n"
+        "if os.fork() == 0: time.sleep(99)\\nprint(1)')])])"
+    )
+    done = subprocess.run(
+        [python, "-c", script],
+        cwd=tmp_path,
+        user=12345,
+        group=12345,
+        extra_groups=[],
+        capture_output=True,
+        text=True,
+        env=dict(PYTHONDONTWRITEBYTECODE="1"),
+    )
     lines = [line.split(" ", 1) for line in done.stdout.splitlines()]
     assert len(lines) == 2, done.stderr
     for tier, statuses in lines:
-        assert tier in "AC" and ast.literal_eval(statuses) == ["accepted", "runtime_error", "accepted"]
+        assert tier in "AC" and ast.literal_eval(statuses) == [
+            "accepted",
+            "runtime_error",
+            "accepted",
+        ]
 
 
 def readable_by_all(path):
-    return all(parent.stat().st_mode & 0o005 == 0o005 for parent in [Path(path), *Path(path).parents])
+    return all(
+        parent.stat().st_mode & 0o005 == 0o005 for parent in [Path(path), *Path(path).parents]
+    )
 
 
-# ------------------------------------------------------------------------------------------------------------ commands
+# --------------------------------------------------------------------------------------- commands
+
 
 def run(*arguments, text=None, cwd=ROOT):
-    return subprocess.run([sys.executable, "verifier.py", *arguments], cwd=cwd, input=text, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "verifier.py", *arguments],
+        cwd=cwd,
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 def test_the_file_works_alone_in_an_empty_folder(tmp_path):
     shutil.copy(verifier.__file__, tmp_path)
     shutil.copy(sandbox.__file__, tmp_path)
-    (tmp_path / "items.jsonl").write_text("\n".join(json.dumps(i) for i in [
-        item(ADD, ("1 2", "3")), one("print('no')", want_outputs=True), one(None)]) + "\n")
+    (tmp_path / "items.jsonl").write_text(
+        "\n".join(
+            json.dumps(i)
+            for i in [item(ADD, ("1 2", "3")), one("print('no')", want_outputs=True), one(None)]
+        )
+        + "\n"
+    )
     for mode in ("strict", "batch"):
         done = run("judge", "items.jsonl", "--workers", "1", "--mode", mode, cwd=tmp_path)
         lines = [json.loads(line) for line in done.stdout.splitlines()]
@@ -685,19 +1171,46 @@ def test_items_may_come_by_standard_input():
     assert done.returncode == 0 and json.loads(done.stdout)["passed"]
 
 
-@pytest.mark.parametrize("line, message", [
-    ("{", "line 2: Expecting"), ("[1]", "an item is an object"), ('{"tests": []}', "the key 'code' is missing"),
-    ('{"code": "x"}', "the key 'tests' is missing"), ('{"code": "x", "tests": []}', "at least one test"),
-    ('{"code": 3, "tests": [{"input": "", "output": ""}]}', "code is text"),
-    ('{"code": "x", "tests": [{"input": ""}]}', "test 1 needs 'output'"), ('{"code": "x", "tests": [{"input": 1, "output": ""}]}', "test 1 needs 'input'"),
-    ('{"code": "x", "tests": [{"input": "", "output": ""}], "compare": "sets"}', "'lines' or 'tokens', not 'sets'"),
-    ('{"code": "x", "tests": [{"input": "", "output": ""}], "time_limit": -1}', "time_limit is a positive number"),
-    ('{"code": "x", "tests": [{"input": "", "output": ""}], "time_limit": "1"}', "time_limit is a positive number"),
-    ('{"code": "x", "tests": [{"input": "1", "output": "1"}], "fn_name": "f"}', "a JSON list of the arguments of f"),
-    ('{"code": "x", "tests": [{"input": "[", "output": "1"}], "fn_name": "f"}', "test 1 of f is not JSON"),
-    ('{"code": "x", "tests": [{"input": "[]", "output": "1"}], "fn_name": "f()"}', "fn_name is the name of a function"),
-])
-def test_a_bad_line_is_one_clear_sentence_and_exit_2(tmp_path, monkeypatch, capsys, line, message):
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("{", "line 2: Expecting"),
+        ("[1]", "an item is an object"),
+        ('{"tests": []}', "the key 'code' is missing"),
+        ('{"code": "x"}', "the key 'tests' is missing"),
+        ('{"code": "x", "tests": []}', "at least one test"),
+        ('{"code": 3, "tests": [{"input": "", "output": ""}]}', "code is text"),
+        ('{"code": "x", "tests": [{"input": ""}]}', "test 1 needs 'output'"),
+        ('{"code": "x", "tests": [{"input": 1, "output": ""}]}', "test 1 needs 'input'"),
+        (
+            '{"code": "x", "tests": [{"input": "", "output": ""}], "compare": "sets"}',
+            "'lines' or 'tokens', not 'sets'",
+        ),
+        (
+            '{"code": "x", "tests": [{"input": "", "output": ""}], "time_limit": -1}',
+            "time_limit is a positive number",
+        ),
+        (
+            '{"code": "x", "tests": [{"input": "", "output": ""}], "time_limit": "1"}',
+            "time_limit is a positive number",
+        ),
+        (
+            '{"code": "x", "tests": [{"input": "1", "output": "1"}], "fn_name": "f"}',
+            "a JSON list of the arguments of f",
+        ),
+        (
+            '{"code": "x", "tests": [{"input": "[", "output": "1"}], "fn_name": "f"}',
+            "test 1 of f is not JSON",
+        ),
+        (
+            '{"code": "x", "tests": [{"input": "[]", "output": "1"}], "fn_name": "f()"}',
+            "fn_name is the name of a function",
+        ),
+    ],
+)
+def test_a_bad_line_is_one_clear_sentence_and_exit_2(
+    tmp_path, monkeypatch, capsys, line, message
+):
     path = tmp_path / "items.jsonl"
     path.write_text(json.dumps(one("print('ok')")) + "\n" + line + "\n")
     monkeypatch.setattr(sys, "argv", ["verifier.py", "judge", str(path)])
@@ -708,7 +1221,11 @@ def test_a_bad_line_is_one_clear_sentence_and_exit_2(tmp_path, monkeypatch, caps
 
 def test_bad_arguments_are_one_clear_sentence_and_exit_2(tmp_path):
     done = run("judge", str(tmp_path / "absent.jsonl"))
-    assert done.returncode == 2 and "absent.jsonl" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert (
+        done.returncode == 2
+        and "absent.jsonl" in done.stderr
+        and len(done.stderr.splitlines()) == 1
+    )
     for bad in (dict(workers=0), dict(mode="quick"), dict(min_tier="E")):
         with pytest.raises(ValueError):
             Verifier(**{"workers": 1, **bad})
@@ -717,11 +1234,34 @@ def test_bad_arguments_are_one_clear_sentence_and_exit_2(tmp_path):
 def test_the_doctor_tries_every_protection(tmp_path):
     done = run("doctor")
     assert done.returncode == 0, done.stdout + done.stderr
-    for word in ("namespaces", "landlock", "seccomp", "identity", "network", "memory", "processes", "files", "tier"):
+    for word in (
+        "namespaces",
+        "landlock",
+        "seccomp",
+        "identity",
+        "network",
+        "memory",
+        "processes",
+        "files",
+        "tier",
+    ):
         assert word in done.stdout
 
 
 def test_importing_the_verifier_is_cheap():
-    code = "import sys\nbefore = set(sys.modules)\nimport verifier\nprint(*sorted({m.partition('.')[0] for m in set(sys.modules) - before}))"
-    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    assert not {"numpy", "torch", "multiprocessing", "concurrent", "argparse", "asyncio", "ctypes"} & set(loaded)
+    code = (
+        "import sys\nbefore = set(sys.modules)\nimport verifier\n"
+        "print(*sorted({m.partition('.')[0] for m in set(sys.modules) - before}))"
+    )
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert not {
+        "numpy",
+        "torch",
+        "multiprocessing",
+        "concurrent",
+        "argparse",
+        "asyncio",
+        "ctypes",
+    } & set(loaded)

@@ -1,6 +1,8 @@
-"""Programs that attack the verifier (tests/hostile): each contained, judged right, and leaving nothing behind.
+"""Programs that attack the verifier (tests/hostile): each contained, judged right, and leaving
+nothing behind.
 
 `VERIFIER_LAYERS=landlock,seccomp pytest tests/test_verifier_hostile.py` tries a lower tier."""
+
 import json
 import os
 import re
@@ -13,8 +15,14 @@ import verifier
 from verifier import Verifier
 
 HOSTILE = Path(__file__).parent / "hostile"
-RIGHT = {"code": "print(sum(map(int, input().split())))", "tests": [{"input": "1 2\n", "output": "3\n"}] * 2}
-WRONG = {"code": "import sys\nprint(2 * int(sys.stdin.read().split()[0]))", "tests": [{"input": "1 2\n", "output": "3\n"}]}
+RIGHT = {
+    "code": "print(sum(map(int, input().split())))",
+    "tests": [{"input": "1 2\n", "output": "3\n"}] * 2,
+}
+WRONG = {
+    "code": "import sys\nprint(2 * int(sys.stdin.read().split()[0]))",
+    "tests": [{"input": "1 2\n", "output": "3\n"}],
+}
 
 
 def corpus():
@@ -25,10 +33,20 @@ def corpus():
 
 
 PROGRAMS = list(corpus())
-# The endless ones take their time limit, so in batch mode, where they are as wild as the others, they are for `-m slow`.
-CASES = [pytest.param(mode, name, options, code, id=f"{mode}-{name}",
-                      marks=[pytest.mark.slow] if mode == "batch" and "seconds" in options else [])
-         for mode in ("strict", "batch") for name, options, code in PROGRAMS]
+# The endless ones take their time limit, so in batch mode, where they are as wild as the others,
+# they are for `-m slow`.
+CASES = [
+    pytest.param(
+        mode,
+        name,
+        options,
+        code,
+        id=f"{mode}-{name}",
+        marks=[pytest.mark.slow] if mode == "batch" and "seconds" in options else [],
+    )
+    for mode in ("strict", "batch")
+    for name, options, code in PROGRAMS
+]
 
 
 class Surroundings:
@@ -39,7 +57,10 @@ class Surroundings:
         self.secret, self.target = folder / "secret", folder / "target"
         self.secret.write_text("ESCAPED")
         self.secret_is = self.state()
-        self.tcp, self.udp = socket.create_server(("127.0.0.1", 0)), socket.socket(type=socket.SOCK_DGRAM)
+        self.tcp, self.udp = (
+            socket.create_server(("127.0.0.1", 0)),
+            socket.socket(type=socket.SOCK_DGRAM),
+        )
         self.udp.bind(("127.0.0.1", 0))
         self.path, self.abstract = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
         self.path.bind(str(folder / "s"))
@@ -52,14 +73,27 @@ class Surroundings:
             listener.setblocking(False)
         self.path.listen()
         self.abstract.listen()
-        self.given = json.dumps(dict(
-            pid=os.getpid(), secret=str(self.secret), target=str(self.target), port=self.tcp.getsockname()[1],
-            udp=self.udp.getsockname()[1], path=str(folder / "s"), datagrams=str(folder / "d"), abstract=f"hostile-{os.getpid()}",
-            site=os.path.dirname(os.path.dirname(pytest.__file__)), verifier=verifier.__file__))
+        self.given = json.dumps(
+            dict(
+                pid=os.getpid(),
+                secret=str(self.secret),
+                target=str(self.target),
+                port=self.tcp.getsockname()[1],
+                udp=self.udp.getsockname()[1],
+                path=str(folder / "s"),
+                datagrams=str(folder / "d"),
+                abstract=f"hostile-{os.getpid()}",
+                site=os.path.dirname(os.path.dirname(pytest.__file__)),
+                verifier=verifier.__file__,
+            )
+        )
         self.places = [Path(p) for p in ("/tmp", "/dev/shm", "/var/tmp", "/etc", folder)]
 
     def state(self):
-        return [(path.stat().st_mode, path.stat().st_mtime, path.stat().st_size) for path in (self.secret, Path(os.__file__))]
+        return [
+            (path.stat().st_mode, path.stat().st_mtime, path.stat().st_size)
+            for path in (self.secret, Path(os.__file__))
+        ]
 
     def check(self):
         assert self.secret.read_text() == "ESCAPED" and self.state() == self.secret_is
@@ -87,7 +121,7 @@ def judges():
         if mode not in made:
             made[mode] = judge = Verifier(1, mode, layers=layers)
             assert [v.status for v in judge.judge([RIGHT, WRONG])] == ["accepted", "wrong_answer"]
-            judge.judge([dict(RIGHT, code="import numpy")])     # so that all the machinery is there
+            judge.judge([dict(RIGHT, code="import numpy")])  # so that all the machinery is there
             judge.calm = processes(judge)
         return made[mode]
 
@@ -101,23 +135,43 @@ def processes(judge):
 
 
 @pytest.mark.parametrize("mode, name, options, code", CASES)
-def test_a_hostile_program_is_contained_and_leaves_nothing(judges, surroundings, mode, name, options, code):
+def test_a_hostile_program_is_contained_and_leaves_nothing(
+    judges, surroundings, mode, name, options, code
+):
     judge = judges(mode)
     if judge.tier not in options.get("tiers", "ABC"):
         pytest.skip(f"tier {judge.tier} does not promise this")
     if "numpy" in name and judge.report["numpy"] != "active":
         pytest.skip("numpy is not installed")
     escaped = {"input": surroundings.given + "\n", "output": "ESCAPED\n"}
-    tests = [dict(escaped, output="first\n"), escaped] if options.get("tests") == "first" else [escaped]
+    tests = (
+        [dict(escaped, output="first\n"), escaped]
+        if options.get("tests") == "first"
+        else [escaped]
+    )
     if "call" in options:
-        tests = [dict(input=json.dumps([test["input"]]), output=json.dumps(test["output"].strip())) for test in tests]
-    verdict, = judge.judge([{"code": code, "tests": tests, "time_limit": float(options.get("seconds", 5)), "fn_name": options.get("call")}])
+        tests = [
+            dict(input=json.dumps([test["input"]]), output=json.dumps(test["output"].strip()))
+            for test in tests
+        ]
+    (verdict,) = judge.judge(
+        [
+            {
+                "code": code,
+                "tests": tests,
+                "time_limit": float(options.get("seconds", 5)),
+                "fn_name": options.get("call"),
+            }
+        ]
+    )
     if "status" in options:
         assert verdict.status in options["status"].split(","), verdict
     else:
         assert not verdict.passed, verdict
     if options.get("tests") == "first" and verdict.status == "wrong_answer":
         assert verdict.tests_passed == 1, f"the first test must pass: {verdict}"
-    assert processes(judge) == judge.calm, "something survived the verdict, or the machinery did not"
+    assert processes(judge) == judge.calm, (
+        "something survived the verdict, or the machinery did not"
+    )
     assert [v.status for v in judge.judge([RIGHT, WRONG])] == ["accepted", "wrong_answer"]
     surroundings.check()
