@@ -787,8 +787,8 @@ def main() -> int:
                        help="strict (default): a process per test; batch: several times faster")
     judge.add_argument("--min-tier", choices=TIERS, help="refuse less protection (default: C)")
     judge.add_argument("--program-seconds", type=float, metavar="S",
-                       help="CPU time of all tests of a program (default: 120, or a quarter of what "
-                            "its tests may take, if more); wall clock may be 5 times as long")
+                       help="CPU time of all tests of a program (default: 120, or a quarter of "
+                            "what its tests may take, if more); wall clock: 5 times as long")
     judge.add_argument("--prelude", choices=("lcb",),
                        help="lcb: the imports of LiveCodeBench's runner before every program; "
                             "scores without it are stricter than published ones (default: none)")
