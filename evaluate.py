@@ -8,7 +8,7 @@
 Attempts go to runs/NAME/STAGE/eval/<benchmark>-<method>.jsonl, one `Attempt` per line; what they
 were made with goes to the .json beside it. A problem is on disk as soon as it is verified: after an
 interruption the same command continues, on any number of processes, and comes to the same attempts
-(on a CPU in fp32; a GPU's rounding depends on the batch).
+up to rounding, which depends on the batch.
 
 K below a tuple's size counts its first K attempts; above, whole tuples are drawn independently and
 pooled (Table 20). rivals/methods.py says what we chose where the paper is silent, paper/attempts.py
@@ -100,7 +100,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--dtype", choices=("auto", "bf16", "fp32"), default="auto",
         help="auto: bf16 on a GPU, fp32 on a CPU")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    add("--threads", type=flags.count, default=1, help="CPU threads per process")
     add = parser.add_argument_group("verifying").add_argument
     add("--workers", type=flags.count,
         help="verifier processes per rank; by default the cores shared by the ranks")
@@ -292,7 +291,7 @@ def main(args: argparse.Namespace) -> int:
         check(args)
         task = read_task(args)
         others = [attempts.load(path) for path in args.against]
-        ranks = lib_run.setup(args.seed, args.device, args.threads, timeout=SLOWEST_RANK)
+        ranks = lib_run.setup(args.seed, args.device, timeout=SLOWEST_RANK)
         judge = open_judge(args, task.out) if args.judge and ranks.main else None
         if args.dtype == "auto":
             args.dtype = "bf16" if ranks.device.type == "cuda" else "fp32"

@@ -20,7 +20,7 @@ attended positions; columns: positions that a decoding buffer has room for.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
@@ -451,6 +451,11 @@ class State:
     rope: tuple[Tensor, Tensor] | None = None   # of every position, (columns + 1, 1, rotary)
     wave: tuple | None = None           # only where a model cannot fork, see lib/adapter.py
 
+    def first_rows(self, n: int) -> "State":
+        """The first n rows, as views into this state."""
+        layers = [tuple(t[:n] for t in layer) for layer in self.layers]
+        return replace(self, pos=self.pos[:n], layers=layers)
+
 
 class Model(nn.Module):
     can_fork = True
@@ -545,9 +550,13 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def step(self, ids: Tensor, state: State, limit: int) -> Tensor:
-        """One token per row: ids (B,) -> logits (B, V). Attention reads the first `limit` columns:
-        more than the `pos` of any row that matters. Idle rows may be left alone: a full row goes on
-        in the spare column."""
+        """One token for each of the first B rows: ids (B,) -> logits (B, V).
+
+        Attention reads the first `limit` columns: more than the `pos` of any row that matters. Idle
+        rows may be left alone: a full row goes on in the spare column.
+        """
+        if len(ids) < len(state.pos):
+            state = state.first_rows(len(ids))
         at = state.pos.clamp(max=state.columns).unsqueeze(1)
         x = self._advance(ids.unsqueeze(1), at, min(limit, state.columns), None, state)
         state.pos += 1

@@ -410,7 +410,7 @@ CODE = re.compile("|".join((
     r"\bwhile\s[^:.]{0,60}[<>=!][^:.]{0,60}:",
     r"\bif\s[^:.]{1,60}:\s*(?:return|print|continue|break|pass)\b",
     # assignments: x += 1, x++, x = [], a, b = b, a, x = 0; y = 1
-    r"[\w\])]\s*(?:\+|-|\*|//|%|\||&|\^|<<|>>)=",
+    r"[\w\])]\s*(?:\+|-|\*|//|%|<<|>>)=",
     r"(?<![cC+])\+\+(?!\+)",
     r"\w\s*=\s*(?:\[\]|\{\}|\[0\])",
     r"\w\s*=\s*(?:set|dict|list|int|float|input|sorted|deque|defaultdict|Counter)\(",
@@ -468,8 +468,8 @@ def format_plan(strategies: list[str]) -> str:
 
 
 FENCE = re.compile(r"\s*```+([^`]*)$")                 # ```x = 1``` in a line is text
-# a fence that names a language; others close a block, also "``` This prints 3."
-OPENING = re.compile(r"\s*(?:python|py|\{?\.?\w[\w.+#{}-]*\s*$)", re.IGNORECASE)
+# "```python" inside an open block; any other fence closes it, also "``` This prints 3."
+OPENING = re.compile(r"\s*\{?\.?(?:python3?|py)\}?(?:\s*$|\s+[\w-]+=)", re.IGNORECASE)
 PYTHON_TAGS = ("python", "python3", "py")
 
 
@@ -482,8 +482,8 @@ class Block(NamedTuple):
 def find_blocks(text: str) -> tuple[list[Block], bool]:
     """The closed ``` blocks after any thought, and whether the reply ends inside a block.
 
-    A block opens at a line that begins with ``` and closes at the next such line. A fence that
-    names a language while a block is open begins a new block: the old one was never closed.
+    A block opens at a line that begins with ``` and closes at the next such line. ```python while
+    a block is open begins a new one: the old one was never closed.
     """
     blocks: list[Block] = []
     tag, lines = "", None

@@ -1,26 +1,22 @@
 """Sampling: batched, KV-cached, prefix-shared. Tuples first, their branches as they come (Eq. 3-7).
 
-A CPPO step samples M tuples from one plan prompt and M*K branches from solve prompts that differ only in their last line. Three
-ideas make that cheap; all of them are one operation on the decoding state, an indexed copy of rows (`module.fork`):
-
-- prefix sharing: a prompt, or the part that many prompts share, is run once and forked into every row that continues it;
-- refill: a finished row's slot is given to the next job at once, so nobody waits for the longest row;
-- compaction: when no job waits, the live rows move together and the batch shrinks (on a CPU, where work follows rows).
-
     engine = Engine(module, tokenizer, slots=256, temperature=0.7)
-    for job, sample in engine.run(plan_jobs):            # rows come back as they end, in no promised order
-        engine.push(jobs_that_follow_from(sample))       # they join the rows that are still decoding
+    for job, sample in engine.run(plan_jobs):       # rows come back as they end, in no fixed order
+        engine.push(follow_up_jobs(sample))         # these join the rows that are still decoding
+
+A CPPO step samples M tuples from one plan prompt and M*K branches from solve prompts that differ
+only in their last line. Three ideas make that cheap, all by copying rows of the state
+(`module.fork`):
+
+- prefix sharing: a prompt, or what many prompts share, runs once and is forked into every row;
+- refill: a finished row's slot goes to the next job at once, so nobody waits for the longest row;
+- compaction: when no job waits, live rows move together and the batch shrinks.
+
+A row's sample depends on its own random stream (`Job.key`) and its own logits alone. So neighbours,
+slots and order of admission do not change a sample, except through the rounding of batched matrix
+products. On a CPU with one thread, the same jobs in the same number of slots give the same bits.
 
 Shapes: B slots, C longest reply of the run in tokens, V vocabulary, T prompt positions.
-
-What a row samples depends on its own random stream (`Job.key`) and its own logits alone: one uniform number per row and position,
-mapped through the inverse of the cumulative distribution. So neither neighbours, nor slots, nor the order of admission change a
-sample, except through the rounding of batched matrix products. On a CPU with one thread the same jobs in the same number of slots
-give the same bits.
-
-Log-probs are those of the distribution that was sampled from (temperature applied, ids beyond the tokenizer's excluded). Training
-samples from the full softmax; top-k, top-p and greedy decoding are for evaluation. `Sample.ids` keeps the end-of-turn token as it
-was sampled and never gains one that was not; ids go to the loss as they are, text is only for parsers and the verifier.
 """
 
 import hashlib
@@ -28,30 +24,36 @@ import time
 import warnings
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 import prompts
 
-BUCKET = 64             # attended positions are a multiple of it
+BUCKET = 64             # attention reads a multiple of this many positions
 PREFILL_TOKENS = 16384  # positions that one prefill may hold
-POLL_STEPS = 8          # on a GPU the host looks at the `alive` flags every so many tokens; on a CPU after each one
-GRAPH_BUCKET = 512      # attended positions of a captured step: the wider, the fewer captures and the more keys read in vain
+POLL_STEPS = 8          # on a GPU the host reads the `alive` flags every so many tokens
+GRAPH_BUCKET = 512      # positions per captured step; wider: fewer graphs, more wasted reads
 
 
 class Abandoned(Exception):
-    """Raised inside a rollout when `stop_flag()` turns true, e.g. on SIGTERM. Nothing of the rollout is kept."""
+    """Raised inside a rollout when `stop_flag()` turns true, e.g. on SIGTERM. Nothing is kept."""
 
 
 @dataclass
 class Sample:
-    ids: list[int]              # sampled tokens, the end-of-turn token included
-    logprobs: list[float]       # one per id, at the sampling temperature
+    """One reply. `ids` go to the loss as they are; `text` is for parsers and the verifier.
+
+    `logprobs` are those of the distribution that was sampled from: temperature applied, ids beyond
+    the tokenizer's excluded.
+    """
+    ids: list[int]              # sampled tokens; the end-of-turn token is kept, and never added
+    logprobs: list[float]       # one per id
     text: str                   # without the end-of-turn token
     finish: str                 # "eos" | "length" | "stop"
 
@@ -59,12 +61,12 @@ class Sample:
 @dataclass
 class Job:
     prompt: list[int]
-    key: tuple                  # (seed, step, problem id, tuple, branch): names the row's random stream
+    key: tuple                  # (seed, step, problem id, tuple, branch): names the random stream
     max_new_tokens: int
-    shared: int | None = None   # how many leading ids other jobs share (None: the whole prompt); a speed hint, not a promise
-    tag: Any = None             # the caller's
-    opened: str = ""            # what the prompt has begun of the reply, e.g. a thought: stands before its text
-    stop: Callable[[str], bool] | None = None   # ends the row after the first token with which it says True of the text so far
+    shared: int | None = None   # leading ids that other jobs share (None: all); only for speed
+    tag: Any = None             # the caller's, comes back with the job
+    opened: str = ""            # the part of the reply that the prompt has begun, e.g. a thought
+    stop: Callable[[str], bool] | None = None   # ends the row at the first token with stop(text)
 
 
 @dataclass
@@ -87,31 +89,49 @@ class Stats:
 
 
 def uniforms(key: tuple, n: int) -> np.ndarray:
-    """n uniforms in [0, 1), float32, from the stream that `key` names; equal keys give equal streams on every machine."""
+    """n uniforms in [0, 1), float32, of the stream that `key` names: equal on every machine."""
     digest = hashlib.sha256(repr(key).encode()).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little"))).random(n, dtype=np.float32)
+    stream = np.random.Philox(key=int.from_bytes(digest[:16], "little"))
+    return np.random.Generator(stream).random(n, dtype=np.float32)
 
 
 def end_of_turn(tokenizer) -> int | None:
-    """The token that ends a reply: the one the chat template writes after it, else the tokenizer's own; None if it has neither."""
+    """The token that ends a reply: the one that the chat template writes after it, else the
+    tokenizer's own; None if it has neither."""
     if getattr(tokenizer, "chat_template", None):
         turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "REPLY"}]
         tail = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("REPLY")[2]
         after = tokenizer(tail, add_special_tokens=False)["input_ids"]
-        added = tokenizer.added_tokens_decoder             # has the special tokens that play no named role as well
-        if after and (after[0] in tokenizer.all_special_ids or after[0] in added and added[after[0]].special):
+        if after and is_special(tokenizer, after[0]):
             return after[0]
     return tokenizer.eos_token_id
 
 
+def is_special(tokenizer, i: int) -> bool:
+    # `all_special_ids` lists the named roles only; other special tokens are among the added ones
+    if i in tokenizer.all_special_ids:
+        return True
+    added = tokenizer.added_tokens_decoder
+    return i in added and added[i].special
+
+
 def end_ids(module, tokenizer) -> set[int]:
-    """Every id that ends a turn: the checkpoint's, the tokenizer's, and the one its chat template writes after a reply. They
-    differ in released checkpoints (Qwen3.5: config 248044, template 248046), and a missed one means replies that run on."""
-    return {i for i in (*module.eos_ids, tokenizer.eos_token_id, end_of_turn(tokenizer)) if i is not None}
+    """Every id that ends a turn: the checkpoint's, the tokenizer's, and its chat template's.
+
+    They differ in released checkpoints (Qwen3.5: config 248044, template 248046), and with one
+    missing, replies run on.
+    """
+    ids = {*module.eos_ids, tokenizer.eos_token_id, end_of_turn(tokenizer)}
+    return ids - {None}
 
 
-def draw(logits: Tensor, u: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Inverse-CDF sampling. logits (B, V), u (B,) in [0, 1) -> ids (B,), log-probs (B,). temperature 0 is greedy."""
+def draw(logits: Tensor, u: Tensor, temperature: float, top_k: int = 0,
+         top_p: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Inverse-CDF sampling: logits (B, V), u (B,) in [0, 1) -> ids (B,), log-probs (B,).
+
+    Training samples from the full softmax; top_k, top_p and temperature 0 (greedy) are for
+    evaluation.
+    """
     logits = logits.float()
     if temperature == 0:
         logp = logits.log_softmax(-1)
@@ -119,16 +139,18 @@ def draw(logits: Tensor, u: Tensor, temperature: float, top_k: int = 0, top_p: f
         return ids.squeeze(1), logp.gather(1, ids).squeeze(1)
     logits = logits / temperature
     if top_k:
-        logits = logits.masked_fill(logits < logits.topk(min(top_k, logits.shape[-1])).values[:, -1:], -torch.inf)
+        least = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
     if top_p < 1:
         ordered, order = logits.sort(-1, descending=True)
         probs = ordered.softmax(-1)
-        ordered = ordered.masked_fill(probs.cumsum(-1) - probs >= top_p, -torch.inf)     # the first one always stays
+        before = probs.cumsum(-1) - probs           # 0 for the first one, which always stays
+        ordered = ordered.masked_fill(before >= top_p, -torch.inf)
         logits = torch.full_like(logits, -torch.inf).scatter(1, order, ordered)
     logp = logits.log_softmax(-1)
     cdf = logp.exp().cumsum(-1)
     target = (u.unsqueeze(1) * cdf[:, -1:]).contiguous()
-    # right=True: the first id whose cumulative probability exceeds u, so an id of probability 0 is never drawn
+    # right=True: the first id whose cumulative probability exceeds u; so none of probability 0
     ids = torch.searchsorted(cdf, target, right=True).clamp_(max=logits.shape[-1] - 1)
     return ids.squeeze(1), logp.gather(1, ids).squeeze(1)
 
@@ -137,48 +159,72 @@ def round_up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
 
 
-def first_rows(state, n: int):
-    """The first n rows of a decoding state, as views into it."""
-    return replace(state, pos=state.pos[:n], layers=[tuple(t[:n] for t in layer) for layer in state.layers])
+# --------------------------------------------------------------------------------------- the engine
 
+class Seat(NamedTuple):
+    """A job on its way into a slot."""
+    slot: int
+    job: Job
+    prefix: tuple           # the part of its prompt that is run once for all who share it
 
-# ------------------------------------------------------------------------------------------------ the engine
+    @property
+    def rest(self) -> list[int]:
+        return self.job.prompt[len(self.prefix):]
+
 
 class Engine:
-    """A stream of jobs through a fixed number of slots. One instance may run many rollouts; its state is allocated per run."""
+    """A stream of jobs through a fixed number of slots. Its state is allocated per run.
 
-    def __init__(self, module, tokenizer, slots: int = 64, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
-                 stop_flag: Callable[[], bool] = lambda: False, progress: Callable[["Engine"], None] | None = None):
+    It asks eight things of a module, beside that it is a torch module. `model.Model` and
+    `lib.adapter.Adapter` have them; tests/test_rollout.py wraps a Hugging Face model in 30 lines.
+
+    - config: has `vocab_size` and perhaps `max_position_embeddings`
+    - eos_ids: set of ids that end a turn
+    - can_fork: False if a state takes one segment, of whole prompts, in all its rows
+    - can_capture: True if a CUDA graph may record `step`
+    - new_state(rows, capacity) -> a state of empty rows, each with room for `capacity` tokens
+    - fork(dst, dst_rows, src, src_rows): dst[dst_rows[i]] = src[src_rows[i]]
+    - segment(ids (B, T), lengths (B,), state of B rows): run right-padded ids on from what each row
+      has read -> logits (B, V) after its last
+    - step(ids (B,), state, limit): one more token for each of the first B rows -> logits (B, V);
+      live rows have read fewer than `limit` tokens
+    """
+
+    def __init__(self, module, tokenizer, slots: int = 64, temperature: float = 1.0,
+                 top_k: int = 0, top_p: float = 1.0, stop_flag: Callable[[], bool] = lambda: False,
+                 progress: Callable[["Engine"], None] | None = None):
         if slots < 1 or temperature < 0 or not 0 < top_p <= 1:
-            raise ValueError(f"slots {slots}, temperature {temperature}, top-p {top_p}: slots must be 1 or more, "
-                             "temperature 0 or more, top-p in (0, 1]")
+            raise ValueError(f"slots {slots}, temperature {temperature}, top-p {top_p}: slots must "
+                             f"be 1 or more, temperature 0 or more, top-p in (0, 1]")
+        words = len(tokenizer)
+        if words > module.config.vocab_size:
+            raise ValueError(f"the tokenizer has {words} words and the model "
+                             f"{module.config.vocab_size}: they do not belong together")
         self.module, self.tokenizer, self.slots = module, tokenizer, slots
         self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
         self.stop_flag, self.progress = stop_flag, progress
         self.device = next(module.parameters()).device
         self.on_gpu = self.device.type == "cuda"
         self.captures = self.on_gpu and module.can_capture
-        if len(tokenizer) > module.config.vocab_size:
-            raise ValueError(f"the tokenizer has {len(tokenizer)} words and the model {module.config.vocab_size}: they do not "
-                             f"belong together")
-        # a vocabulary is padded beyond the tokenizer's words; ids without a word are never sampled
-        self.vocab = len(tokenizer)
+        # Models pad their vocabulary beyond the tokenizer's words; such ids are never sampled.
+        self.vocab = words
         self.ends = end_ids(module, tokenizer)
-        self.is_end = torch.zeros(self.vocab, dtype=torch.bool, device=self.device)
-        self.is_end[[i for i in self.ends if i < self.vocab]] = True
+        self.is_end = torch.zeros(words, dtype=torch.bool, device=self.device)
+        self.is_end[[i for i in self.ends if i < words]] = True
         self.stats = Stats()
         self.queue: deque[Job] = deque()
 
     def push(self, jobs: Iterable[Job]) -> None:
         """Queue jobs; also while `run` is under way."""
-        limit = getattr(self.module.config, "max_position_embeddings", None)
+        context = getattr(self.module.config, "max_position_embeddings", None)
         for job in jobs:
-            if not job.prompt or job.max_new_tokens < 1:
-                raise ValueError(f"job {job.key}: needs a prompt and max_new_tokens of 1 or more, not "
-                                 f"{len(job.prompt)} and {job.max_new_tokens}")
-            if limit and len(job.prompt) + job.max_new_tokens > limit:
-                raise ValueError(f"job {job.key}: a prompt of {len(job.prompt)} tokens and a reply of up to "
-                                 f"{job.max_new_tokens} exceed the model's context of {limit}; shorten either")
+            prompt, reply = len(job.prompt), job.max_new_tokens
+            if not prompt or reply < 1:
+                raise ValueError(f"job {job.key}: needs a prompt and max_new_tokens of 1 or more, "
+                                 f"not {prompt} and {reply}")
+            if context and prompt + reply > context:
+                raise ValueError(f"job {job.key}: a prompt of {prompt} tokens and a reply of up to "
+                                 f"{reply} exceed the model's context of {context}; shorten either")
             self.queue.append(job)
 
     @torch.inference_mode()
@@ -195,149 +241,162 @@ class Engine:
             for _ in range(POLL_STEPS if self.on_gpu else 1):
                 self._decode()
             done = list(self._collect())
+            # Stop the clock while the caller works.
             self.stats.seconds += time.perf_counter() - started
             if self.progress:
                 self.progress(self)
-            yield from done                        # the caller's time is not the sampler's
+            yield from done
             started = time.perf_counter()
+        # The update needs this memory until the next rollout.
         self.graphs.clear()
-        del self.state, self.pool                  # the memory is the update's until the next rollout
+        del self.state, self.pool
 
-    # ---- buffers, all of them indexed by slot; the first `self.rows` slots are computed
+    # ---- buffers, indexed by slot; only the first `self.rows` slots are computed
 
     def _allocate(self) -> None:
-        device, B = self.device, self.slots
-        self.capacity = self.reply = 0
+        B = self.slots
+        zeros = partial(torch.zeros, device=self.device)
+        self.rows = self.capacity = self.reply = 0
         self.state = None
-        self.pool: OrderedDict[tuple, tuple] = OrderedDict()       # shared prefix -> (state, row, logits)
-        self.owner: dict[int, Job] = {}
-        self.length = np.zeros(B, dtype=np.int64)                  # host's count of positions used, so that no sync is needed
-        self.checked = np.zeros(B, dtype=np.int64)                 # sampled tokens that `stop` has seen
-        self.rows = 0
-        self.graphs: dict[tuple, torch.cuda.CUDAGraph] = {}
-        self.current = torch.zeros(B, dtype=torch.long, device=device)
-        self.count = torch.zeros(B, dtype=torch.long, device=device)       # tokens sampled so far
-        self.limit = torch.zeros(B, dtype=torch.long, device=device)
-        self.alive = torch.zeros(B, dtype=torch.bool, device=device)
-        self.index = torch.arange(B, device=device)
-        self.uniform = torch.zeros(B, 0, device=device)
-        self.out_ids = torch.zeros(B, 1, dtype=torch.long, device=device)
-        self.out_logp = torch.zeros(B, 1, device=device)
+        self.pool: OrderedDict[tuple, tuple] = OrderedDict()    # prefix -> (state, row, logits)
+        self.graphs: dict[tuple, torch.cuda.CUDAGraph] = {}     # (rows, attended) -> a step
+        # on the host
+        self.owner: dict[int, Job] = {}                         # slot -> its job
+        self.length = np.zeros(B, dtype=np.int64)               # positions used: needs no sync
+        self.checked = np.zeros(B, dtype=np.int64)              # tokens that `stop` has seen
+        # on the device
+        self.index = torch.arange(B, device=self.device)
+        self.current = zeros(B, dtype=torch.long)               # the last sampled token
+        self.count = zeros(B, dtype=torch.long)                 # tokens sampled so far
+        self.limit = zeros(B, dtype=torch.long)
+        self.alive = zeros(B, dtype=torch.bool)
+        self.uniform = zeros(B, 0)                              # (B, C)
+        self.out_ids = zeros(B, 1, dtype=torch.long)            # (B, C + 1): the last column takes
+        self.out_logp = zeros(B, 1)                             # what ended rows would write
 
     def _make_room(self) -> None:
-        """Let the buffers hold every queued job; rows under way are copied over. Called once or twice a run."""
-        longest = round_up(max(len(j.prompt) + j.max_new_tokens for j in self.queue), BUCKET)
-        reply = max(j.max_new_tokens for j in self.queue)
+        """Let the buffers hold every queued job; live rows are copied. Once or twice per run."""
+        longest = max(len(job.prompt) + job.max_new_tokens for job in self.queue)
+        longest = round_up(longest, BUCKET)
+        reply = max(job.max_new_tokens for job in self.queue)
         if reply > self.reply:
-            grow = reply - self.reply
-            pad = torch.nn.functional.pad
-            self.uniform = pad(self.uniform, (0, grow))
-            self.out_ids, self.out_logp = pad(self.out_ids, (0, grow)), pad(self.out_logp, (0, grow))
+            grow = (0, reply - self.reply)
+            self.uniform = pad(self.uniform, grow)
+            self.out_ids, self.out_logp = pad(self.out_ids, grow), pad(self.out_logp, grow)
             self.reply = reply
-            self.graphs.clear()                    # a captured step holds the addresses of the buffers
+            self.graphs.clear()             # a captured step holds the addresses of the buffers
         if longest > self.capacity:
-            old, self.capacity = self.state, longest
-            self.state = self.module.new_state(self.slots, longest) if self.module.can_fork else None
-            if old is not None and self.owner:
-                self.module.fork(self.state, self.index, old, self.index)
+            self.capacity = longest
             self.graphs.clear()
+            if self.module.can_fork:
+                old, self.state = self.state, self.module.new_state(self.slots, longest)
+                if self.owner:
+                    self.module.fork(self.state, self.index, old, self.index)
 
     # ---- admission: prefill what is shared once, fork it, run the rest of each prompt
 
     def _admit(self) -> None:
-        free = [s for s in range(self.slots) if s not in self.owner]
+        free = [slot for slot in range(self.slots) if slot not in self.owner]
         n = min(len(free), len(self.queue))
-        if not self.module.can_fork and self.owner:
-            return                                 # such a cache is filled as a whole: wave after wave
-        # a prefill has a price of its own, so small ones wait until they are worth it or nothing else is left to do
+        # A prefill has a fixed cost, so small ones wait until they are worth it or nothing is left.
         if n == 0 or (n < self.slots // 8 and n < len(self.owner)):
             return
+        if not self.module.can_fork and self.owner:
+            return                          # such a state is filled as a whole: wave after wave
         self._make_room()
-        slots, jobs = free[:n], [self.queue.popleft() for _ in range(n)]
+        seats = []
+        for slot in free[:n]:
+            job = self.queue.popleft()
+            seats.append(Seat(slot, job, tuple(job.prompt[:job.shared or None])))
         if not self.module.can_fork:
-            slots = list(range(n))
             self.state = self.module.new_state(n, self.capacity)
-            self._seat(slots, jobs, self._segment([j.prompt for j in jobs], self.state))
+            self._seat(seats, self._segment([seat.job.prompt for seat in seats], self.state))
             self.rows = n
             return
-        order = sorted(range(n), key=lambda i: len(jobs[i].prompt))        # neighbours in a prefill are of like length
-        while order:
-            most = max(1, PREFILL_TOKENS // len(jobs[order[-1]].prompt))
-            batch, order = order[-most:], order[:-most]
-            self._seat_forked([slots[i] for i in batch], [jobs[i] for i in batch])
-        self.rows = max(self.rows, self._fitting(max(self.owner) + 1))
+        # Neighbours in a prefill have similar lengths: less padding.
+        seats.sort(key=lambda seat: len(seat.job.prompt))
+        while seats:
+            most = max(1, PREFILL_TOKENS // len(seats[-1].job.prompt))
+            self._seat_forked(seats[-most:])
+            seats = seats[:-most]
+        self.rows = max(self.rows, self._rows_for(max(self.owner) + 1))
 
-    def _seat_forked(self, slots: list[int], jobs: list[Job]) -> None:
-        shared = [tuple(j.prompt[:j.shared]) if j.shared else tuple(j.prompt) for j in jobs]
-        self._prefill([p for p in dict.fromkeys(shared) if p not in self.pool])
-        whole = [i for i, p in enumerate(shared) if len(p) == len(jobs[i].prompt)]
-        rest = [i for i, p in enumerate(shared) if len(p) < len(jobs[i].prompt)]
+    def _seat_forked(self, seats: list[Seat]) -> None:
+        prefixes = dict.fromkeys(seat.prefix for seat in seats)
+        self._prefill([prefix for prefix in prefixes if prefix not in self.pool])
+        whole = [seat for seat in seats if not seat.rest]
         if whole:
-            for i in whole:
-                state, row, _ = self.pool[shared[i]]
-                self._fork(self.state, [slots[i]], state, [row])
-            logits = torch.stack([self.pool[shared[i]][2] for i in whole])
-            self._seat([slots[i] for i in whole], [jobs[i] for i in whole], logits)
-        if rest:
-            tails = [jobs[i].prompt[len(shared[i]):] for i in rest]
-            spare = self.module.new_state(len(rest), max(len(jobs[i].prompt) for i in rest))
-            for at, i in enumerate(rest):
-                state, row, _ = self.pool[shared[i]]
-                self._fork(spare, [at], state, [row])
-            logits = self._segment(tails, spare)
-            self._fork(self.state, [slots[i] for i in rest], spare, list(range(len(rest))))
-            self._seat([slots[i] for i in rest], [jobs[i] for i in rest], logits)
-        for p in shared:
-            self.pool.move_to_end(p)
-        while len(self.pool) > max(self.slots, len(jobs)):                 # least recently used goes first
-            self.pool.popitem(last=False)
+            self._seat(whole, self._fork_prefixes(whole, self.state, [s.slot for s in whole]))
+        begun = [seat for seat in seats if seat.rest]
+        if begun:
+            longest = max(len(seat.job.prompt) for seat in begun)
+            rows = list(range(len(begun)))
+            state = self.module.new_state(len(begun), longest)
+            self._fork_prefixes(begun, state, rows)
+            logits = self._segment([seat.rest for seat in begun], state)
+            self._fork(self.state, [seat.slot for seat in begun], state, rows)
+            self._seat(begun, logits)
+        for seat in seats:
+            self.pool.move_to_end(seat.prefix)
+        while len(self.pool) > max(self.slots, len(seats)):
+            self.pool.popitem(last=False)   # the least recently used
 
     def _prefill(self, prefixes: list[tuple]) -> None:
-        """Run each prefix once and keep its state and its last logits in the pool."""
+        """Run each prefix once; its state and its last logits stay in the pool."""
         prefixes = sorted(prefixes, key=len)
         while prefixes:
             most = max(1, PREFILL_TOKENS // len(prefixes[-1]))
             batch, prefixes = prefixes[-most:], prefixes[:-most]
             state = self.module.new_state(len(batch), len(batch[-1]))
-            logits = self._segment([list(p) for p in batch], state)
+            logits = self._segment(batch, state)
             for row, prefix in enumerate(batch):
                 self.pool[prefix] = (state, row, logits[row])
 
-    def _segment(self, ids: list[list[int]], state) -> Tensor:
-        """Logits (len(ids), V) after each row's last id; the state goes on by the rows' lengths."""
-        lengths = torch.tensor([len(row) for row in ids])
-        padded = torch.zeros(len(ids), int(lengths.max()), dtype=torch.long)
-        for row, n, some in zip(padded, lengths, ids, strict=True):
-            row[:n] = torch.tensor(some)
-        self.stats.prefill_tokens += int(lengths.sum())
-        return self.module.segment(padded.to(self.device), lengths.to(self.device), state)
+    def _fork_prefixes(self, seats: list[Seat], dst, dst_rows: list[int]) -> Tensor:
+        """Copy each seat's prefix from the pool into its row of dst -> last logits (n, V)."""
+        logits = []
+        for seat, dst_row in zip(seats, dst_rows, strict=True):
+            state, row, last = self.pool[seat.prefix]
+            self._fork(dst, [dst_row], state, [row])
+            logits.append(last)
+        return torch.stack(logits)
 
     def _fork(self, dst, dst_rows: list[int], src, src_rows: list[int]) -> None:
         rows = torch.tensor([dst_rows, src_rows], device=self.device)
         self.module.fork(dst, rows[0], src, rows[1])
 
-    def _seat(self, slots: list[int], jobs: list[Job], logits: Tensor) -> None:
-        """The prompts are in the state: give the rows their streams and sample their first tokens."""
-        stream = np.zeros((len(jobs), self.reply), dtype=np.float32)
-        for i, (slot, job) in enumerate(zip(slots, jobs, strict=True)):
-            stream[i, :job.max_new_tokens] = uniforms(job.key, job.max_new_tokens)
+    def _segment(self, rows: list, state) -> Tensor:
+        """Run lists of ids, one per row of the state -> logits (n, V) after each row's last id."""
+        lengths = torch.tensor([len(ids) for ids in rows])
+        padded = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
+        for row, ids in zip(padded, rows, strict=True):
+            row[:len(ids)] = torch.tensor(ids)
+        self.stats.prefill_tokens += int(lengths.sum())
+        return self.module.segment(padded.to(self.device), lengths.to(self.device), state)
+
+    def _seat(self, seats: list[Seat], logits: Tensor) -> None:
+        """The prompts are in the state: give rows their streams and sample their first tokens."""
+        stream = np.zeros((len(seats), self.reply), dtype=np.float32)
+        for row, (slot, job, _) in zip(stream, seats, strict=True):
+            row[:job.max_new_tokens] = uniforms(job.key, job.max_new_tokens)
             self.owner[slot] = job
             self.length[slot], self.checked[slot] = len(job.prompt), 0
-        at = torch.tensor(slots, device=self.device)
+        limits = [seat.job.max_new_tokens for seat in seats]
+        at = torch.tensor([seat.slot for seat in seats], device=self.device)
         self.uniform[at] = torch.from_numpy(stream).to(self.device)
-        self.limit[at] = torch.tensor([j.max_new_tokens for j in jobs], device=self.device)
+        self.limit[at] = torch.tensor(limits, device=self.device)
         self.count[at], self.alive[at] = 0, True
-        self._take(at, logits)
+        self._sample_token(at, logits)
 
     # ---- decoding: tensors only, so that a GPU never waits for the host between two tokens
 
-    def _take(self, at: Tensor, logits: Tensor) -> None:
-        """Sample one token for the rows `at` (n,) from logits (n, V); rows that have ended keep everything as it is."""
+    def _sample_token(self, at: Tensor, logits: Tensor) -> None:
+        """Sample one token for the rows `at` (n,) from logits (n, V). Ended rows do not change."""
         count, alive = self.count[at], self.alive[at]
         u = self.uniform[at, count.clamp(max=self.reply - 1)]
         ids, logp = draw(logits[:, :self.vocab], u, self.temperature, self.top_k, self.top_p)
-        place = torch.where(alive, count, self.reply)                      # the last column takes what nobody reads
-        self.out_ids[at, place], self.out_logp[at, place] = ids, logp
+        column = torch.where(alive, count, self.reply)      # ended rows write to the last column
+        self.out_ids[at, column], self.out_logp[at, column] = ids, logp
         self.current[at] = ids
         self.count[at] = count + alive
         self.alive[at] = alive & ~self.is_end[ids] & (count + 1 < self.limit[at])
@@ -346,8 +405,9 @@ class Engine:
         """One token for every row."""
         if not self.owner:
             return
-        live = max(self.length[s] for s in self.owner)
-        attended = min(round_up(int(live) + 1, GRAPH_BUCKET if self.captures else BUCKET), self.capacity)
+        longest = int(max(self.length[slot] for slot in self.owner))
+        bucket = GRAPH_BUCKET if self.captures else BUCKET
+        attended = min(round_up(longest + 1, bucket), self.capacity)
         if self.captures:
             self._replay(attended)
         else:
@@ -358,122 +418,140 @@ class Engine:
         self.stats.live_row_steps += len(self.owner)
 
     def _advance(self, attended: int) -> None:
-        view = self.state if self.rows == self.slots or not self.module.can_fork else first_rows(self.state, self.rows)
-        logits = self.module.step(self.current[:self.rows], view, attended)
-        view.pos.clamp_(max=self.capacity - 1)     # slots without an owner idle in place
-        self._take(self.index[:self.rows], logits)
+        logits = self.module.step(self.current[:self.rows], self.state, attended)
+        self._sample_token(self.index[:self.rows], logits)
 
     def _replay(self, attended: int) -> None:
-        """The same through a CUDA graph, captured once for each (rows, attended): launching some 700 kernels one by one takes
-        longer than running them. A graph holds addresses; so a step reads and writes the engine's buffers, the state and the
-        weights alone, and whatever gives one of those another address clears `graphs`. What it makes in between lies in one
-        pool for all graphs: they never run at once, and none reads what another has left there."""
+        """`_advance` through a CUDA graph, captured once per (rows, attended): launching some 700
+        kernels one by one takes longer than running them.
+
+        A graph holds addresses. So a step touches only the engine's buffers, the state and the
+        weights, and whatever moves one of those clears `graphs`. Temporaries of all graphs share
+        one pool: graphs never run at once, and none reads what another has left.
+        """
         graph = self.graphs.get((self.rows, attended))
         if graph is not None:
             graph.replay()
             return
-        self._advance(attended)                    # this token is computed eagerly: libraries load, which capturing must not see
+        self._advance(attended)     # run once eagerly: lazy loading is illegal during capture
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         pool = next(iter(self.graphs.values())).pool() if self.graphs else None
         try:
-            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):     # records, does not run
+            # records, does not run
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 self._advance(attended)
             self.graphs[self.rows, attended] = graph
         except RuntimeError as error:
-            torch.cuda.set_stream(stream)          # a capture that fails leaves its own one behind
+            torch.cuda.set_stream(stream)       # a failed capture leaves its own stream behind
             self.captures = False
-            warnings.warn(f"decoding goes on without CUDA graphs, more slowly: {str(error).splitlines()[0]}", stacklevel=2)
+            reason = str(error).splitlines()[0]
+            warnings.warn(f"decoding goes on without CUDA graphs, more slowly: {reason}",
+                          stacklevel=2)
 
-    def _buffers(self) -> tuple[Tensor, ...]:
-        return self.current, self.count, self.limit, self.alive, self.uniform, self.out_ids, self.out_logp
+    def _rows_for(self, n: int) -> int:
+        """Rows to compute for n live ones. On a CPU work follows rows; on a GPU only the slots, a
+        half or a quarter of them, so that few graphs are captured."""
+        if self.on_gpu:
+            for rows in (self.slots // 4, self.slots // 2):
+                if n <= rows:
+                    return rows
+            return self.slots
+        return n
 
-    def _fitting(self, n: int) -> int:
-        """Rows to compute for n live ones: n on a CPU; on a GPU the slots, a half or a quarter of them, so that few graphs are
-        captured."""
-        if not self.on_gpu:
-            return n
-        return next((r for r in (self.slots // 4, self.slots // 2) if n <= r), self.slots)
+    # ---- rows that have ended
 
     def _collect(self) -> Iterator[tuple[Job, Sample]]:
         """Take out the rows that ended; then, with nothing waiting, move the others together."""
-        if any(j.stop for j in self.owner.values()):
+        if any(job.stop for job in self.owner.values()):
             self._apply_stops()
         alive = self.alive.tolist()
-        ended = [s for s in self.owner if not alive[s]]
+        ended = [slot for slot in self.owner if not alive[slot]]
         if not ended:
             return
         at = torch.tensor(ended, device=self.device)
-        counts, ids, logps = self.count[at].tolist(), self.out_ids[at].tolist(), self.out_logp[at].tolist()
-        for s, n, row_ids, row_logps in zip(ended, counts, ids, logps, strict=True):
-            job = self.owner.pop(s)
-            yield job, self._sample(job, row_ids[:n], row_logps[:n])
+        counts, ids = self.count[at].tolist(), self.out_ids[at].tolist()
+        logprobs = self.out_logp[at].tolist()
+        for i, slot in enumerate(ended):
+            job, n = self.owner.pop(slot), counts[i]
+            yield job, self._make_sample(job, ids[i][:n], logprobs[i][:n])
         if not self.queue and self.owner and self.module.can_fork:
             self._compact()
 
-    def _sample(self, job: Job, ids: list[int], logprobs: list[float]) -> Sample:
-        eos = ids[-1] in self.ends
-        text = job.opened + self._decode_text(ids[:-1] if eos else ids)
+    def _make_sample(self, job: Job, ids: list[int], logprobs: list[float]) -> Sample:
         self.stats.rows += 1
         self.stats.tokens += len(ids)
-        finish = "eos" if eos else "stop" if job.stop and job.stop(text) else "length"
-        return Sample(ids, logprobs, text, finish)
+        if ids[-1] in self.ends:
+            return Sample(ids, logprobs, self._text(job, ids[:-1]), "eos")
+        text = self._text(job, ids)
+        stopped = job.stop is not None and job.stop(text)
+        return Sample(ids, logprobs, text, "stop" if stopped else "length")
 
-    def _decode_text(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    def _text(self, job: Job, ids: list[int]) -> str:
+        return job.opened + self.tokenizer.decode(ids, skip_special_tokens=False,
+                                                  clean_up_tokenization_spaces=False)
 
     def _apply_stops(self) -> None:
-        """End each row whose `stop` says so, at the first token with which it does (the host may be some tokens behind)."""
+        """End each row at the first token with which its `stop` holds: the host may be some tokens
+        behind."""
         counts = self.count.tolist()
-        for s, job in self.owner.items():
+        for slot, job in self.owner.items():
             if job.stop is None:
                 continue
-            ids = self.out_ids[s, :counts[s]].tolist()
-            for n in range(int(self.checked[s]) + 1, counts[s] + 1):
-                if ids[n - 1] not in self.ends and job.stop(job.opened + self._decode_text(ids[:n])):
-                    self.count[s], self.alive[s] = n, False
+            ids = self.out_ids[slot, :counts[slot]].tolist()
+            for n in range(int(self.checked[slot]) + 1, counts[slot] + 1):
+                if ids[n - 1] not in self.ends and job.stop(self._text(job, ids[:n])):
+                    self.count[slot], self.alive[slot] = n, False
                     break
-            self.checked[s] = counts[s]
+            self.checked[slot] = counts[slot]
 
     def _compact(self) -> None:
-        """Move the live rows to the front once they fit into three quarters of the computed ones."""
-        rows = self._fitting(len(self.owner))
+        """Move the live rows to the front once they fit into 3/4 of the computed ones."""
+        rows = self._rows_for(len(self.owner))
         if 4 * rows > 3 * self.rows:
             return
         old = sorted(self.owner)
         n = len(old)
         src, dst = torch.tensor(old, device=self.device), self.index[:n]
         self.module.fork(self.state, dst, self.state, src)
-        for buffer in self._buffers():
+        for buffer in (self.current, self.count, self.limit, self.alive, self.uniform,
+                       self.out_ids, self.out_logp):
             buffer[dst] = buffer[src]
         self.alive[n:] = False
         self.length[:n], self.checked[:n] = self.length[old], self.checked[old]
-        self.owner = {new: self.owner[s] for new, s in enumerate(old)}
+        self.owner = {new: self.owner[slot] for new, slot in enumerate(old)}
         self.rows = rows
 
 
-# ------------------------------------------------------------------------------------------------ tuples and branches
+# ------------------------------------------------------------------------------ tuples and branches
 
 @dataclass
 class Branch:
     """One attempt: a program for one strategy, or for none (independent policies)."""
     prompt: list[int]
-    shared: int                       # leading ids of the prompt that the problem's other branches share
+    shared: int                 # leading ids of the prompt that the problem's other branches share
     sample: Sample
-    program: str | None               # None: the reply held no program
+    program: str | None         # None: the reply held no program
     strategy: str | None = None
-    verdict: Any = None               # what `judge` gave: a Future while the rollout runs
+    verdict: Any = None         # what `verify` returned: a Future while the rollout runs
 
 
 @dataclass
 class Tuple:
-    """tau = (S, y_1..y_K), Eq. 6. A plan that does not parse has no branches and counts as K failures."""
+    """tau = (S, y_1..y_K), Eq. 6. A plan that does not parse has no branches: K failures."""
     prompt: list[int]
     plan: Sample
     strategies: list[str] | None
-    error: str | None                 # why the plan did not parse
-    branches: list[Branch | None]     # K of them, filled as they end; empty without strategies
-    p_pass: float | None = None       # the gate's p(Pass | x, S), Eq. 9
-    valid: float | None = None        # J
+    error: str | None                   # why the plan did not parse
+    branches: list[Branch | None]       # K of them, filled as they end; empty without strategies
+    p_pass: float | None = None         # the gate's p(Pass | x, S), Eq. 9
+    valid: float | None = None          # J
+
+
+class Place(NamedTuple):
+    """Which row of a step a job is: indices, not ids."""
+    problem: int
+    tuple: int
+    branch: int | None = None           # None: the tuple's plan
 
 
 def strategy_of_tokens(tokenizer, t: Tuple, k: int) -> list[int]:
@@ -487,7 +565,8 @@ def strategy_of_tokens(tokenizer, t: Tuple, k: int) -> list[int]:
     if not t.strategies:
         return [0] * len(t.plan.ids)
     # a chat template may have opened the thought in the prompt: it stands in the text, not in ids
-    decode = partial(tokenizer.decode, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    decode = partial(tokenizer.decode, skip_special_tokens=False,
+                     clean_up_tokenization_spaces=False)
     opened = len(t.plan.text) - len(decode(reply_ids(t.plan)))
     starts = prompts.label_starts(t.plan.text, k)
     places, place = [], 0
@@ -506,79 +585,113 @@ def reply_ids(sample: Sample) -> list[int]:
 
 
 class SolvePrompts:
-    """Encodes solve prompts and knows how many leading ids a problem's share whatever the strategy is. Whole prompts are tokenised,
-    because a prefix tokenised alone can end in another token; two that have nothing in common show where they part."""
+    """Encodes solve prompts and knows how many leading ids those of a problem share.
+
+    Whole prompts are tokenised, because a prefix tokenised alone can end in another token. Two
+    strategies without a common beginning show where the prompts part.
+    """
 
     def __init__(self, tokenizer):
-        self.tokenizer, self.known = tokenizer, {}
+        self.tokenizer = tokenizer
+        self.shared: dict[str, int] = {}        # by problem id
 
     def __call__(self, problem, strategy: str) -> tuple[list[int], int]:
         """-> (ids, shared)"""
-        if problem.id not in self.known:
-            one, two = (prompts.encode(self.tokenizer, prompts.solve(problem, s)) for s in ("A0.", "z9!"))
-            self.known[problem.id] = next((i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), 0)
-        return prompts.encode(self.tokenizer, prompts.solve(problem, strategy)), self.known[problem.id]
+        if problem.id not in self.shared:
+            one, two = self.encode(problem, "A0."), self.encode(problem, "z9!")
+            shared = 0
+            while shared < min(len(one), len(two)) and one[shared] == two[shared]:
+                shared += 1
+            self.shared[problem.id] = shared
+        return self.encode(problem, strategy), self.shared[problem.id]
+
+    def encode(self, problem, strategy: str) -> list[int]:
+        return prompts.encode(self.tokenizer, prompts.solve(problem, strategy))
 
 
-def sample_tuples(engine: Engine, problems: list, num_tuples: int, num_strategies: int, key: tuple, max_plan_tokens: int,
-                  max_solve_tokens: int, judge: Callable[[Any, str | None], Any] | None = None,
+def sample_tuples(engine: Engine, problems: list, num_tuples: int, num_strategies: int, key: tuple,
+                  max_plan_tokens: int, max_solve_tokens: int,
+                  verify: Callable[[Any, str | None], Any] | None = None,
                   think: bool = False) -> list[list[Tuple]]:
-    """M tuples for each problem (Eq. 3-4) and K branches for each tuple (Eq. 5), all in one engine -> [problem][tuple].
+    """M tuples per problem (Eq. 3-4) and K branches per tuple (Eq. 5) -> [problem][tuple].
 
-    A branch starts to decode when its plan has ended, beside plans that have not, whatever a gate will say of it; the moment it
-    ends, `judge(problem, program)` is called and what it returns becomes the branch's verdict. judge=None: plans alone (warm-up).
-    think: planner, not solver, is asked to think first, as stage 1 may have taught it; a plan's text then holds the thought.
+    A branch starts to decode when its plan has ended, beside plans that have not, whatever a gate
+    will decide on it. When it ends, `verify(problem, program)` is called; what that returns becomes
+    the branch's verdict. verify=None: plans alone (warm-up). think: the planner thinks first, as
+    stage 1 may have taught it, and a plan's text holds the thought; the solver does not.
     """
-    solve_prompt, opened = SolvePrompts(engine.tokenizer), prompts.thought_mark(engine.tokenizer) if think else ""
+    solve_prompt = SolvePrompts(engine.tokenizer)
+    opened = prompts.thought_mark(engine.tokenizer) if think else ""
     jobs = []
     for p, problem in enumerate(problems):
         ids = prompts.encode(engine.tokenizer, prompts.plan(problem, num_strategies), think)
-        jobs += [Job(ids, (*key, problem.id, m, "plan"), max_plan_tokens, tag=(p, m, None), opened=opened)
-                 for m in range(num_tuples)]
+        for m in range(num_tuples):
+            stream = (*key, problem.id, m, "plan")
+            jobs.append(Job(ids, stream, max_plan_tokens, tag=Place(p, m), opened=opened))
     tuples: list[list] = [[None] * num_tuples for _ in problems]
     for job, sample in engine.run(jobs):
-        p, m, i = job.tag
+        p, m, k = job.tag
         problem = problems[p]
-        if i is None:
-            strategies = error = None
-            try:
-                strategies = prompts.parse_plan(sample.text, num_strategies)
-            except prompts.PlanError as e:
-                error = str(e)
-            tuples[p][m] = Tuple(job.prompt, sample, strategies, error, [None] * num_strategies if strategies and judge else [])
-            if strategies and judge:
-                encoded = [solve_prompt(problem, s) for s in strategies]
-                engine.push(Job(ids, (*key, problem.id, m, b), max_solve_tokens, shared, tag=(p, m, b))
-                            for b, (ids, shared) in enumerate(encoded))
+        if k is None:
+            t = tuples[p][m] = parse_tuple(job.prompt, sample, num_strategies)
+            if t.strategies is None or verify is None:
+                continue
+            t.branches = [None] * num_strategies
+            for k, strategy in enumerate(t.strategies):
+                ids, shared = solve_prompt(problem, strategy)
+                stream = (*key, problem.id, m, k)
+                engine.push([Job(ids, stream, max_solve_tokens, shared, Place(p, m, k))])
         else:
-            program = prompts.extract_code(sample.text, problem.fn_name)
-            tuples[p][m].branches[i] = Branch(job.prompt, job.shared, sample, program, tuples[p][m].strategies[i],
-                                              judge(problem, program))
+            t = tuples[p][m]
+            t.branches[k] = make_branch(job, sample, problem, t.strategies[k], verify)
     return tuples
 
 
-def sample_attempts(engine: Engine, problems: list, texts: list[list[str]], key: tuple, max_solve_tokens: int,
-                    judge: Callable[[Any, str | None], Any]) -> list[list[Branch]]:
-    """Attempts without a plan (Eq. 2): one for each user turn in texts[problem], each with its own stream -> [problem][attempt]."""
+def parse_tuple(prompt: list[int], plan: Sample, num_strategies: int) -> Tuple:
+    try:
+        strategies = prompts.parse_plan(plan.text, num_strategies)
+    except prompts.PlanError as error:
+        return Tuple(prompt, plan, None, str(error), [])
+    return Tuple(prompt, plan, strategies, None, [])
+
+
+def make_branch(job: Job, sample: Sample, problem, strategy: str | None,
+                verify: Callable[[Any, str | None], Any]) -> Branch:
+    program = prompts.extract_code(sample.text, problem.fn_name)
+    shared = len(job.prompt) if job.shared is None else job.shared
+    return Branch(job.prompt, shared, sample, program, strategy, verify(problem, program))
+
+
+def sample_attempts(engine: Engine, problems: list, texts: list[list[str]], key: tuple,
+                    max_solve_tokens: int,
+                    verify: Callable[[Any, str | None], Any]) -> list[list[Branch]]:
+    """Attempts without a plan (Eq. 2), one per user turn in texts[problem], each with its own
+    stream -> [problem][attempt]."""
     jobs = []
     for p, problem in enumerate(problems):
         for n, text in enumerate(texts[p]):
-            jobs.append(Job(prompts.encode(engine.tokenizer, text), (*key, problem.id, n, "attempt"), max_solve_tokens, tag=(p, n)))
-    attempts: list[list] = [[None] * len(t) for t in texts]
+            ids = prompts.encode(engine.tokenizer, text)
+            jobs.append(Job(ids, (*key, problem.id, n, "attempt"), max_solve_tokens, tag=(p, n)))
+    attempts: list[list] = [[None] * len(turns) for turns in texts]
     for job, sample in engine.run(jobs):
         p, n = job.tag
-        program = prompts.extract_code(sample.text, problems[p].fn_name)
-        attempts[p][n] = Branch(job.prompt, len(job.prompt), sample, program, None, judge(problems[p], program))
+        attempts[p][n] = make_branch(job, sample, problems[p], None, verify)
     return attempts
 
 
-def sample(module, tokenizer, texts: list[str | list[int]], n: int = 1, max_new_tokens: int = 512, temperature: float = 1.0,
-           seed: int = 0, slots: int = 64, top_k: int = 0, top_p: float = 1.0) -> list[list[Sample]]:
+def sample(module, tokenizer, texts: list[str | list[int]], n: int = 1, max_new_tokens: int = 512,
+           temperature: float = 1.0, seed: int = 0, slots: int = 64, top_k: int = 0,
+           top_p: float = 1.0) -> list[list[Sample]]:
     """n samples for each prompt (a user turn's text, or token ids), in order."""
-    encoded = [prompts.encode(tokenizer, t) if isinstance(t, str) else list(t) for t in texts]
-    jobs = [Job(ids, (seed, i, j), max_new_tokens, tag=(i, j)) for i, ids in enumerate(encoded) for j in range(n)]
-    found: list[list] = [[None] * n for _ in encoded]
-    engine = Engine(module, tokenizer, slots=min(slots, max(1, len(jobs))), temperature=temperature, top_k=top_k, top_p=top_p)
+    jobs = []
+    for i, text in enumerate(texts):
+        ids = prompts.encode(tokenizer, text) if isinstance(text, str) else list(text)
+        for j in range(n):
+            jobs.append(Job(ids, (seed, i, j), max_new_tokens, tag=(i, j)))
+    slots = min(slots, max(1, len(jobs)))
+    engine = Engine(module, tokenizer, slots, temperature, top_k, top_p)
+    samples: list[list] = [[None] * n for _ in texts]
     for job, one in engine.run(jobs):
-        found[job.tag[0]][job.tag[1]] = one
-    return found
+        i, j = job.tag
+        samples[i][j] = one
+    return samples

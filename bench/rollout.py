@@ -1,13 +1,13 @@
-"""Sampling beside `transformers.generate`: the same weights, prompts, and number of tokens for every row.
+"""Sampling beside `transformers.generate`: the same weights, prompts and tokens per row.
 
-    python -m bench.rollout ragged      # 192 rows of 6 prompts, replies of 2 to 64 tokens: the whole engine
-    python -m bench.rollout step        # one step of a 0.75 B model in bf16 at batch 8: the model alone
+    python -m bench.rollout ragged    # 192 rows of 6 prompts, replies of 2 to 64 tokens: the engine
+    python -m bench.rollout step      # a step of a 0.75 B model in bf16 at batch 8: the model alone
 
 One thread, CPU seconds of this process, the two sides in turn, the median over repeats. The floor
-is printed before anything is timed; it is what this machine would need for the unavoidable alone:
+is what this machine needs for the unavoidable work alone:
 
-    ragged  every prompt's shared part, every suffix and every sampled token once, through the products with
-            the weights, at the rate that such products reach here with 64 rows
+    ragged  every prompt's shared part, every suffix and every sampled token once, through the
+            products with the weights, at the rate that such products reach here with 64 rows
     step    every weight read once, at the bandwidth of a large copy
 
 The same on a GPU is in bench/gpu.py.
@@ -28,7 +28,9 @@ import model
 from lib.adapter import cache_name
 from rollout import Engine, Job
 
-SIZES = {   # config.json of the released text models, less what they share; "mini" is the ragged job's
+# Keys of config.json in which the released text models differ from the defaults; "mini" is for the
+# ragged job.
+SIZES = {
     "mini": dict(vocab_size=512, hidden_size=256, intermediate_size=768, num_hidden_layers=8,
                  num_attention_heads=4, num_key_value_heads=2, head_dim=64,
                  linear_key_head_dim=64, linear_value_head_dim=64,
@@ -73,7 +75,8 @@ def both(size: str, dtype: torch.dtype):
     return ours, theirs
 
 
-def generate(hf, prompts: list[list[int]], lengths: list[int], batch: int, greedy: bool = False) -> list:
+def generate(hf, prompts: list[list[int]], lengths: list[int], batch: int,
+             greedy: bool = False) -> list:
     """Left-padded batches, one after the other: what a trainer that calls `generate` does."""
     out = []
     for i in range(0, len(prompts), batch):
@@ -81,17 +84,21 @@ def generate(hf, prompts: list[list[int]], lengths: list[int], batch: int, greed
         width = max(map(len, rows))
         ids = torch.tensor([[0] * (width - len(r)) + r for r in rows])
         mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows])
-        made = hf.generate(ids, attention_mask=mask, max_new_tokens=max(wanted), do_sample=not greedy,
-                           top_k=0, top_p=1.0, stopping_criteria=[Lengths(wanted, width)])
-        out += [row[:n] for row, n in zip(made[:, width:].tolist(), wanted, strict=True)]
+        made = hf.generate(ids, attention_mask=mask, max_new_tokens=max(wanted),
+                           do_sample=not greedy, top_k=0, top_p=1.0,
+                           stopping_criteria=[Lengths(wanted, width)])
+        for row, n in zip(made[:, width:].tolist(), wanted, strict=True):
+            out.append(row[:n])
     return out
 
 
 def engine(module, prompts: list[list[int]], lengths: list[int], shared: list[int], slots: int,
            greedy: bool = False) -> list:
-    sampler = Engine(module, NoWords(module.config.vocab_size), slots, temperature=0.0 if greedy else 1.0)
-    rows = zip(prompts, lengths, shared, strict=True)
-    jobs = [Job(p, (0, i), n, s, tag=i) for i, (p, n, s) in enumerate(rows)]
+    words = NoWords(module.config.vocab_size)
+    sampler = Engine(module, words, slots, temperature=0.0 if greedy else 1.0)
+    jobs = []
+    for i, (prompt, n, begin) in enumerate(zip(prompts, lengths, shared, strict=True)):
+        jobs.append(Job(prompt, (0, i), n, begin, tag=i))
     done = {job.tag: sample.ids for job, sample in sampler.run(jobs)}
     return [done[i] for i in range(len(jobs))]
 
@@ -110,8 +117,11 @@ def in_turn(sides: dict, repeats: int) -> dict[str, float]:
 
 def products(module) -> int:
     """Multiply-adds of a token in the weights' matrix products, head included."""
-    return sum(p.numel() for name, p in module.named_parameters() if p.ndim == 2 and "embed" not in name) \
-        + module.head_weight.numel()
+    total = module.head_weight.numel()
+    for name, p in module.named_parameters():
+        if p.ndim == 2 and "embed" not in name:
+            total += p.numel()
+    return total
 
 
 def bandwidth() -> float:
@@ -119,6 +129,16 @@ def bandwidth() -> float:
     a = torch.ones(2**27, dtype=torch.float32)
     b = torch.empty_like(a)
     return 2 * a.nbytes / in_turn({"copy": lambda: b.copy_(a)}, 5)["copy"]
+
+
+def product_rate() -> float:
+    """Multiply-adds per second of a product of 64 rows with a weight."""
+    a, b = torch.randn(64, 256), torch.randn(768, 256)
+
+    def thousand():
+        for _ in range(1000):
+            a @ b.T
+    return 1000 * a.shape[0] * b.numel() / in_turn({"product": thousand}, 5)["product"]
 
 
 def ragged(repeats: int) -> None:
@@ -130,16 +150,16 @@ def ragged(repeats: int) -> None:
     prompts = [prefixes[i // 32] + s for i, s in enumerate(suffixes)]
     shared = [len(prefixes[i // 32]) for i in range(192)]
 
-    a, b = torch.randn(64, 256), torch.randn(768, 256)
-    rate = 1000 * a.shape[0] * b.numel() / in_turn({"mm": lambda: [a @ b.T for _ in range(1000)]}, 5)["mm"]
+    rate = product_rate()
     tokens = sum(map(len, prefixes)) + sum(map(len, suffixes)) + sum(lengths)
     floor = tokens * products(ours) / rate
-    print(f"floor: {tokens} tokens x {products(ours) / 1e6:.2f} M multiply-adds at {rate / 1e9:.1f} G/s "
-          f"= {floor:.2f} s")
+    print(f"floor: {tokens} tokens x {products(ours) / 1e6:.2f} M multiply-adds at "
+          f"{rate / 1e9:.1f} G/s = {floor:.2f} s")
 
-    mine, theirs = (engine(ours, prompts, lengths, shared, 64, greedy=True),
-                    generate(hf, prompts, lengths, 64, greedy=True))
-    print(f"rows with equal greedy tokens: {sum(a == b for a, b in zip(mine, theirs, strict=True))} of 192")
+    mine = engine(ours, prompts, lengths, shared, 64, greedy=True)
+    theirs = generate(hf, prompts, lengths, 64, greedy=True)
+    equal = sum(a == b for a, b in zip(mine, theirs, strict=True))
+    print(f"rows with equal greedy tokens: {equal} of 192")
     seconds = in_turn({"generate": lambda: generate(hf, prompts, lengths, 64),
                        "engine": lambda: engine(ours, prompts, lengths, shared, 64)}, repeats)
     for name, s in seconds.items():
@@ -151,9 +171,11 @@ def step(repeats: int) -> None:
     ours, hf = both("0.8B", torch.bfloat16)
     B, P, N = 8, 64, 8
     ids = torch.randint(0, 248320, (B, P + N), generator=torch.Generator().manual_seed(0))
-    nbytes, rate = sum(p.nbytes for p in ours.parameters()), bandwidth()
+    nbytes = sum(p.nbytes for p in ours.parameters())
+    rate = bandwidth()
     floor = nbytes / rate
-    print(f"floor: {nbytes / 2**30:.2f} GiB of weights at {rate / 1e9:.1f} GB/s = {floor * 1e3:.0f} ms")
+    print(f"floor: {nbytes / 2**30:.2f} GiB of weights at {rate / 1e9:.1f} GB/s = "
+          f"{floor * 1e3:.0f} ms")
 
     state = ours.new_state(B, P + N)
     ours.segment(ids[:, :P], torch.full((B,), P), state)
@@ -185,8 +207,10 @@ if __name__ == "__main__":
     what = {"ragged": ragged, "step": step}
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", choices=list(what), default=list(what), metavar="|".join(what))
-    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="timed rounds a side (default 5)")
+    parser.add_argument("what", nargs="*", choices=list(what), default=list(what),
+                        metavar="|".join(what))
+    parser.add_argument("--repeats", type=int, default=5, metavar="N",
+                        help="timed rounds per side (default 5)")
     args = parser.parse_args()
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()

@@ -4,14 +4,14 @@ of model.py.
 `model.load` returns an `Adapter` for any checkpoint that is not a Qwen3.5. What is different here:
 
 1. Decoding: transformers gets a cache of ours, the buffers of `model.State` indexed by position,
-   and masks to match; so rows fork, join and leave as in model.py. Whether a model plays along is
-   tried on a few tokens.
-2. A model that does not (a recurrent state, an attention of its own kind) says so once and has
-   `can_fork` False. It decodes in waves: a state takes one segment, of whole prompts, then steps.
-   Nothing is shared.
+   and masks to match; so rows fork, join and leave as in model.py. `can_fork` tries on a few
+   tokens whether a model works with such a cache.
+2. For a model that does not (a recurrent state, an attention of its own kind) we warn once, and
+   `can_fork` is False. It decodes in waves: a state takes one segment, of whole prompts, then
+   steps. Nothing is shared.
 3. The loss gives every continuation its own copy of the prompt.
-4. Towers for pictures and sound are loaded, frozen and saved again; `per_layer_tables` names what
-   a trainer had better freeze as well.
+4. Towers for pictures and sound are loaded, frozen and saved again; trainers freeze
+   `per_layer_tables`, too.
 """
 
 import inspect
@@ -31,8 +31,8 @@ from model import BUCKET, Model, State, buffer_index, round_to_bucket
 
 class Adapter(nn.Module):
     fp32_units = ()
-    shares_prompts = False      # by 3: padding after a shared prompt would only repeat it
-    can_capture = False         # what transformers does between two kernels is not ours to promise
+    shares_prompts = False      # see 3: padding after a shared prompt would only repeat the prompt
+    can_capture = False         # transformers may sync with the host between two kernels
 
     def __init__(self, hf: nn.Module):
         super().__init__()
@@ -40,21 +40,27 @@ class Adapter(nn.Module):
         self.config = hf.config.get_text_config()
         self.softcap = getattr(self.config, "final_logit_softcapping", None)
         self.cells: list[tuple[int, ...]] = []      # (layer, heads, key width, value width)
-        for m in hf.modules():                      # training mode is used below for checkpointing alone
+        # `forward` uses training mode for checkpointing alone, so dropout must be off there, too.
+        for m in hf.modules():
             for name in ("p", "dropout", "attention_dropout"):
                 if isinstance(getattr(m, name, None), float):
                     setattr(m, name, 0.0)
-        hf.requires_grad_(False)                    # towers for pictures and sound: saved again, else unused
+        # Only the text model trains: towers for pictures and sound are saved again, else unused.
+        hf.requires_grad_(False)
         self.decoder.requires_grad_(True)
         self.head_weight.requires_grad_(True)
 
     @classmethod
-    def load(cls, folder: Path, raw: dict, dtype: torch.dtype, device: torch.device | str) -> "Adapter":
+    def load(cls, folder: Path, raw: dict, dtype: torch.dtype,
+             device: torch.device | str) -> "Adapter":
+        """ValueError if the checkpoint is incomplete, or if its logits are not a head's."""
         kind = raw.get("model_type")
-        if kind not in transformers.CONFIG_MAPPING or \
-                transformers.CONFIG_MAPPING[kind] not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
-            raise ValueError(f"{folder}: transformers {transformers.__version__} has no causal language "
-                             f"model of the type {kind!r}")
+        config_class = None
+        if kind in transformers.CONFIG_MAPPING:
+            config_class = transformers.CONFIG_MAPPING[kind]
+        if config_class not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+            raise ValueError(f"{folder}: transformers {transformers.__version__} has no causal "
+                             f"language model of the type {kind!r}")
         hf, report = transformers.AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True)
         for problem, key in (("lacks the tensor", "missing_keys"),
@@ -64,14 +70,17 @@ class Adapter(nn.Module):
                 raise ValueError(f"{folder}: the checkpoint {problem} {sorted(report[key])[0]}")
         module = cls(hf.to(device).eval())
         module.source = Source(folder, raw)
+        # The loss computes logits from hidden states and the head's weight: check that they agree.
         ids = torch.arange(4, device=device).unsqueeze(0)
         with torch.no_grad():
             if not close(module(ids), hf(ids).logits):
-                raise ValueError(f"{folder}: the logits of {type(hf).__name__} are not hidden states times a "
-                                 f"head, soft-capped at most; it cannot be trained here")
+                raise ValueError(f"{folder}: the logits of {type(hf).__name__} are not hidden "
+                                 f"states times a head, soft-capped at most; it cannot be trained "
+                                 f"here")
         return module
 
     def write(self, folder: Path, writes: bool) -> None:
+        """Weights and config.json, for `model.save`. Collective if sharded."""
         tensors = {name: whole(t) for name, t in self.hf.state_dict().items()}
         if writes:
             self.hf.save_pretrained(folder, state_dict=tensors)
@@ -82,8 +91,10 @@ class Adapter(nn.Module):
 
     @property
     def blocks(self) -> nn.ModuleList:
-        return next(m for m in self.decoder.children()
-                    if isinstance(m, nn.ModuleList) and len(m) == self.config.num_hidden_layers)
+        for m in self.decoder.children():
+            if isinstance(m, nn.ModuleList) and len(m) == self.config.num_hidden_layers:
+                return m
+        raise AttributeError(f"{type(self.hf).__name__} has no list of its layers")
 
     @property
     def per_layer_tables(self) -> tuple[nn.Module, ...]:
@@ -98,16 +109,20 @@ class Adapter(nn.Module):
         return self.hf.get_output_embeddings().weight
 
     def forward(self, ids: Tensor, suffixes: Tensor | None = None, head: Callable | None = None):
-        P, recompute = ids.shape[1], self.checkpointing and torch.is_grad_enabled()
-        rows = ids if suffixes is None else torch.cat([ids.expand(len(suffixes), -1), suffixes], 1)
-        if recompute:               # which transformers does in training mode only
+        """As `Model.forward`: ids (B, T), or one prompt (1, P) and its suffixes (B, S)."""
+        rows = ids
+        if suffixes is not None:
+            rows = torch.cat([ids.expand(len(suffixes), -1), suffixes], 1)
+        recompute = self.checkpointing and torch.is_grad_enabled()
+        if recompute:               # transformers does it in training mode only
             new, old = "activation_checkpointing_enable", "gradient_checkpointing_enable"
             getattr(self.hf, new if hasattr(self.hf, new) else old)({"use_reentrant": False})
             self.hf.train()
         x = self.decoder(input_ids=rows, use_cache=False).last_hidden_state
         if recompute:
             self.hf.eval()
-        x = x if suffixes is None else x[:, P - 1:-1]
+        if suffixes is not None:
+            x = x[:, ids.shape[1] - 1:-1]
         return self._logits(x) if head is None else head(x, self.head_weight, self.softcap)
 
     def _logits(self, x: Tensor) -> Tensor:
@@ -122,35 +137,48 @@ class Adapter(nn.Module):
 
     @cached_property
     def can_fork(self) -> bool:
-        ids = torch.arange(12, device=self.head_weight.device).unsqueeze(0)
         try:
-            with torch.no_grad():
-                layers = self.decoder(input_ids=ids, use_cache=True)[self.cache_name].layers
-                self.cells = [(i, layer.keys.shape[1], layer.keys.shape[-1], layer.values.shape[-1])
-                              for i, layer in enumerate(layers) if getattr(layer, "keys", None) is not None]
-                one, two = self._room(1, BUCKET), self._room(2, BUCKET)
-                Model.segment(self, ids[:, :7], torch.tensor([6], device=ids.device), one)
-                self.fork(two, [0, 1], one, [0, 0])
-                Model.segment(self, ids[:, 6:11].expand(2, -1), torch.tensor([2, 5], device=ids.device), two)
-                logits, why = Model.step(self, ids[0, [8, 11]], two, BUCKET)[1], "its logits change"
-                works = close(logits, self(ids)[0, -1])
-        except Exception as e:      # a model may stumble over a foreign cache in any way: that is the answer
-            works, why = False, type(e).__name__
+            works = self._forks()
+            why = "its logits change"
+        except Exception as error:      # a model may reject a foreign cache with any error
+            works, why = False, type(error).__name__
         if not works:
-            warnings.warn(f"{type(self.hf).__name__}: its cache cannot be forked ({why}); every row prefills "
-                          f"its whole prompt, and rows start together and wait for the last", stacklevel=2)
+            warnings.warn(f"{type(self.hf).__name__}: its cache cannot be forked ({why}); every "
+                          f"row prefills its whole prompt, and rows start together and wait for "
+                          f"the last", stacklevel=2)
         return works
 
-    def _room(self, rows: int, columns: int) -> State:
+    @torch.no_grad()
+    def _forks(self) -> bool:
+        """Prefill, fork, continue and step a few tokens: are the logits those of `forward`?"""
+        ids = torch.arange(12, device=self.head_weight.device).unsqueeze(0)
+        layers = self.decoder(input_ids=ids, use_cache=True)[self.cache_name].layers
+        self.cells = []
+        for i, layer in enumerate(layers):
+            keys = getattr(layer, "keys", None)
+            if keys is not None:        # some layers reuse another one's keys and values
+                self.cells.append((i, keys.shape[1], keys.shape[-1], layer.values.shape[-1]))
+        one, two = self._empty_state(1, BUCKET), self._empty_state(2, BUCKET)
+        Model.segment(self, ids[:, :7], ids.new_tensor([6]), one)
+        self.fork(two, [0, 1], one, [0, 0])
+        Model.segment(self, ids[:, 6:11].expand(2, -1), ids.new_tensor([2, 5]), two)
+        logits = Model.step(self, ids[0, [8, 11]], two, BUCKET)
+        return close(logits[1], self(ids)[0, -1])
+
+    def _empty_state(self, rows: int, columns: int) -> State:
         like = self.head_weight.detach()
-        layers = [(like.new_zeros(rows, h, columns + 1, dk), like.new_zeros(rows, h, columns + 1, dv))
-                  for _, h, dk, dv in self.cells]
+        layers = []
+        for _, h, dk, dv in self.cells:
+            layers.append((like.new_zeros(rows, h, columns + 1, dk),
+                           like.new_zeros(rows, h, columns + 1, dv)))
         return State(layers, torch.zeros(rows, dtype=torch.long, device=like.device), columns)
 
     def new_state(self, rows: int, capacity: int) -> State:
-        state = self._room(rows if self.can_fork else 0, round_to_bucket(capacity))
-        state.pos = state.pos.new_zeros(rows)
-        return state
+        columns = round_to_bucket(capacity)
+        if self.can_fork:
+            return self._empty_state(rows, columns)
+        pos = torch.zeros(rows, dtype=torch.long, device=self.head_weight.device)
+        return State([], pos, columns)
 
     fork = Model.fork
 
@@ -159,7 +187,8 @@ class Adapter(nn.Module):
         if self.can_fork:
             return Model.segment(self, ids, lengths, state)
         if state.wave is not None:
-            raise ValueError(f"{type(self.hf).__name__} decodes in waves: a state takes one segment")
+            raise ValueError(f"{type(self.hf).__name__} decodes in waves: a state takes one "
+                             f"segment")
         longest = int(lengths.max())
         at = torch.arange(longest, device=ids.device) - (longest - lengths).unsqueeze(1)
         return self._wave(ids.gather(1, at.clamp(min=0)), at >= 0, at, None, lengths, state)
@@ -170,7 +199,9 @@ class Adapter(nn.Module):
             return Model.step(self, ids, state, limit)
         cache, mask = state.wave
         mask = F.pad(mask, (0, 1), value=True)
-        return self._wave(ids.unsqueeze(1), mask, state.pos.unsqueeze(1), cache, 1, state)
+        # Rows that have ended go on to the end of the wave: keep their positions in the context.
+        at = state.pos.clamp(max=state.columns - 1).unsqueeze(1)
+        return self._wave(ids.unsqueeze(1), mask, at, cache, 1, state)
 
     def _wave(self, ids: Tensor, mask: Tensor, at: Tensor, cache, lengths, state: State) -> Tensor:
         """Left-padded rows and the model's own cache, as transformers' `generate` does it."""
@@ -180,27 +211,41 @@ class Adapter(nn.Module):
         state.pos += lengths
         return self._logits(out.last_hidden_state[:, -1])
 
-    def _advance(self, ids: Tensor, at: Tensor, limit: int, lengths: Tensor | None, state: State) -> Tensor:
-        n, seen = torch.arange(limit, device=ids.device), at.clamp(max=limit - 1).unsqueeze(-1)
-        window = getattr(self.config, "sliding_window", None)
-        masks = {"full_attention": (n <= seen).unsqueeze(1)}                                    # (B, 1, T, n)
-        if window is not None:
-            masks["sliding_attention"] = masks["full_attention"] & (n > seen - window).unsqueeze(1)
-        kinds = getattr(self.config, "layer_types", None) or [list(masks)[-1]]
-        # to be added to the scores: every attention of transformers takes that, not every one a
-        # boolean mask
-        least = torch.finfo(self.head_weight.dtype).min
-        masks = {kind: torch.where(masks[kind], 0.0, least).to(self.head_weight.dtype) for kind in set(kinds)}
+    def _advance(self, ids: Tensor, at: Tensor, limit: int, lengths: Tensor | None,
+                 state: State) -> Tensor:
+        """Hidden states (B, T, H) of ids at positions `at` (B, T), as `Model._advance`."""
+        masks = self._masks(at, limit)
         cache = slot_cache(state.layers, [layer for layer, *_ in self.cells], at, limit)
-        return self.decoder(input_ids=ids, attention_mask=masks if len(masks) > 1 else masks[kinds[0]],
-                            position_ids=at.clamp(max=state.columns - 1), use_cache=True,
-                            **{self.cache_name: cache}).last_hidden_state
+        # transformers takes one mask, or one per kind of layer if there are several kinds
+        mask = masks if len(masks) > 1 else next(iter(masks.values()))
+        out = self.decoder(input_ids=ids, attention_mask=mask, use_cache=True,
+                           position_ids=at.clamp(max=state.columns - 1), **{self.cache_name: cache})
+        return out.last_hidden_state
+
+    def _masks(self, at: Tensor, limit: int) -> dict[str, Tensor]:
+        """{kind of layer: what is added to its scores (B, 1, T, n)}."""
+        n = torch.arange(limit, device=at.device)
+        last = at.clamp(max=limit - 1).unsqueeze(-1)
+        seen = {"full_attention": (n <= last).unsqueeze(1)}
+        window = getattr(self.config, "sliding_window", None)
+        kinds = getattr(self.config, "layer_types", None)
+        if window is not None:
+            inside = (n > last - window).unsqueeze(1)
+            seen["sliding_attention"] = seen["full_attention"] & inside
+        if not kinds:                   # all layers alike: they slide if there is a window
+            kinds = [list(seen)[-1]]
+        # Added to the scores: every attention of transformers takes that, but not every one takes a
+        # boolean mask.
+        dtype = self.head_weight.dtype
+        least = torch.finfo(dtype).min
+        return {kind: torch.where(seen[kind], 0.0, least).to(dtype) for kind in set(kinds)}
 
 
 def cache_name(module: nn.Module) -> str:
     """The argument and output of a transformers module that holds its cache: `cache` from 5.24 on,
     `past_key_values` before (and until 5.40, with a warning)."""
-    return "cache" if "cache" in inspect.signature(module.forward).parameters else "past_key_values"
+    parameters = inspect.signature(module.forward).parameters
+    return "cache" if "cache" in parameters else "past_key_values"
 
 
 def slot_cache(buffers: list[tuple], layers: list[int], at: Tensor, limit: int):
@@ -217,6 +262,6 @@ def slot_cache(buffers: list[tuple], layers: list[int], at: Tensor, limit: int):
 
 
 def close(a: Tensor, b: Tensor) -> bool:
-    """Equal but for rounding, in any dtype. A wrong mask or cache is off by as much as the logits
+    """Equal but for rounding, in any dtype: a wrong mask or cache is off by as much as the logits
     vary."""
     return a.is_meta or bool((a - b).abs().mean() < 0.1 * b.std())

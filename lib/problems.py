@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -117,9 +118,17 @@ def problem_from_json(row: Any) -> Problem:
     problem.public_tests = without_notes(problem.public_tests)
     if problem.kind == "code":
         verifier.check_item(verifier_item(problem, "", official_limits=True))
+        check_starter_code(problem)
     elif problem.answer is None:
         raise ValueError(f"a problem of kind {problem.kind} needs an 'answer'")
     return problem
+
+
+def check_starter_code(problem: Problem) -> None:
+    """A function that the starter code lacks would fail every attempt."""
+    name, code = problem.fn_name, problem.starter_code
+    if name and code and not re.search(rf"\b{name}\b", code):
+        raise ValueError(f"'starter_code' has no function {name!r}")
 
 
 def without_notes(tests: list[dict[str, str]]) -> list[dict[str, str]]:

@@ -153,10 +153,11 @@ class Queue:
         pid, status, usage = os.wait4(-1, 0)
         running = self.running.pop(pid)
         job = running.job
+        # set on the process, too: it was waited for behind its back, for the CPU seconds
         status = running.process.returncode = os.waitstatus_to_exitcode(status)
         passed = status in job.passes
         if self.stopping and not passed:
-            return
+            return                  # no mark of an end: the next run gives the command again
         seconds, cpu = time.time() - running.started, usage.ru_utime + usage.ru_stime
         self.write_mark(job, status=status, seconds=seconds, cpu_seconds=cpu)
         failure = ""

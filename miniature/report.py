@@ -13,13 +13,12 @@ import re
 import zipfile
 from pathlib import Path
 
-from paper.runs import CEILINGS, find
-
 from lib import files
 from lib.errors import UserError
 from miniature import results
 from miniature.results import PAPER_MODEL, K
 from paper import attempts, tables
+from paper.runs import CEILINGS, find
 
 PAGE = Path("docs/results.md")
 MARK = "<!-- what follows was written by hand -->"
@@ -48,6 +47,7 @@ def write_archive(archive: Path, members: dict[str, bytes]) -> None:
     """A zip of files by the name that they have inside. Equal members give equal bytes: names are
     sorted, and every file has zip's earliest date."""
     archive.parent.mkdir(parents=True, exist_ok=True)
+    # sorted and undated, so that a commit that changes no attempt changes no archive
     with zipfile.ZipFile(archive, "w") as file:
         for name in sorted(members):
             entry = zipfile.ZipInfo(name)           # 1980-01-01
@@ -231,6 +231,7 @@ def write_report(name: str, out: Path, done: list[dict], missing: list[str]) -> 
         parts.append(figure_section(number, name, archives, out))
 
     page = out / PAGE
+    # what a person has written below the mark outlives every report
     by_hand = page.read_text(encoding="utf-8").partition(MARK)[2] if page.exists() else "\n"
     files.write_file(page, "\n".join(parts) + f"\n{MARK}{by_hand}")
     return page

@@ -87,6 +87,7 @@ class Reproduction:
                      after: tuple[str, ...]) -> None:
         """A run of stage 5 or of a rival. CPPO and its ablations start from the seed's warm-up,
         rivals from the base."""
+        # an ablation with fewer tuples takes fewer attempts, for as many steps
         more, share = VARIANTS.get(stage, ((), 1))
         if stage.startswith("cppo"):
             script = ("train_cppo.py", "--model", f"runs/{self.run(seed)}/warmup/final",

@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from paper.runs import SYSTEMS, VARIANTS, Runs, find
 
 from lib import errors, metrics
 from lib.problems import outcome_hash
 from miniature import world
 from paper import attempts, numbers
 from paper.attempts import Evaluation
+from paper.runs import SYSTEMS, VARIANTS, Runs, find
 
 K = 4
 PAPER_MODEL = "Qwen3.5-2B"
@@ -382,25 +382,33 @@ def gap_table(ours: Results) -> list[dict]:
     return lines
 
 
-def blocks(ours: Results) -> Iterator[tuple[str, str, str]]:
-    """(title, table, what to know about it) of each table above."""
-    yield "Every method", attempts.render(methods_table(ours)), (
+# title -> (table, what to know about it)
+TABLES = {
+    "Every method": (methods_table, (
         "se: standard errors over problems. paper: CPPO's difference there, mean of its three "
-        "benchmarks.")
-    yield "The paper's other comparisons", attempts.render(comparisons_table(ours)), (
+        "benchmarks.")),
+    "The paper's other comparisons": (comparisons_table, (
         "M = 4, 2, 1 take 1/2, 1/4, 1/8 of CPPO's attempts per step, for as many steps. D_surf, "
         "D_sem and D_alg are of strategies, or of programs where there are none; D_alg uses the "
-        "world's own rule, not a model.")
-    yield ("Which two of four attempts count (Appendix G)",
-           attempts.render(selection_table(ours)), "")
-    yield "What a tuple's strategies differ in", attempts.render(contents_table(ours)), (
+        "world's own rule, not a model.")),
+    "Which two of four attempts count (Appendix G)": (selection_table, ""),
+    "What a tuple's strategies differ in": (contents_table, (
         "Of four strategies: different readings, which can solve more; different first words, "
-        "which D_surf sees.")
-    yield "The gap to the coordinated ceiling", attempts.render(gap_table(ours)), (
+        "which D_surf sees.")),
+    "The gap to the coordinated ceiling": (gap_table, (
         "gap = policy class + optimization + solver noise. A method's class is independent draws "
         "or coordinated tuples. Solver noise is what its strategies would reach, carried out to "
         "the letter, minus what its programs reach; without strategies it is part of the "
-        "optimization.")
+        "optimization.")),
+}
+
+
+def blocks(ours: Results) -> Iterator[tuple[str, str, str]]:
+    """(title, table, what to know about it) of each table that has rows."""
+    for title, (table, note) in TABLES.items():
+        rows = table(ours)
+        if rows:
+            yield title, attempts.render(rows), note
 
 
 @errors.one_line()

@@ -132,6 +132,7 @@ def planner_scores(places: Tensor, named: Tensor, tuples: Tensor) -> Tensor:
 
 def solved_by_siblings(v: Tensor, i: int) -> Tensor:
     """Chance that c = 0..K-1 siblings of branch i succeed: v (I, K, Y) -> (I, Y, K)."""
+    # given truth and strategies the siblings are independent: one polynomial factor each
     chance = torch.ones_like(v[:, 0]).unsqueeze(-1)
     for j in range(K):
         if j != i:
@@ -200,6 +201,7 @@ def enumerate_estimator(name: str, n: int, q: Tensor, w: Tensor, scores: Tensor,
     scores are independent draws of two populations, the rewarded and the others.
     """
     up, down = advantage_tables(name, n)
+    # c is binomial; sums over c, never over the I^n ways to draw n items
     c = torch.arange(n + 1, dtype=q.dtype)
     mean, square = torch.zeros(scores.shape[1], dtype=scores.dtype), 0.0
     size = scores.square().sum(-1)

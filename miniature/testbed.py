@@ -64,8 +64,9 @@ from miniature.tabular import (
 )
 from rivals import advantages
 
-PROBLEMS = 8                # per step with tuples; direct policies get 2 for 1: equal attempts
-LR, STEPS, EVERY, SEEDS = 0.05, 300, 50, 2      # Adam; the curve is measured every EVERY steps
+PROBLEMS = 8                # per step with tuples; twice as many without: equal attempts
+LR, STEPS, EVERY = 0.05, 300, 50        # Adam; the curve is measured every EVERY steps
+SEEDS = 2
 DRAWS = 12_000              # problems sampled in part 2
 CHUNK = 2_000               # of them at a time
 DIRECT = {"GRPO": "grpo", "pass@K training": "passk", "PKPO": "pkpo"}
@@ -303,6 +304,7 @@ def solver_estimates(a: Tensor, strategies: Tensor, written: Tensor, solver: Ten
 
 def sampled_moments(start: Start) -> dict[tuple[str, bool], Moments]:
     """(credit, scaled) -> moments of its estimate, all from the same sampled problems."""
+    # All credits see the same samples: what differs between rows is the credit alone.
     moments: dict[tuple[str, bool], Moments] = {}
     for _ in range(DRAWS // CHUNK):
         truth = torch.multinomial(start.p, CHUNK, replacement=True)[:, None, None]
@@ -371,6 +373,7 @@ def learn_direct(estimator: str, seed: int) -> dict[int, Tensor]:
         written = torch.multinomial(q, problems * N, replacement=True).view(C, -1, N)
         r = (written == truth.unsqueeze(-1)).double()
         a = advantages.set_advantages(estimator, r.flatten(0, 1), K).view_as(r)
+        # loss.mean below divides by N, which PKPO's advantages hold already
         a = a * N / row_divisor(estimator, N)
         written = written.flatten(1)
         logp = logits.log_softmax(-1).gather(1, written)
@@ -431,10 +434,11 @@ class Learners:
         solved = self.solver.log_softmax(-1)[self.rows, strategies, written]
         solved_before = self.start[2].log_softmax(-1)[strategies, written]
         solve_loss, _ = grpo.clipped_loss(solved, None, solved_before, a)
+        # every policy has a loss of its own: their sum trains them side by side
         self.optimizer.zero_grad()
         total = (plan_loss.mean(-1) + solve_loss.sum(-1)).sum()
         (total / (M * PROBLEMS)).backward()
-        self.solver.grad *= self.solver_learns
+        self.solver.grad *= self.solver_learns          # 0 for a frozen solver
         self.optimizer.step()
 
     @torch.no_grad()

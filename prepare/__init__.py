@@ -1,1 +1,1 @@
-"""Data before training: corpora, decontamination, the exposure audit, teacher and judge."""
+"""Data before training: corpora, decontamination, exposure, teacher and judge."""

@@ -262,7 +262,10 @@ class Cache:
 
     def put(self, identity: dict, attempt: int, text: str, reply: str) -> None:
         record = {"source": identity, "attempt": attempt, "text": text, "reply": reply}
-        files.write_file(self.path(identity, text, attempt), json.dumps(record))
+        try:
+            files.write_file(self.path(identity, text, attempt), json.dumps(record))
+        except FileNotFoundError:
+            pass            # another process wrote the same answer at this very moment
 
 
 def silent(items: Iterable[T], desc: str, total: int) -> Iterable[T]:

@@ -91,7 +91,8 @@ def statement_card(problem: Problem) -> Problem:
 
 
 class Spool:
-    """Whole problems in an unnamed file, until it is known which are chosen."""
+    """Whole problems in an unnamed file, until it is known which are chosen: tests are most of the
+    bytes, and those of five corpora do not fit into memory."""
 
     def __init__(self, folder: Path):
         self.file = tempfile.TemporaryFile(dir=folder)
@@ -152,11 +153,11 @@ def read_splits(splits: Sequence[tuple[str, str]], origins: dict[str, dict], spo
     for corpus, split in splits:
         origin = origins[corpus]
         rows = sources.rows(corpus, split, origin.get("local"), origin.get("revision"))
-        cards[corpus, split], found = read_split(corpus, split, rows, spool)
-        counts[corpus, split] = found
-        refused = [f"{len(places)} {reason}" for reason, places in found["refused"].items()]
+        cards[corpus, split], count = read_split(corpus, split, rows, spool)
+        counts[corpus, split] = count
+        refused = [f"{len(places)} {reason}" for reason, places in count["refused"].items()]
         note = f"; refused: {', '.join(refused)}" if refused else ""
-        say(f"{corpus} {split}: {found['loaded']} problems{note}")
+        say(f"{corpus} {split}: {count['loaded']} problems{note}")
     return cards, counts
 
 
@@ -168,6 +169,7 @@ def deduplicate(problems: Sequence[Problem]) -> dict[str, str]:
     for problem in problems:
         marks = [*problem.ids.items(), ("hash", statement_hash(problem.statement))]
         earlier = [first[mark] for mark in marks if mark in first]
+        # `first` maps to the start of a chain: a repeat of a repeat names the problem that stays
         original = earlier[0] if earlier else problem.id
         if earlier:
             repeats[problem.id] = original
@@ -313,6 +315,10 @@ def build(out: str | os.PathLike, sizes: dict[str, int] | None = None, seed: int
                      if (pool.corpus, pool.split) not in splits})
     if unread:
         say(f"not read: {', '.join(unread)}; training pools are NOT cleaned against them")
+    for corpus, split in splits:
+        if corpus in local:             # a wrong path ends the build at once, not after hours
+            sources.local_files(corpus, split, Path(local[corpus]))
+    # before anything is read: the manifest must name the commit even if a branch moves meanwhile
     origins = {corpus: origin(corpus, local) for corpus, _ in splits}
 
     out.mkdir(parents=True, exist_ok=True)
@@ -329,7 +335,7 @@ def build(out: str | os.PathLike, sizes: dict[str, int] | None = None, seed: int
     np.save(out / BOILERPLATE_FILE, boilerplate)
     manifest = {
         "asked": request, "sources": origins, "pools": entries, "held_out": len(held_out),
-        "splits": {"/".join(key): found for key, found in counts.items()},
+        "splits": {"/".join(key): count for key, count in counts.items()},
         "rules": {"ngram": NGRAM, "containment": CONTAINMENT, "boilerplate": BOILERPLATE},
     }
     # last: a folder without a manifest is no build

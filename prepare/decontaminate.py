@@ -141,13 +141,13 @@ def all_grams(statements: Sequence[Statement]) -> tuple[Grams, Grams]:
     for name, hashes in words.items():
         if 0 < len(hashes) < NGRAM:
             short.setdefault(len(hashes), []).append(own[name][0])
-    short_arrays = {n: np.array(found, dtype=np.uint64) for n, found in sorted(short.items())}
+    short_arrays = {n: np.array(texts, dtype=np.uint64) for n, texts in sorted(short.items())}
     held = {}
     for name, hashes in words.items():
         parts = [NO_GRAMS]
-        for n, found in short_arrays.items():
+        for n, texts in short_arrays.items():
             if n < len(hashes):
-                parts.append(np.intersect1d(grams(hashes, n), found))
+                parts.append(np.intersect1d(grams(hashes, n), texts))
         held[name] = np.concatenate(parts)
     return own, held
 
@@ -163,8 +163,8 @@ def find_boilerplate(own: Grams, held: Grams, hashes: dict[str, str]) -> np.ndar
 
 
 def without(grams_by_id: Grams, boilerplate: np.ndarray) -> Grams:
-    return {name: np.setdiff1d(found, boilerplate, assume_unique=True)
-            for name, found in grams_by_id.items()}
+    return {name: np.setdiff1d(its_grams, boilerplate, assume_unique=True)
+            for name, its_grams in grams_by_id.items()}
 
 
 class GramIndex:

@@ -22,7 +22,6 @@ from lib.problems import Problem, is_object_of_texts
 from prepare.corpora import BOILERPLATE_FILE, HELD_OUT, MANIFEST, read_manifest
 from prepare.decontaminate import Overlap, find_overlaps, shared_text
 
-
 # Boilerplate is what many statements share. So few held-out statements cannot tell, and one shared
 # paragraph about the input would make a pool unusable: such an overlap is a warning, unless it is
 # most of the shorter statement.
@@ -49,10 +48,10 @@ class HeldOut:
     def overlaps(self, problems: Sequence[Problem]) -> tuple[dict[str, Overlap], dict[str, str]]:
         """(overlaps, doubts): id -> the held-out problem that it is, and id -> the text that it
         shares with one, where that may be boilerplate."""
-        found = find_overlaps(problems, self.problems, self.boilerplate)[0]
+        by_id, _ = find_overlaps(problems, self.problems, self.boilerplate)
         overlaps, doubts = {}, {}
         for problem in problems:
-            overlap = found.get(problem.id)
+            overlap = by_id.get(problem.id)
             if overlap is None:
                 continue
             if self.is_doubtful(overlap):
@@ -159,6 +158,7 @@ class Exposure:
             self.split_of[name] = self.split_of.get(f"{pool}.jsonl", "?")
 
     def check(self, path: Path) -> dict[str, Overlap]:
+        # several components may have seen one file: check it once, report it once
         if path not in self.overlaps:
             problems = mentioned_problems(path)
             self.names[path] = [p.id for p in problems]
@@ -243,7 +243,7 @@ def split_counts(split: dict) -> str:
 
 def run_files(runs: Path, corpora: Path) -> set[tuple[str, Path]]:
     """(stage, file) of every JSON-lines file that a flag of a training run names."""
-    found = set()
+    files = set()
     for config_path in runs.rglob("config.json"):
         try:
             given = json.loads(config_path.read_text(encoding="utf-8")).get("flags")
@@ -252,12 +252,13 @@ def run_files(runs: Path, corpora: Path) -> set[tuple[str, Path]]:
                             f"exposure cannot be checked") from None
         if "eval" in config_path.relative_to(runs).parts or not isinstance(given, dict):
             continue                # an evaluation, or the config of a checkpoint
+        # any flag may name data, also one that a fork has added
         for value in given.values():
             if isinstance(value, str) and value.endswith(".jsonl"):
                 own = Path(value).resolve().parent == corpora.resolve()
                 path = corpora / Path(value).name if own else Path(value)
-                found.add((config_path.parent.name, path))
-    return found
+                files.add((config_path.parent.name, path))
+    return files
 
 
 def exposure_tables(corpora: str | os.PathLike = "corpora",

@@ -58,6 +58,7 @@ def open_source(spec: str, role: str, cache: Cache, *, k: int = 4, options: dict
         return Responder(endpoint, cache, progress)
     if PLUG_IN.fullmatch(spec):
         return lib_run.plug_in(spec)
+    # a typing error in a path must not be taken for a model on the hub
     if not Path(spec).exists() and not HUB_ID.fullmatch(spec):
         raise UserError(f"--{role} {spec}: no such folder; a SPEC is rule, module:name, "
                         f"http://host/v1#model, a model's folder, or a hub id like Qwen/Qwen3.5-9B")
@@ -73,6 +74,7 @@ def judge_plans(judge: Responder | Judge, pairs: Sequence[tuple[Problem, str]], 
     """The faults of each (problem, plan text): [] for Pass, None where the judge gave no usable
     answer. A plan that does not parse is not shown to the judge."""
     counts = Counter() if counts is None else counts
+    # a plan that does not parse needs no request
     faults: list[list[str] | None] = [["parse"] for _ in pairs]
     parsed = [i for i, (_, plan) in enumerate(pairs) if parses(plan, k)]
     if isinstance(judge, Responder):

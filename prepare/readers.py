@@ -61,6 +61,7 @@ def from_code_contests(row: dict, split: str = "", index: int | None = None) -> 
             private_tests=object, generated_tests=object)
     allow(row, "code_contests", source=int, time_limit=dict, memory_limit_bytes=int, cf_tags=list,
           cf_contest_id=int, cf_index=str)
+    # the sandbox has neither files for a program nor an interactor
     if row.get("input_file") or row.get("output_file"):
         raise Refused("file_io", f"{row.get('input_file')!r} {row.get('output_file')!r}")
     if "interactive" in (row.get("cf_tags") or ()):
@@ -76,7 +77,7 @@ def from_code_contests(row: dict, split: str = "", index: int | None = None) -> 
         source=f"code_contests/{source}",
         tests=public + paired(row["private_tests"]) + paired(row["generated_tests"]),
         public_tests=public,
-        compare="tokens",
+        compare="tokens",           # as the corpus's own checker does
         ids=code_contests_ids(row, source),
         time_limit=code_contests_seconds(row.get("time_limit") or {}),
         memory_limit=code_contests_mebibytes(row.get("memory_limit_bytes") or 0)))
@@ -110,9 +111,7 @@ def from_apps(row: dict, split: str = "") -> Problem:
     ones; the numbers start anew in each split."""
     require(row, "apps", question=str, input_output=str | dict)
     allow(row, "apps", url=str, starter_code=str)
-    key = "id" if row.get("problem_id") is None else "problem_id"
-    require(row, "apps", **{key: int | str})
-    number = f"{split}/{row[key]}".lstrip("/")
+    number = apps_number(row, split)
     fn_name, tests = apps_tests(row)
     return checked(Problem(
         id=f"apps/{number}",
@@ -123,6 +122,12 @@ def from_apps(row: dict, split: str = "") -> Problem:
         starter_code=starter_code(row, fn_name),
         float_tolerance=float_tolerance(tests, fn_name),
         ids={"apps": number} | ids_of_url(row.get("url") or "")))
+
+
+def apps_number(row: dict, split: str) -> str:
+    key = "id" if row.get("problem_id") is None else "problem_id"
+    require(row, "apps", **{key: int | str})
+    return f"{split}/{row[key]}".lstrip("/")
 
 
 def apps_tests(row: dict) -> tuple[str | None, list[dict[str, str]]]:
@@ -256,6 +261,13 @@ def read_row(corpus: str, split: str, index: int, row: dict) -> Problem:
     return from_execution(row) if corpus == "execution" else from_test_generation(row)
 
 
+def row_id(corpus: str, split: str, index: int, row: dict) -> str:
+    """The id of the problem that `read_row` makes of a CodeContests or APPS row."""
+    if corpus == "code_contests":
+        return f"cc/{split}/{index}"
+    return f"apps/{apps_number(row, split)}"
+
+
 def contest_day(row: dict) -> str:
     """A row's contest date as YYYY-MM-DD. Raw files hold ISO text, the hub's JSON reader makes a
     datetime."""
@@ -273,10 +285,10 @@ def require(row: dict, corpus: str, **columns: Any) -> None:
     for name, kind in columns.items():
         if name in row and isinstance(row[name], kind):
             continue
-        found = f"no column {name!r}"
+        wrong = f"no column {name!r}"
         if name in row:
-            found = f"{name!r} holds {type(row[name]).__name__}"
-        raise UserError(f"a row of {corpus} has another schema ({found}): use the pinned revision "
+            wrong = f"{name!r} holds {type(row[name]).__name__}"
+        raise UserError(f"a row of {corpus} has another schema ({wrong}): use the pinned revision "
                         f"{CORPORA[corpus].revision} of {CORPORA[corpus].repo}")
 
 
@@ -295,6 +307,7 @@ def checked(problem: Problem) -> Problem:
         outputs = [test["output"] for test in problem.tests]
         if not outputs:
             raise Refused("no_tests")
+    # a program that prints nothing must earn no reward
     if not any(map(str.strip, outputs)):
         raise Refused("no_outputs")
     texts = [problem.id, problem.statement, problem.starter_code, problem.code, problem.call,
@@ -306,6 +319,7 @@ def checked(problem: Problem) -> Problem:
             (text or "").encode()
     except UnicodeEncodeError:
         raise Refused("not_text", "a lone surrogate") from None
+    # through the file format, so that every problem of a pool can be loaded again
     try:
         return problem_from_json(problem_to_json(problem))
     except ValueError as error:

@@ -53,18 +53,21 @@ def find_corpus(name: str) -> Corpus:
 
 
 def rows(name: str, split: str, local: str | os.PathLike | None = None,
-         revision: str | None = None) -> Iterator[dict]:
+         revision: str | None = None, more_columns: tuple[str, ...] = ()) -> Iterator[dict]:
     """The raw rows of a split: streamed from the hub, or read from the parquet and JSON-lines files
-    of a local folder (or from one file)."""
+    of a local folder (or from one file). more_columns: beyond Corpus.columns."""
     corpus = find_corpus(name)
     if split not in corpus.files:
         raise UserError(f"{name} has no split {split!r}: one of {', '.join(corpus.files)}")
     if local is None:
         base = f"hf://datasets/{corpus.repo}@{revision or corpus.revision}"
-        return stream([f"{base}/{file}" for file in corpus.files[split]], name)
+        return stream([f"{base}/{file}" for file in corpus.files[split]], name, more_columns)
     readers = []
     for path in local_files(name, split, Path(local)):
-        readers.append(stream([str(path)], name) if path.suffix == ".parquet" else json_rows(path))
+        if path.suffix == ".parquet":
+            readers.append(stream([str(path)], name, more_columns))
+        else:
+            readers.append(json_rows(path))
     return itertools.chain.from_iterable(readers)
 
 
@@ -97,14 +100,14 @@ def json_rows(path: Path) -> Iterator[dict]:
         yield row
 
 
-def stream(urls: list[str], name: str) -> Iterator[dict]:
+def stream(urls: list[str], name: str, more_columns: tuple[str, ...] = ()) -> Iterator[dict]:
     """The rows of files that `datasets` reads, one after the other, without a copy on disk."""
     import datasets
 
     kind = "parquet" if urls[0].endswith(".parquet") else "json"
     options = {}
     if kind == "parquet" and CORPORA[name].columns:
-        options["columns"] = list(CORPORA[name].columns)
+        options["columns"] = [*CORPORA[name].columns, *more_columns]
     try:
         yield from datasets.load_dataset(kind, data_files={"rows": urls}, split="rows",
                                          streaming=True, **options)

@@ -80,7 +80,7 @@ class Funnel:
                                             self.counts, "teacher")
         else:
             lists = [self.teacher(p, n) for p in problems]
-        return [self.well_formed((found or [])[:n]) for found in lists]
+        return [self.well_formed((proposed or [])[:n]) for proposed in lists]
 
     def well_formed(self, candidates: list[str]) -> list[str]:
         self.counts["candidates proposed"] += len(candidates)
@@ -104,14 +104,14 @@ class Funnel:
             kept = self.ask_judge(problems, candidates)
         else:
             kept = []
-            for problem, found in zip(problems, candidates, strict=True):
-                kept.append([c for c in found if self.function_keeps(problem, c)])
+            for problem, proposed in zip(problems, candidates, strict=True):
+                kept.append([c for c in proposed if self.function_keeps(problem, c)])
         self.counts["candidates kept by the judge"] += sum(map(len, kept))
         return kept
 
     def ask_judge(self, problems: Sequence[Problem],
                   candidates: Sequence[list[str]]) -> list[list[str]]:
-        asked = [i for i, found in enumerate(candidates) if found]
+        asked = [i for i, proposed in enumerate(candidates) if proposed]
         texts = [judge_prompts.judge_candidates(problems[i], candidates[i]) for i in asked]
 
         def parse(text: str, place: int) -> list[bool] | None:
@@ -151,7 +151,7 @@ def make_gold(funnel: Funnel, problems: Sequence[Problem], wanted: int) -> list[
         if len(gold) >= wanted:
             break
         plans = funnel.run(batch)
-        chosen = [(p, found[0]) for p, found in zip(batch, plans, strict=True) if found]
+        chosen = [(p, possible[0]) for p, possible in zip(batch, plans, strict=True) if possible]
         chosen = chosen[:wanted - len(gold)]
         for (p, strategies), thought in zip(chosen, thoughts(funnel, chosen), strict=True):
             gold.append({"problem_id": p.id, "statement": p.statement, "think": thought or "",
@@ -185,8 +185,10 @@ def positive_plans(funnel: Funnel, problems: Sequence[Problem], per_problem: int
         if len(plans) >= wanted + per_problem:
             break
         for problem, possible in zip(batch, funnel.run(batch), strict=True):
+            # one stream per problem: more problems do not change the labels of these
             rng = random.Random(f"{seed}:{problem.id}")
             for chosen in rng.sample(possible, min(per_problem, len(possible))):
+                # so that the gate cannot learn from a method's place
                 rng.shuffle(chosen)
                 plans.append((problem, chosen))
     return plans
@@ -200,6 +202,7 @@ def teacher_labels(funnel: Funnel, problems: Sequence[Problem], per_problem: int
     if len({problem.id for problem, _ in plans}) < 2:
         raise UserError(f"{len(plans)} plans from {counts['problems offered']} problems passed the "
                         f"judge, too few to make labels of: see the counts ({dict(+counts)})")
+    # each kind of negative equally often
     kinds = [NEGATIVES[i % len(NEGATIVES)] for i in range(len(plans))]
     rephrased = rephrase(funnel, plans, [i for i, kind in enumerate(kinds) if kind == "duplicate"])
     labels = []
@@ -257,6 +260,7 @@ def planner_labels(planner: Responder, judge: Responder | Judge, problems: Seque
         for (p, plan), faults in zip(pairs, judge_plans(judge, pairs, k, counts), strict=True):
             if faults is None:
                 continue
+            # the first fault in the order of the contract names the kind
             kind = faults[0] if faults else gate.POSITIVE
             labels.append(gate.Label(p.id, p.statement, plan, int(not faults), kind))
             counts[f"planner samples judged: {kind}"] += 1

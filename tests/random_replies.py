@@ -4,8 +4,8 @@ import random
 
 PIECES = ["A:", "B:", "C:", "D:", "E:", "\n", "\n", " ", "x", "a b", ".", "? Q", "```", "```python",
           "<think>", "</think>", "<|channel>", "<channel|>", "\r", "\u2028", "\x00", "\ud800",
-          "\uff11:", "1: KEEP", "2. DROP", "faults:", "none", "duplicate", "[ANSWER]", "[/ANSWER]", "==",
-          "assert ", "9" * 30, "\u0661: KEEP"]
+          "\uff11:", "1: KEEP", "2. DROP", "faults:", "none", "duplicate", "[ANSWER]", "[/ANSWER]",
+          "==", "assert ", "9" * 30, "\u0661: KEEP"]
 REPEATED = ["\n", "; ", "for: ", "[ANSWER]", "1 ", "A:", ". "]
 
 

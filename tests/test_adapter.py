@@ -1,4 +1,4 @@
-"""adapter.py: other architectures behind the calls of model.py, against transformers' own forward."""
+"""lib/adapter.py: other architectures behind the calls of model.py, against transformers."""
 
 import warnings
 
@@ -26,8 +26,8 @@ def loss_of(logits, ids):
 def gemma2(folder):
     torch.manual_seed(0)
     made = transformers.Gemma2ForCausalLM(transformers.Gemma2Config(
-        vocab_size=V, hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4,
-        head_dim=16, num_key_value_heads=2, sliding_window=16, query_pre_attn_scalar=16,
+        vocab_size=V, hidden_size=64, intermediate_size=128, num_hidden_layers=4,
+        num_attention_heads=4, head_dim=16, num_key_value_heads=2, sliding_window=16, query_pre_attn_scalar=16,
         max_position_embeddings=512))
     tiny.stir(made, 0).save_pretrained(folder)
     return folder
@@ -36,8 +36,8 @@ def gemma2(folder):
 def mistral(folder):
     torch.manual_seed(0)
     made = transformers.MistralForCausalLM(transformers.MistralConfig(
-        vocab_size=V, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, sliding_window=16, max_position_embeddings=512))
+        vocab_size=V, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, sliding_window=16, max_position_embeddings=512))
     tiny.stir(made, 0).save_pretrained(folder)
     return folder
 
@@ -48,7 +48,8 @@ OTHERS = {"gemma4": tiny.gemma4, "gemma4 composite": lambda f: tiny.gemma4(f, co
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_architectures_answer_the_same_calls(name, tmp_path):
-    """Windows of 16 tokens in rows of up to 100: one that counted padding, or another row, would show."""
+    """Windows of 16 tokens in rows of up to 100: one that counted padding, or another row, would
+    show."""
     folder = OTHERS[name](tmp_path / "a")
     hf = tiny.hf(folder)
     with warnings.catch_warnings():
@@ -104,8 +105,8 @@ def test_an_architecture_whose_cache_cannot_fork_says_so_once_and_decodes_in_wav
     """Qwen3-Next: a recurrent state that lives in transformers' own cache."""
     torch.manual_seed(0)
     made = transformers.Qwen3NextForCausalLM(transformers.Qwen3NextConfig(
-        vocab_size=V, hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16, linear_key_head_dim=16, linear_value_head_dim=16,
+        vocab_size=V, hidden_size=64, intermediate_size=128, num_hidden_layers=4,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=16, linear_key_head_dim=16, linear_value_head_dim=16,
         linear_num_key_heads=2, linear_num_value_heads=4, num_experts=4, num_experts_per_tok=2,
         moe_intermediate_size=32, decoder_sparse_step=1,
         shared_expert_intermediate_size=32))
@@ -132,13 +133,16 @@ def test_an_architecture_whose_cache_cannot_fork_says_so_once_and_decodes_in_wav
 
 
 def test_a_model_whose_logits_are_something_else_is_refused(tmp_path):
-    """Cohere multiplies its logits by a constant; a loss over hidden states and a head would not know."""
+    """Cohere multiplies its logits by a constant; a loss over hidden states and a head would not
+    know."""
     torch.manual_seed(0)
     made = transformers.CohereForCausalLM(transformers.CohereConfig(
-        vocab_size=V, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        vocab_size=V, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+        num_attention_heads=4,
         logit_scale=0.25))
     made.save_pretrained(tmp_path / "a")
-    with pytest.raises(ValueError, match="logits of CohereForCausalLM are not hidden states times a head"):
+    with pytest.raises(ValueError,
+                       match="logits of CohereForCausalLM are not hidden states times a head"):
         model.load(tmp_path / "a")
 
 

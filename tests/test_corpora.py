@@ -178,7 +178,7 @@ def test_a_row_of_another_schema_ends_the_build_with_its_place(copies, tmp_path)
     local = copies | {"apps": str(path.parent)}
     message = "^apps test, row 1: a row of apps has another schema .no column 'question'"
     with pytest.raises(UserError, match=message):
-        corpora.build(tmp_path / "out", SIZES, local=local, say=silent)
+        corpora.build(tmp_path / "out", SIZES | {"warmup": 0}, local=local, say=silent)
 
 
 def test_a_pool_that_comes_out_short_is_reported_and_recorded(copies, tmp_path):
@@ -226,6 +226,7 @@ def test_the_default_pool_is_the_builds_file(built):
     (["--local", "humaneval=x"], "unknown corpus 'humaneval'"),
     (["--local", "apps"], "write CORPUS=PATH"),
     (["--skip", "humaneval"], "unknown corpus 'humaneval'"),
+    (["--local", "apps=missing"], "there is no missing: --local apps= takes"),
     (["--joint", "-1"], "--joint: must be a whole number of 0 or more"),
 ])
 def test_a_wrong_flag_is_one_line(tmp_path, capsys, flags, message):

@@ -91,8 +91,8 @@ Nothing is lowered."""
 BOLD_STORY = STORY.replace(" frog", "&nbsp;<b>frog</b>")
 HTML_TEXT = f"""<div class="problem"><p>{BOLD_STORY}</p><h3>Input</h3>
 <p>The only line contains <var>n</var> (1 &le; n &le; 10<sup>9</sup>) and <i>a<sub>i</sub></i> &ne;
-0.</p><h3>Output</h3><p>{RULES}</p><h3>Sample Input 1</h3><pre>1\n1</pre><h3>Sample Output 1</h3><pre>0</pre>
-<h3>Note</h3>Nothing is lowered.</div>"""
+0.</p><h3>Output</h3><p>{RULES}</p><h3>Sample Input 1</h3><pre>1\n1</pre>
+<h3>Sample Output 1</h3><pre>0</pre><h3>Note</h3>Nothing is lowered.</div>"""
 
 
 def test_one_statement_has_one_hash_in_the_layouts_of_all_corpora_and_in_html():

@@ -26,6 +26,7 @@ import rollout
 import train_cppo
 from lib import metrics
 from lib.problems import Problem
+from paper.attempts import solved
 from rivals.advantages import set_advantages
 
 X = Problem(id="x", statement="Read the numbers. Keep the small ones for 5 and print their size.")
@@ -67,9 +68,12 @@ def row(prompt: list[int], reply: list[int], advantage: float = 0.0, region: str
 # Section 2: pass@K and independent attempts
 
 def test_eq_1_pass_at_k_is_1_where_any_of_the_k_attempts_passes():
-    """R_pass@K = 1{max_i V(x, y_i) = 1}. In tables: metrics.solved."""
-    assert metrics.solved([False, False, True, False], [0, 1, 2, 3]) == 1
-    assert metrics.solved([False, False, True, False], [0, 1]) == 0
+    """R_pass@K = 1{max_i V(x, y_i) = 1}. In code: reward.outcome_reward in training,
+    paper.attempts.solved in tables. The unbiased estimator agrees at exactly K attempts."""
+    for verdicts, want in (([0, 0, 1, 0], 1), ([0, 0, 0, 0], 0), ([1, 1, 1, 1], 1)):
+        assert reward.outcome_reward(torch.tensor(verdicts)) == want
+        assert solved([{"status": "accepted" if v else "wrong_answer"} for v in verdicts]) == want
+        assert metrics.pass_at_k(n=4, c=sum(verdicts), k=4) == want
 
 
 def test_eq_2_attempts_are_independent_draws_from_one_distribution(theta):

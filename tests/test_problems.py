@@ -16,7 +16,8 @@ def test_a_pool_survives_a_round_trip_and_leaves_defaults_out(tmp_path):
         Problem("a", "s", tests=[TEST]),
         Problem("b", "s\u2028\ud800", source="x", tests=[CALL, CALL], public_tests=[CALL],
                 fn_name="f", starter_code="def f():", time_limit=2.5, memory_limit=64.0,
-                compare="tokens", float_tolerance=1e-6, ids={"codeforces": "1/A"}, classes={"h": 0.5}),
+                compare="tokens", float_tolerance=1e-6, ids={"codeforces": "1/A"},
+                classes={"h": 0.5}),
         Problem("c", "s", kind="execution", code="def f(): pass", call="f()", answer="None")]
     save_problems(tmp_path / "p.jsonl", problems)
     assert load_problems(tmp_path / "p.jsonl") == problems
@@ -47,6 +48,8 @@ def test_a_pool_survives_a_round_trip_and_leaves_defaults_out(tmp_path):
     (GOOD | {"float_tolerance": float("nan")}, "float_tolerance is a positive number"),
     (GOOD | {"fn_name": "f"}, "(id 'b'): test 1 of f is not JSON"),
     (GOOD | {"fn_name": "f g"}, "fn_name is the name of a function"),
+    (GOOD | {"fn_name": "f", "starter_code": "def g(x):", "tests": [CALL]},
+     "'starter_code' has no function 'f'"),
 ])
 def test_a_line_that_is_no_problem_is_named_with_its_number(tmp_path, line, message):
     path = tmp_path / "p.jsonl"

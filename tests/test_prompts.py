@@ -156,6 +156,7 @@ Keep x = y + 1 as an invariant while merging.
 If n is even, pair the ends; otherwise, drop the median first.
 Precompute f for all x in S, then answer in O(1).
 Write the string as t + t and search s in it.
+Enumerate the sets S with |S|=k and keep the best.
 """.strip().split("\n")
 LEAKS = """
 def solve(n): return n * 2
@@ -266,6 +267,8 @@ def test_no_parser_takes_more_than_linear_time(piece):
     ("```x = 1``` is text\n```python\na\n```", "a"),
     ("```python\na\n```x = 1```\n```", "a\n```x = 1```"),
     ("```python\na\n``` This prints the answer.\n", "a"),
+    ("```python\na\n```text\n42\n```", "a"),
+    ("```python\na\n``` Python prints it.\n", "a"),
     ("```{.python title='a.py'}\na\n```.", "a"),
 ])
 def test_the_program_is_the_last_python_block_or_else_one_that_compiles(reply, program):

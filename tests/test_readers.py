@@ -322,14 +322,14 @@ def test_functional_tests_hold_one_argument_a_line_and_are_copied_digit_by_digit
         public=tests[:1],
         private=tests[1:],
         metadata='{"func_name": "go"}',
-        starter_code="class Solution:",
+        starter_code="class Solution: def go",
     )
     problem = readers.from_livecodebench(row)
     assert problem.tests == [
         {"input": f'[["a", "b"], {big}]', "output": "1.50"},
         {"input": "[]", "output": "[]"},
     ]
-    assert problem.fn_name == "go" and problem.starter_code == "class Solution:"
+    assert problem.fn_name == "go" and problem.starter_code == "class Solution: def go"
 
 
 @pytest.mark.parametrize(

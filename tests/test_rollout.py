@@ -1,4 +1,4 @@
-"""The sampler: what a row samples is its own affair, and what is recorded of it is what was sampled."""
+"""rollout.py: a row's sample depends on its key alone, and its record is what was sampled."""
 
 import random
 
@@ -29,12 +29,14 @@ def ragged_jobs(n: int = 60, longest: int = 150) -> list[Job]:
     jobs = []
     for i in range(n):
         prefix = prefixes[i % 5]
-        jobs.append(Job(prefix + ids(rng.randint(0, 90) if i % 3 else 0), (7, i), rng.randint(1, 40), shared=len(prefix), tag=i))
+        rest = ids(rng.randint(0, 90) if i % 3 else 0)
+        jobs.append(Job(prefix + rest, (7, i), rng.randint(1, 40), shared=len(prefix), tag=i))
     return jobs
 
 
 def run(module, tokenizer, jobs, slots, **settings) -> dict:
-    return {job.tag: sample for job, sample in Engine(module, tokenizer, slots, **settings).run(jobs)}
+    engine = Engine(module, tokenizer, slots, **settings)
+    return {job.tag: sample for job, sample in engine.run(jobs)}
 
 
 def assert_same_samples(got: dict, want: dict) -> None:
@@ -60,8 +62,9 @@ def test_the_same_slot_count_samples_the_same_bits(loaded):
 
 
 class Tape(TorchDispatchMode):
-    """Records as a CUDA graph does, on a CPU: what is computed between `with` and its end is undone there; `replay` computes it
-    again from what lies at the same addresses, to the same addresses. What a capture refuses, it refuses."""
+    """Records as a CUDA graph does, on a CPU: what is computed between `with` and its end is
+    undone there; `replay` computes it again from what lies at the same addresses, to the same
+    addresses. What a capture refuses, it refuses."""
     REFUSED = ("item", "_local_scalar_dense", "nonzero", "is_nonzero", "unique", "masked_select")
 
     def __init__(self):
@@ -78,7 +81,8 @@ class Tape(TorchDispatchMode):
             self.before.setdefault(storage.data_ptr(), (storage, storage.clone()))
         out = func(*args, **kwargs)
         places = {t.untyped_storage().data_ptr() for t in given}
-        if func._schema.is_mutable or isinstance(out, torch.Tensor) and out.untyped_storage().data_ptr() not in places:
+        new = isinstance(out, torch.Tensor) and out.untyped_storage().data_ptr() not in places
+        if func._schema.is_mutable or new:
             self.done.append((func, args, kwargs, out))
         return out
 
@@ -108,7 +112,8 @@ def captured(monkeypatch, module, tokenizer, jobs, slots):
 
 
 def test_a_step_that_is_recorded_once_and_replayed_samples_the_same(loaded, monkeypatch):
-    """Short replies first: buffers grow on the way, and what was recorded over the old ones is forgotten."""
+    """Short replies first: buffers grow on the way, and what was recorded over the old ones is
+    forgotten."""
     module, tokenizer, _ = loaded
     jobs, replays, replay = ragged_jobs(), [], Tape.replay
     jobs.sort(key=lambda job: job.max_new_tokens)
@@ -129,7 +134,8 @@ def test_a_step_that_cannot_be_recorded_goes_on_one_by_one_and_says_so_once(load
         logits[0, 0].item()
         return plain(logits, *settings)
     monkeypatch.setattr(rollout, "draw", waits)
-    with pytest.warns(UserWarning, match="without CUDA graphs, more slowly: item: operation not permitted") as caught:
+    message = "without CUDA graphs, more slowly: item: operation not permitted"
+    with pytest.warns(UserWarning, match=message) as caught:
         got, engine = captured(monkeypatch, module, tokenizer, ragged_jobs(), 24)
     assert sum("without CUDA graphs" in str(w.message) for w in caught) == 1 and not engine.captures
     monkeypatch.setattr(rollout, "draw", plain)
@@ -151,9 +157,16 @@ def test_recorded_log_probs_are_those_of_transformers_at_the_sampling_temperatur
     for i, sample in run(module, tokenizer, jobs, 16, temperature=0.7).items():
         prompt = jobs[i].prompt
         with torch.no_grad():
-            logits = reference(torch.tensor([prompt + sample.ids])).logits[0, len(prompt) - 1:-1, :len(tokenizer)] / 0.7
+            logits = reference(torch.tensor([prompt + sample.ids])).logits[0]
+        logits = logits[len(prompt) - 1:-1, :len(tokenizer)] / 0.7
         want = logits.log_softmax(-1).gather(-1, torch.tensor(sample.ids)[:, None])[:, 0]
         assert (want - torch.tensor(sample.logprobs)).abs().max() < 5e-5
+
+
+def generate(hf, tokenizer, job, ends):
+    return hf.generate(torch.tensor([job.prompt]), max_new_tokens=job.max_new_tokens,
+                       do_sample=False, eos_token_id=list(ends),
+                       suppress_tokens=list(range(len(tokenizer), tiny.VOCAB)))
 
 
 def test_greedy_replies_are_those_of_transformers_generate(loaded):
@@ -164,9 +177,50 @@ def test_greedy_replies_are_those_of_transformers_generate(loaded):
         job.max_new_tokens = 25
         got = run(module, tokenizer, [job], 8, temperature=0)[job.tag]
         with torch.no_grad():
-            out = reference.generate(torch.tensor([job.prompt]), max_new_tokens=25, do_sample=False, eos_token_id=list(ends),
-                                     suppress_tokens=list(range(len(tokenizer), tiny.VOCAB)))
+            out = generate(reference, tokenizer, job, ends)
         assert got.ids == out[0, len(job.prompt):].tolist()
+
+
+class Plain(torch.nn.Module):
+    """A Hugging Face model behind the eight members that Engine asks of a module. A state is the
+    ids that each row has read; every token runs all of them again, so it is slow and simple."""
+    can_fork, can_capture = True, False
+
+    def __init__(self, hf):
+        super().__init__()
+        self.hf, self.config = hf, hf.config
+        self.eos_ids = set(hf.generation_config.eos_token_id)
+
+    def new_state(self, rows, capacity):
+        return [[] for _ in range(rows)]
+
+    def fork(self, dst, dst_rows, src, src_rows):
+        copies = [list(src[row]) for row in src_rows.tolist()]
+        for row, ids in zip(dst_rows.tolist(), copies, strict=True):
+            dst[row] = ids
+
+    def segment(self, ids, lengths, state):
+        for row, new, n in zip(state, ids.tolist(), lengths.tolist(), strict=True):
+            row += new[:n]
+        return self.last_logits(state)
+
+    def step(self, ids, state, limit):
+        return self.segment(ids.unsqueeze(1), torch.ones_like(ids), state[:len(ids)])
+
+    def last_logits(self, rows):
+        return torch.stack([self.hf(torch.tensor([row])).logits[0, -1] for row in rows])
+
+
+def test_a_plain_hugging_face_model_in_thirty_lines_decodes_greedily_as_transformers_does(tmp_path):
+    hf, tokenizer = tiny.hf(tiny.llama(tmp_path / "llama")), tiny.tokenizer()
+    module = Plain(hf)
+    ends = rollout.end_ids(module, tokenizer)
+    jobs = ragged_jobs(10, 30)
+    samples = run(module, tokenizer, jobs, 4, temperature=0)
+    for job in jobs:
+        with torch.no_grad():
+            out = generate(hf, tokenizer, job, ends)
+        assert samples[job.tag].ids == out[0, len(job.prompt):].tolist()
 
 
 def test_replies_keep_the_end_token_they_sampled_and_never_gain_one(loaded):
@@ -178,15 +232,15 @@ def test_replies_keep_the_end_token_they_sampled_and_never_gain_one(loaded):
     for i, s in samples.items():
         assert len(s.ids) == len(s.logprobs) <= jobs[i].max_new_tokens
         assert (s.ids[-1] in ends) == (s.finish == "eos") and not ends & set(s.ids[:-1])
-        assert max(s.ids) < len(tokenizer)                      # the padded part of the vocabulary has no words
+        assert max(s.ids) < len(tokenizer)      # the padded part of the vocabulary has no words
         assert s.text == tokenizer.decode(s.ids[:-1] if s.finish == "eos" else s.ids)
 
 
 def test_every_id_that_ends_a_turn_is_known(loaded):
     module, tokenizer, _ = loaded
-    assert rollout.end_ids(module, tokenizer) == {tokenizer.convert_tokens_to_ids(t) for t in (tiny.END, tiny.PAD)}
-    module_without = model.build(tiny.QWEN)
-    assert rollout.end_ids(module_without, tokenizer) == {tokenizer.convert_tokens_to_ids(tiny.END)}
+    end, pad = tokenizer.convert_tokens_to_ids([tiny.END, tiny.PAD])
+    assert rollout.end_ids(module, tokenizer) == {end, pad}
+    assert rollout.end_ids(model.build(tiny.QWEN), tokenizer) == {end}
 
 
 def test_a_stop_ends_the_row_at_the_first_token_that_satisfies_it(loaded):
@@ -196,10 +250,11 @@ def test_a_stop_ends_the_row_at_the_first_token_that_satisfies_it(loaded):
     for job in jobs:
         job.stop = lambda text: len(text) >= 8
     for i, s in run(module, tokenizer, jobs, 16, temperature=1.5).items():
-        texts = [len(tokenizer.decode(free[i].ids[:n])) >= 8 for n in range(1, len(free[i].ids) + 1)]
-        n = texts.index(True) + 1 if True in texts else len(texts)
-        assert s.ids == free[i].ids[:n]
-        assert s.finish == "stop" or n == len(texts)
+        ids, n = free[i].ids, 1
+        while n < len(ids) and len(tokenizer.decode(ids[:n])) < 8:
+            n += 1
+        assert s.ids == ids[:n]
+        assert s.finish == "stop" or n == len(ids)
 
 
 def test_inverse_cdf_gives_every_id_its_share_of_the_unit_interval():
@@ -209,7 +264,8 @@ def test_inverse_cdf_gives_every_id_its_share_of_the_unit_interval():
     want = (logits / 0.7).softmax(-1)
     assert (torch.bincount(ids, minlength=5) / 20_000 - want).abs().max() < 1e-4
     assert torch.allclose(logp, want.log()[ids], atol=1e-6)
-    assert rollout.draw(torch.tensor([[-torch.inf, 1.0]]), torch.zeros(1), 1.0)[0] == 1      # u = 0 and probability 0
+    impossible = torch.tensor([[-torch.inf, 1.0]])
+    assert rollout.draw(impossible, torch.zeros(1), 1.0)[0] == 1        # although u = 0
 
 
 def test_top_k_and_top_p_keep_what_their_definitions_keep():
@@ -220,7 +276,8 @@ def test_top_k_and_top_p_keep_what_their_definitions_keep():
     assert seen() == {0, 1, 2, 3, 4} and seen(top_k=2) == {0, 1}
     for cut in (0.3, 0.7, 0.9, 0.99):
         want, mass = set(), 0.0
-        for i in range(5):                       # the smallest set of likeliest ids that holds at least `cut`
+        # the smallest set of likeliest ids that holds at least `cut`
+        for i in range(5):
             if mass < cut:
                 want.add(i)
             mass += p[i].item()
@@ -231,7 +288,8 @@ def test_a_row_s_stream_depends_on_its_key_alone():
     assert np.array_equal(rollout.uniforms((0, "a", 1), 5), rollout.uniforms((0, "a", 1), 9)[:5])
     assert not np.array_equal(rollout.uniforms((0, "a", 1), 5), rollout.uniforms((0, "a", 2), 5))
     long = rollout.uniforms((3,), 100_000)
-    assert long.dtype == np.float32 and 0 <= long.min() and long.max() < 1 and abs(long.mean() - 0.5) < 0.005
+    assert long.dtype == np.float32 and 0 <= long.min() and long.max() < 1
+    assert abs(long.mean() - 0.5) < 0.005
 
 
 class Problem:
@@ -241,42 +299,57 @@ class Problem:
 
 def test_branches_follow_their_plans_and_a_plan_that_does_not_parse_has_none(loaded, monkeypatch):
     module, tokenizer, _ = loaded
-    monkeypatch.setattr(prompts, "parse_plan", lambda text, k: ["zigzag", "roundabout"] if len(text) % 2 else _refuse())
-    judged = []
-    tuples = rollout.sample_tuples(Engine(module, tokenizer, 16), [Problem("p"), Problem("q")], 6, 2, (0, 1), 12, 9,
-                                   lambda problem, program: judged.append((problem.id, program)) or len(judged))
+    verified = []
+
+    def parse(text, k):
+        if len(text) % 2 == 0:
+            raise prompts.PlanError("no")
+        return ["zigzag", "roundabout"]
+
+    def verify(problem, program):
+        verified.append((problem.id, program))
+        return len(verified)
+    monkeypatch.setattr(prompts, "parse_plan", parse)
+    engine = Engine(module, tokenizer, 16)
+    problems = [Problem("p"), Problem("q")]
+    tuples = rollout.sample_tuples(engine, problems, 6, 2, (0, 1), 12, 9, verify)
     flat = [(p, t) for p, of_problem in enumerate(tuples) for t in of_problem]
     assert len(flat) == 12 and {len(t.branches) for _, t in flat} == {0, 2}
-    assert len(judged) == sum(len(t.branches) for _, t in flat)
+    assert len(verified) == sum(len(t.branches) for _, t in flat)
     for p, t in flat:
         assert (t.strategies is None) == (t.error is not None) == (not t.branches)
         for strategy, b in zip(t.strategies or [], t.branches, strict=True):
             assert b.strategy == strategy and b.verdict is not None
-            whole = tokenizer.decode(b.prompt)
-            assert strategy in whole and f"Problem {'pq'[p]}." in whole
-            assert strategy not in tokenizer.decode(b.prompt[:b.shared]) and f"Problem {'pq'[p]}." in tokenizer.decode(b.prompt[:b.shared])
+            whole, shared = tokenizer.decode(b.prompt), tokenizer.decode(b.prompt[:b.shared])
+            statement = f"Problem {'pq'[p]}."
+            assert strategy in whole and statement in whole
+            assert strategy not in shared and statement in shared
 
 
-def test_a_planner_that_thinks_is_asked_to_and_a_thought_that_never_closes_is_no_plan(loaded, monkeypatch):
-    """Where stage 1 was trained with thoughts. The prompt opens the thought; the solver goes without."""
+def test_a_planner_that_thinks_is_asked_to_and_a_thought_that_never_closes_is_no_plan(
+        loaded, monkeypatch):
+    """Where stage 1 was trained with thoughts. The prompt opens the thought; the solver goes
+    without."""
     module, tokenizer, _ = loaded
     asked, parse = [], prompts.parse_plan
-    monkeypatch.setattr(prompts, "parse_plan", lambda text, k: asked.append(text) or ["zigzag", "roundabout"])
-    [[t]] = rollout.sample_tuples(Engine(module, tokenizer, 8), [Problem("p")], 1, 2, (0, 1), 12, 9, lambda *_: 0, think=True)
-    assert tokenizer.decode(t.prompt).endswith("<|im_start|>assistant\n<think>\n") and asked == [t.plan.text]
-    assert t.plan.text == "<think>" + tokenizer.decode(t.plan.ids if t.plan.finish == "length" else t.plan.ids[:-1])
-    assert all("</think>" in tokenizer.decode(b.prompt) and not b.sample.text.startswith("<think>") for b in t.branches)
+    monkeypatch.setattr(prompts, "parse_plan",
+                        lambda text, k: asked.append(text) or ["zigzag", "roundabout"])
+    [[t]] = rollout.sample_tuples(Engine(module, tokenizer, 8), [Problem("p")], 1, 2, (0, 1), 12, 9,
+                                  lambda *_: 0, think=True)
+    assert tokenizer.decode(t.prompt).endswith("<|im_start|>assistant\n<think>\n")
+    assert asked == [t.plan.text]
+    assert t.plan.text == "<think>" + tokenizer.decode(rollout.reply_ids(t.plan))
+    for b in t.branches:
+        assert "</think>" in tokenizer.decode(b.prompt)
+        assert not b.sample.text.startswith("<think>")
     assert parse("<think>A: no\nB: no\n</think>\nA: x\nB: y", 2) == ["x", "y"]
     with pytest.raises(prompts.PlanError):
         parse("<think>A: x\nB: y", 2)
     tokenizer = tiny.tokenizer()
     tokenizer.chat_template = tiny.TEMPLATE.replace("enable_thinking is false", "true")
-    with pytest.raises(ValueError, match="--with-think: this tokenizer.s chat template has no thinking"):
+    with pytest.raises(ValueError,
+                       match="--with-think: this tokenizer.s chat template has no thinking"):
         prompts.thought_mark(tokenizer)
-
-
-def _refuse():
-    raise prompts.PlanError("no")
 
 
 def test_a_rollout_can_be_abandoned_between_two_tokens(loaded):
@@ -288,8 +361,9 @@ def test_a_rollout_can_be_abandoned_between_two_tokens(loaded):
 
 def test_impossible_jobs_are_refused_in_words(loaded):
     module, tokenizer, _ = loaded
-    for job, said in ((Job([5] * 5000, (0,), 10), "context of 4096"), (Job([], (0,), 1), "needs a prompt"), (Job([1], (0,), 0), "needs a")):
-        with pytest.raises(ValueError, match=said):
+    for job, message in ((Job([5] * 5000, (0,), 10), "context of 4096"),
+                         (Job([], (0,), 1), "needs a prompt"), (Job([1], (0,), 0), "needs a")):
+        with pytest.raises(ValueError, match=message):
             run(module, tokenizer, [job], 8)
     with pytest.raises(ValueError, match="slots 0"):
         Engine(module, tokenizer, 0)
@@ -299,7 +373,8 @@ def test_impossible_jobs_are_refused_in_words(loaded):
 
 @pytest.mark.gpu
 def test_on_a_gpu_captured_steps_sample_what_eager_ones_do(loaded, monkeypatch):
-    """In fp32, where other widths of attention change no token here; and no operation of a step waits for the host."""
+    """In fp32, where other widths of attention change no token here; and no operation of a step
+    waits for the host."""
     _, tokenizer, folder = loaded
     module = model.load(folder, device="cuda")
     monkeypatch.setattr(rollout, "GRAPH_BUCKET", 128)

@@ -1,13 +1,13 @@
-"""Makers of tiny checkpoints and of a tokenizer, for everybody's tests. Equal arguments make equal folders.
+"""Makers of tiny checkpoints and of a tokenizer, for all tests. Equal arguments, equal folders.
 
-    tiny.qwen(folder)                    # Qwen3.5 text layout, as transformers' text class writes it
-    tiny.qwen_composite(folder)          # the released layout: vision tower, MTP tensors, several shards
+    tiny.qwen(folder)                    # Qwen3.5 text layout, as in transformers' text class
+    tiny.qwen_composite(folder)          # the released layout: vision tower, MTP tensors, shards
     tiny.gemma4(folder)                  # Gemma 4 E2B in small; composite=True: with a vision tower
     tiny.llama(folder)                   # any other small causal LM
-    tiny.tokenizer()                     # byte-level BPE, 390 words, a chat template with enable_thinking
+    tiny.tokenizer()                     # byte-level BPE, 390 words, template with enable_thinking
 
-Each maker writes a Hugging Face folder, tokenizer included, and returns its path. Noise is added to the
-initial weights, so that no norm is 1 and no row 0, and every tensor matters to the logits.
+Each maker writes a Hugging Face folder, tokenizer included, and returns its path. Noise is added to
+the initial weights: no norm is 1, no row is 0, and every tensor matters to the logits.
 """
 
 import json
@@ -22,9 +22,11 @@ import model
 
 VOCAB = 512
 END, PAD = "<|im_end|>", "<|endoftext|>"
-TEXT = """Read the numbers. Keep the small ones for 5 and print their size. A: Count them. B: Sum them up to
-5. You are given an array of n integers. Write a program that prints the answer. def solve(n): return [int(x)
-for x in input().split()]\nfor i in range(n):\n    print(sum(a[i] for i in range(n) if a[i] % 2 == 0))\n"""
+TEXT = (
+    "Read the numbers. Keep the small ones for 5 and print their size. A: Count them. B: Sum them "
+    "up to\n5. You are given an array of n integers. Write a program that prints the answer. def "
+    "solve(n): return [int(x)\nfor x in input().split()]\nfor i in range(n):\n"
+    "    print(sum(a[i] for i in range(n) if a[i] % 2 == 0))\n")
 TEMPLATE = """{%- for m in messages %}<|im_start|>{{ m.role }}
 {{ m.content }}<|im_end|>
 {% endfor %}{%- if add_generation_prompt %}<|im_start|>assistant
@@ -41,7 +43,7 @@ QWEN = dict(vocab_size=VOCAB, hidden_size=64, intermediate_size=128, num_hidden_
 
 
 def tokenizer() -> transformers.PreTrainedTokenizerFast:
-    """Byte-level BPE of fewer than VOCAB words, as released tokenizers have fewer than their models."""
+    """Byte-level BPE of fewer words than VOCAB, as released tokenizers and models have it."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -70,7 +72,7 @@ def tensors(folder) -> dict[str, torch.Tensor]:
 
 
 def edit(folder, change=None, **config) -> None:
-    """Change the tensors of a single-file checkpoint with change(tensors), and keys of its config."""
+    """Change tensors of a single-file checkpoint with change(tensors), and keys of its config."""
     raw = json.loads((folder / "config.json").read_text()) | config
     (folder / "config.json").write_text(json.dumps(raw))
     if change:
@@ -89,7 +91,7 @@ def stir(module: torch.nn.Module, seed: int) -> torch.nn.Module:
 
 
 def _finish(folder: Path) -> Path:
-    """Tokenizer, and a generation_config.json with two end ids, as the released checkpoints have."""
+    """Tokenizer, and a generation_config.json with two end ids, as in released checkpoints."""
     made = tokenizer()
     made.save_pretrained(folder)
     ends = {"eos_token_id": [made.eos_token_id, made.pad_token_id]}
@@ -104,12 +106,13 @@ def qwen(folder, seed: int = 0, **config) -> Path:
 
 
 def qwen_composite(folder, seed: int = 0, shards: int = 3, **config) -> Path:
-    """The layout of the released checkpoints, written by transformers: a composite config, tensors of
-    `model.language_model` beside `model.visual`, and MTP tensors; in `shards` files with an index."""
-    folder, text = Path(folder), {k: v for k, v in model.Config.from_json(QWEN | config).to_json().items()
-                                  if k not in ("architectures", "rope_theta")}
-    vision = dict(depth=1, hidden_size=16, intermediate_size=32, num_heads=2, num_position_embeddings=16,
-                  patch_size=2, out_hidden_size=text["hidden_size"])
+    """The layout of released checkpoints, written by transformers: a composite config, tensors of
+    `model.language_model` beside `model.visual`, MTP tensors; in `shards` files with an index."""
+    folder = Path(folder)
+    text = model.Config.from_json(QWEN | config).to_json()
+    del text["architectures"]
+    vision = dict(depth=1, hidden_size=16, intermediate_size=32, num_heads=2,
+                  num_position_embeddings=16, patch_size=2, out_hidden_size=text["hidden_size"])
     torch.manual_seed(seed)
     whole = transformers.Qwen3_5ForConditionalGeneration(transformers.Qwen3_5Config(
         text_config=text, vision_config=vision, tie_word_embeddings=text["tie_word_embeddings"]))
@@ -123,24 +126,27 @@ def qwen_composite(folder, seed: int = 0, shards: int = 3, **config) -> Path:
         part = {n: tensors[n] for n in names[i::shards]}
         save_file(part, folder / file, metadata={"format": "pt"})
         index |= dict.fromkeys(part, file)
-    whole = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": index}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(whole))
+    size = sum(t.nbytes for t in tensors.values())
+    index = {"metadata": {"total_size": size}, "weight_map": index}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return _finish(folder)
 
 
 def gemma4(folder, seed: int = 0, composite: bool = False) -> Path:
-    """Gemma 4 in small, with all that makes it different: sliding and full layers of different head widths,
-    layers that reuse keys and values, per-layer embeddings, soft-capped logits."""
+    """Gemma 4 in small, with all that makes it different: sliding and full layers of different head
+    widths, layers that reuse keys and values, per-layer embeddings, soft-capped logits."""
     text = dict(vocab_size=VOCAB, hidden_size=64, intermediate_size=128, num_hidden_layers=6,
                 num_attention_heads=4, num_key_value_heads=1, head_dim=16, global_head_dim=32,
                 sliding_window=16, num_kv_shared_layers=2, use_double_wide_mlp=True,
                 hidden_size_per_layer_input=8, vocab_size_per_layer_input=VOCAB,
-                final_logit_softcapping=30.0, max_position_embeddings=4096, bos_token_id=None, pad_token_id=0,
-                eos_token_id=2, layer_types=["sliding_attention", "full_attention"] * 3)
+                final_logit_softcapping=30.0, max_position_embeddings=4096, bos_token_id=None,
+                pad_token_id=0, eos_token_id=2,
+                layer_types=["sliding_attention", "full_attention"] * 3)
     torch.manual_seed(seed)
     if composite:
-        vision = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-                      num_key_value_heads=2, head_dim=8, patch_size=4, position_embedding_size=16)
+        vision = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+                      num_attention_heads=2, num_key_value_heads=2, head_dim=8, patch_size=4,
+                      position_embedding_size=16)
         made = transformers.Gemma4ForConditionalGeneration(transformers.Gemma4Config(
             text_config=text, vision_config=vision, audio_config=None))
     else:
@@ -153,7 +159,7 @@ def llama(folder, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     made = transformers.LlamaForCausalLM(transformers.LlamaConfig(
         vocab_size=VOCAB, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096, bos_token_id=None,
-        eos_token_id=2, pad_token_id=0))
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096,
+        bos_token_id=None, eos_token_id=2, pad_token_id=0))
     stir(made, seed).save_pretrained(folder)
     return _finish(Path(folder))
