@@ -122,7 +122,7 @@ KILLS = {"x86_64": {62: 1, 200: 1, 234: 2}, "aarch64": {129: 1, 130: 1, 131: 2}}
 # A program that lowers its own limit of CPU time would die of SIGKILL, too: setrlimit, prlimit64.
 SETS_LIMIT = {"x86_64": {160: 0, 302: 1}, "aarch64": {164: 0, 261: 1}}
 RLIMIT_CPU, MAGIC_ARGUMENT = 0, 3
-LIKE_SIGKILL = 64       # what a program's own SIGKILL arrives as: nothing handles it, it ends a process
+LIKE_SIGKILL = 64       # what a program's own SIGKILL arrives as; nothing handles it
 SESSIONS = {"x86_64": {109, 112}, "aarch64": {154, 157}}            # setpgid, setsid
 SIGNALS = {"x86_64": {62, 200, 234}, "aarch64": {129, 130, 131}}    # kill, tkill, tgkill
 # truncate, chmod, utime and their kin: only an image keeps them from your files, Landlock does not
@@ -177,6 +177,28 @@ LOAD, MASK, RETURN, EQUAL, AT_LEAST = 0x20, 0x54, 0x06, 0x15, 0x35      # classi
 ALLOW, EPERM, ENOSYS, KILL = 0x7FFF0000, 0x50000 | 1, 0x50000 | 38, 0x80000000
 
 
+def rules_for_kills(machine: str, magic: int) -> list[list[int]]:
+    """Part of the filter; the number of the call is loaded before it and after it."""
+    code = []
+    for call, argument in KILLS[machine].items():
+        code += [[EQUAL, 0, 6, call],
+                 [LOAD, 0, 0, 16 + 8 * argument],
+                 [EQUAL, 0, 3, signal.SIGKILL],
+                 [LOAD, 0, 0, 16 + 8 * MAGIC_ARGUMENT],
+                 [EQUAL, 1, 0, magic],
+                 [RETURN, 0, 0, EPERM],
+                 [LOAD, 0, 0, 0]]
+    for call, argument in SETS_LIMIT[machine].items():
+        code += [[EQUAL, 0, 6, call],
+                 [LOAD, 0, 0, 16 + 8 * argument],
+                 [EQUAL, 0, 3, RLIMIT_CPU],
+                 [LOAD, 0, 0, 24 + 8 * argument],
+                 [EQUAL, 1, 0, 0],      # no new limit: prlimit64 only reads it
+                 [RETURN, 0, 0, EPERM],
+                 [LOAD, 0, 0, 0]]
+    return code
+
+
 def seccomp_filter(machine: str, isolated: bool, signals_stay: bool, magic: int = 0) -> bytes:
     """The filter as classic BPF: a few calls by an argument, the others by a search over intervals.
 
@@ -199,22 +221,7 @@ def seccomp_filter(machine: str, isolated: bool, signals_stay: bool, magic: int 
     emit(EQUAL, number["arch"], 1, 0)
     emit(RETURN, KILL)
     emit(LOAD, 0)
-    for call, argument in KILLS[machine].items():
-        emit(EQUAL, call, 0, 6)
-        emit(LOAD, 16 + 8 * argument)
-        emit(EQUAL, signal.SIGKILL, 0, 3)
-        emit(LOAD, 16 + 8 * MAGIC_ARGUMENT)
-        emit(EQUAL, magic, 1, 0)
-        emit(RETURN, EPERM)
-        emit(LOAD, 0)       # go on with the number of the call
-    for call, argument in SETS_LIMIT[machine].items():
-        emit(EQUAL, call, 0, 6)
-        emit(LOAD, 16 + 8 * argument)
-        emit(EQUAL, RLIMIT_CPU, 0, 3)
-        emit(LOAD, 24 + 8 * argument)
-        emit(EQUAL, 0, 1, 0)        # no new limit: prlimit64 only reads it
-        emit(RETURN, EPERM)
-        emit(LOAD, 0)
+    code += rules_for_kills(machine, magic)
     for name, (argument, bits, values) in ARGUMENTS.items():
         if name in number:
             emit(EQUAL, number[name], 0, len(values) + 4)
