@@ -27,7 +27,9 @@ def mean(values) -> float:
 # Records: a line in samples.jsonl
 
 def branch_record(branch: rollout.Branch, advantage: float) -> dict:
+    blocks, cut = prompts.find_blocks(branch.sample.text)
     return {"strategy": branch.strategy, "reply": branch.sample.text,
+            "blocks": len(blocks), "block_cut": cut,
             "tokens": len(branch.sample.ids), "finish": branch.sample.finish,
             "status": branch.verdict.status, "tests_passed": branch.verdict.tests_passed,
             "r": float(branch.verdict.passed), "a": advantage}
@@ -39,6 +41,7 @@ def tuple_record(t: rollout.Tuple, a: Tensor) -> dict:
     branches = [branch_record(b, a[i].item()) for i, b in enumerate(t.branches)]
     return {"plan": t.plan.text, "plan_tokens": len(t.plan.ids), "plan_finish": t.plan.finish,
             "strategies": t.strategies, "error": t.error, "p_pass": t.p_pass,
+            "near_miss": not t.strategies and bool(prompts.find_near_miss(t.plan.text, len(a))),
             "duplicate_literal": has_duplicate(t.strategies or []), "branches": branches}
 
 
@@ -57,6 +60,7 @@ def tuple_metrics(records: list[dict], k: int) -> dict:
         by_problem[t["problem_id"]].append(t)
     metrics = {
         "parsed": mean(t["strategies"] is not None for t in records),
+        "plan_near_miss": mean(t["near_miss"] for t in records),
         "J": mean(t["J"] for t in records),
         "R_plan": mean(t["R_plan"] for t in records),
         "sparsity": mean(t["R_plan"] == 0 for t in records),
@@ -92,7 +96,9 @@ def outcome_metrics(records: list[dict], k: int) -> dict:
 
 def branch_metrics(branches: list[dict]) -> dict:
     metrics = {"solve_tokens": mean(b["tokens"] for b in branches),
-               "solve_cut": mean(b["finish"] == "length" for b in branches)}
+               "solve_cut": mean(b["finish"] == "length" for b in branches),
+               "several_blocks": mean(b["blocks"] > 1 for b in branches),
+               "block_cut": mean(b["block_cut"] for b in branches)}
     for status in sorted({b["status"] for b in branches}):
         metrics[f"status/{status}"] = mean(b["status"] == status for b in branches)
     return metrics

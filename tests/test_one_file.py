@@ -47,7 +47,7 @@ def test_its_marginal_credit_is_what_the_tuple_loses_without_the_branch():
 
 def test_the_solver_stops_listening_under_eq_11_and_not_under_marginal_credit():
     torch.manual_seed(0)
-    [(_, start, _), (_, _, paper_obeys)] = toy.train_cppo(toy.siblings, steps=120, every=120)
-    [_, (_, marginal_pass, marginal_obeys)] = toy.train_cppo(toy.marginal, steps=120, every=120)
+    [(_, start, _), (_, _, paper_obeys)] = toy.train_cppo(toy.siblings, steps=100, every=100)
+    [_, (_, marginal_pass, marginal_obeys)] = toy.train_cppo(toy.marginal, steps=100, every=100)
     assert paper_obeys < 0.6 < 0.7 < marginal_obeys
     assert marginal_pass > start + 0.15
