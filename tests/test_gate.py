@@ -24,7 +24,7 @@ def scored(n: int, seed: int, values: int) -> tuple[list[float], list[int]]:
     return p, [1, 0, *labels[2:]]
 
 
-# ---------------------------------------------------------------------------------------- acceptance
+# ------------------------------------------------------------------------------------- acceptance
 
 @pytest.mark.parametrize("values", [1, 2, 7, 1000])
 def test_auc_is_the_share_of_pairs_in_the_right_order_a_tie_counting_half(values):
@@ -52,13 +52,16 @@ def test_each_roc_point_is_what_its_tau_accepts():
 
 
 def test_acceptance_worked_by_hand():
-    """tau 0.5 keeps three of four positives and one of four negatives; of 16 pairs 13 are in order and one is
-    a tie."""
+    """tau 0.5 keeps three of four positives and one of four negatives; of 16 pairs 13 are in
+    order and one is a tie."""
     p, labels = [0.9, 0.8, 0.5, 0.1, 0.7, 0.4, 0.1, 0.0], [1, 1, 1, 1, 0, 0, 0, 0]
     figures = gate.acceptance(p, labels, 0.5)
-    pairs_in_order = 4 + 4 + 3 + 1.5                 # 0.9 and 0.8 beat all four, 0.5 three, 0.1 one and a tie
+    # 0.9 and 0.8 beat all four, 0.5 three, 0.1 one and a tie
+    pairs_in_order = 4 + 4 + 3 + 1.5
     assert figures["auc"] == pairs_in_order / 16
-    assert {figures[x] for x in ("recall", "specificity", "balanced_accuracy", "precision")} == {0.75}
+    assert {figures[x] for x in ("recall", "specificity", "balanced_accuracy", "precision")} == {
+        0.75
+    }
     assert figures["accepted"] and figures["failed"] == []
     assert (figures["positives"], figures["negatives"], figures["tau"]) == (4, 4, 0.5)
 
@@ -66,9 +69,12 @@ def test_acceptance_worked_by_hand():
 @pytest.mark.parametrize("p, tau, failed", [
     ([.9, .8, .7, .6, .5, .4], 0.65, []),                             # in order: every figure is 1
     ([.9, .8, .1, .6, .5, .4], 0.65, ["auc"]),                        # recall 2/3, precision 1
-    ([.9, .8, .7, .6, .5, .4], 0.95, ["balanced_accuracy", "precision", "recall"]),     # accepts nothing
-    ([.9, .8, .7, .6, .5, .4], 0.45, ["balanced_accuracy", "precision"]),               # 3 of 3, 2 of 3
-    ([.9, .5, .4, .8, .3, .2], 0.6, ["balanced_accuracy", "precision", "recall"]),      # 1 of 3, 1 of 3
+    # accepts nothing
+    ([.9, .8, .7, .6, .5, .4], 0.95, ["balanced_accuracy", "precision", "recall"]),
+    # 3 of 3, 2 of 3
+    ([.9, .8, .7, .6, .5, .4], 0.45, ["balanced_accuracy", "precision"]),
+    # 1 of 3, 1 of 3
+    ([.9, .5, .4, .8, .3, .2], 0.6, ["balanced_accuracy", "precision", "recall"]),
 ])
 def test_each_threshold_of_appendix_d_refuses_by_itself(p, tau, failed):
     figures = gate.acceptance(p, [1, 1, 1, 0, 0, 0], tau)
@@ -77,7 +83,12 @@ def test_each_threshold_of_appendix_d_refuses_by_itself(p, tau, failed):
 
 
 def test_the_thresholds_are_those_of_the_paper():
-    assert gate.ACCEPTANCE == {"auc": 0.75, "balanced_accuracy": 0.70, "precision": 0.65, "recall": 0.65}
+    assert gate.ACCEPTANCE == {
+        "auc": 0.75,
+        "balanced_accuracy": 0.70,
+        "precision": 0.65,
+        "recall": 0.65,
+    }
     assert gate.TAU == 0.17
 
 
@@ -97,18 +108,25 @@ def test_the_chosen_tau_is_the_largest_that_keeps_the_recall(n, recall):
 
 def test_figures_without_both_labels_are_refused():
     for labels in ([1, 1], [0, 0]):
-        for figure in (gate.auc, gate.roc, gate.choose_tau, lambda p, z: gate.acceptance(p, z, 0.5)):
+        for figure in (
+            gate.auc,
+            gate.roc,
+            gate.choose_tau,
+            lambda p, z: gate.acceptance(p, z, 0.5),
+        ):
             with pytest.raises(ValueError, match="cannot be measured without both"):
                 figure([0.1, 0.2], labels)
 
 
-# ---------------------------------------------------------------------------------------- the rule gate
+# ---------------------------------------------------------------------------------- the rule gate
 
 @pytest.mark.parametrize("plan, p", [
     ("A: Sort them.\nB: Count each.\nC: Use a heap.\nD: Scan once.", 1.0),
     ("A: Sort them.\nB: Count each.\nC: Use a heap.", 0.0),                          # three methods
-    ("A: Sort them.\nB: sort them\nC: Use a heap.\nD: Scan once.", 0.0),             # a literal duplicate
-    ("A: Sort them.\nB: Order the items.\nC: Use a heap.\nD: Scan once.", 1.0),      # one in other words
+    # a literal duplicate
+    ("A: Sort them.\nB: sort them\nC: Use a heap.\nD: Scan once.", 0.0),
+    # one in other words
+    ("A: Sort them.\nB: Order the items.\nC: Use a heap.\nD: Scan once.", 1.0),
     ("A: print(sum(a))\nB: Count each.\nC: Use a heap.\nD: Scan once.", 0.0),        # code
     ("", 0.0),
 ])
@@ -117,7 +135,7 @@ def test_the_rule_gate_sees_the_visible_contract_and_no_more(plan, p):
     assert g.p_pass([(Label("a", "s", plan, 1), plan)]) == [p] and (p >= g.tau) == bool(p)
 
 
-# ---------------------------------------------------------------------------------------- p(Pass | x, S)
+# --------------------------------------------------------------------------------- p(Pass | x, S)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -127,8 +145,10 @@ def folder(tmp_path_factory):
 def pairs(n: int, seed: int = 0) -> list[tuple[Label, str]]:
     """Statements and plans of very different lengths."""
     rng = random.Random(seed)
-    labels = [Label(f"q{i}", "word " * rng.randint(1, 30), "A: " + "step " * rng.randint(1, 30), i % 2)
-              for i in range(n)]
+    labels = [
+        Label(f"q{i}", "word " * rng.randint(1, 30), "A: " + "step " * rng.randint(1, 30), i % 2)
+        for i in range(n)
+    ]
     return [(x, x.plan) for x in labels]
 
 
@@ -143,8 +163,12 @@ def test_p_pass_is_the_softmax_of_transformers_logits_over_the_two_verdict_token
     for problem, plan in pairs(5):
         ids = prompts.encode(tokenizer, prompts.gate(problem, plan, 4))
         with torch.no_grad():
-            expected.append(theirs(torch.tensor([ids])).logits[0, -1, list(two)].softmax(-1)[0].item())
-    assert Gate(model.load(tmp_path), tokenizer).p_pass(pairs(5)) == pytest.approx(expected, rel=2e-5)
+            expected.append(
+                theirs(torch.tensor([ids])).logits[0, -1, list(two)].softmax(-1)[0].item()
+            )
+    assert Gate(model.load(tmp_path), tokenizer).p_pass(pairs(5)) == pytest.approx(
+        expected, rel=2e-5
+    )
     assert max(expected) > 1.005 * min(expected)
 
 
@@ -161,7 +185,9 @@ def test_the_gate_judges_the_plan_without_its_thought(folder):
     problem = Label("q", "Sum.", "", 1)
     plans = "A: Sort them.", "<think>\nHm.\n</think>\n\nA: Sort them.", "<think>\nA: Sort them.", ""
     bare, after_thought, in_thought, empty = judge.p_pass([(problem, plan) for plan in plans])
-    assert after_thought == pytest.approx(bare, rel=1e-5) and in_thought == pytest.approx(empty, rel=1e-5)
+    assert after_thought == pytest.approx(bare, rel=1e-5) and in_thought == pytest.approx(
+        empty, rel=1e-5
+    )
     assert bare != pytest.approx(empty, rel=1e-4)
 
 
@@ -175,10 +201,13 @@ def test_verdict_words_that_begin_with_one_token_are_refused(folder):
         gate.verdict_ids(AutoTokenizer.from_pretrained(folder), ("Pass", "Pity"))
 
 
-# ---------------------------------------------------------------------------------------- training
+# --------------------------------------------------------------------------------------- training
 
-def test_fit_s_loss_is_the_cross_entropy_of_p_and_its_gradient_that_of_one_batch(folder, monkeypatch):
-    """Whatever the token budget; p(1 - p) and the rest are left to autograd on the plain formula."""
+def test_fit_s_loss_is_the_cross_entropy_of_p_and_its_gradient_that_of_one_batch(
+    folder, monkeypatch
+):
+    """Whatever the token budget; p(1 - p) and the rest are left to autograd on the plain
+    formula."""
     monkeypatch.setitem(prompts.TEMPLATES, "gate", "{plan}")
     tokenizer, labels = AutoTokenizer.from_pretrained(folder), [x for x, _ in pairs(4)]
     module = model.load(folder, dtype=torch.float64)
@@ -192,11 +221,23 @@ def test_fit_s_loss_is_the_cross_entropy_of_p_and_its_gradient_that_of_one_batch
     norm = torch.cat([g.flatten() for g in expected.values()]).norm()
     for budget in (1, 10 ** 6):
         module = model.load(folder, dtype=torch.float64)
-        sgd = torch.optim.SGD(module.parameters(), lr=1.0)      # a step moves the weights by their gradient
+        # a step moves the weights by their gradient
+        sgd = torch.optim.SGD(module.parameters(), lr=1.0)
         before = {n: w.detach().clone() for n, w in module.named_parameters()}
-        [step] = gate.fit(module, tokenizer, labels, sgd, epochs=1, batch_size=4, lr=1.0, max_grad_norm=0,
-                          token_budget=budget)
+        [step] = gate.fit(
+            module,
+            tokenizer,
+            labels,
+            sgd,
+            epochs=1,
+            batch_size=4,
+            lr=1.0,
+            max_grad_norm=0,
+            token_budget=budget,
+        )
         assert step["loss"] == pytest.approx(plain.item(), rel=1e-9)
         assert step["correct"] == pytest.approx(((p > 0.5) == (z > 0)).double().mean().item())
-        off = [(before[n] - w.detach() - expected[n]).flatten() for n, w in module.named_parameters()]
+        off = [
+            (before[n] - w.detach() - expected[n]).flatten() for n, w in module.named_parameters()
+        ]
         assert torch.cat(off).norm() < 1e-9 * norm

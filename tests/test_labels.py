@@ -18,14 +18,19 @@ def pool(spec: dict[str, tuple[int, dict[str, int]]]) -> list[Label]:
 
 def test_balancing_gives_every_problem_as_many_pass_as_fail():
     rng = random.Random(0)
-    labels = pool({f"q{i}": (rng.randint(1, 3), {"leak": rng.randint(1, 3), "vague": rng.randint(0, 2)})
-                   for i in range(40)})
+    labels = pool(
+        {
+            f"q{i}": (rng.randint(1, 3), {"leak": rng.randint(1, 3), "vague": rng.randint(0, 2)})
+            for i in range(40)
+        }
+    )
     chosen = balance(labels, seed=1)
     sides = Counter((x.problem_id, x.label) for x in chosen)
     for q in {x.problem_id for x in labels}:
         have = Counter(x.label for x in labels if x.problem_id == q)
         assert sides[q, 0] == sides[q, 1] == min(have[0], have[1])
-    assert len({(x.problem_id, x.plan, x.kind) for x in chosen}) == len(chosen)      # no label twice
+    # no label twice
+    assert len({(x.problem_id, x.plan, x.kind) for x in chosen}) == len(chosen)
 
 
 def test_problems_with_one_label_only_are_matched_with_each_other_a_round_at_a_time():
@@ -37,8 +42,11 @@ def test_problems_with_one_label_only_are_matched_with_each_other_a_round_at_a_t
 
 
 def test_balancing_keeps_the_kinds_of_negative_even():
-    """Four kinds, of which one makes up 7 of 10 negatives of the pool: a quarter of each comes out."""
-    labels = pool({f"q{i}": (1, {"duplicate": 7, "leak": 1, "vague": 1, "off_topic": 1}) for i in range(40)})
+    """Four kinds, of which one makes up 7 of 10 negatives of the pool: a quarter of each comes
+    out."""
+    labels = pool(
+        {f"q{i}": (1, {"duplicate": 7, "leak": 1, "vague": 1, "off_topic": 1}) for i in range(40)}
+    )
     assert Counter(x.kind for x in balance(labels) if not x.label) == dict.fromkeys(
         ("duplicate", "leak", "vague", "off_topic"), 10)
 
@@ -66,19 +74,36 @@ def test_labels_survive_a_file(tmp_path):
     assert load_labels(tmp_path / "x.jsonl") == labels
 
 
-@pytest.mark.parametrize("line, complaint", [
-    ("{", "line 2: not JSON"),
-    ('["a"]', "line 2: a gate label is an object"),
-    ('{"problem_id": "a", "statement": "s", "label": 1}', "line 2: a gate label is an object"),
-    ('{"problem_id": "a", "statement": "s", "plan": "p", "label": "Pass"}', "line 2: \"label\" must be 1"),
-    ('{"problem_id": "a", "statement": "s", "plan": "p", "label": 0.5}', "line 2: \"label\" must be 1"),
-    ('{"problem_id": "a", "statement": 3, "plan": "p", "label": 1}', 'line 2: "statement" must be text, not 3'),
-    ('{"problem_id": ' + "1" * 5000, "line 2: not JSON"),
-    ('{"problem_id": "a", "plan": "p", "label": 1}', "line 2: it has no \"statement\".*--problems"),
-])
+@pytest.mark.parametrize(
+    "line, complaint",
+    [
+        ("{", "line 2: not JSON"),
+        ('["a"]', "line 2: a gate label is an object"),
+        ('{"problem_id": "a", "statement": "s", "label": 1}', "line 2: a gate label is an object"),
+        (
+            '{"problem_id": "a", "statement": "s", "plan": "p", "label": "Pass"}',
+            'line 2: "label" must be 1',
+        ),
+        (
+            '{"problem_id": "a", "statement": "s", "plan": "p", "label": 0.5}',
+            'line 2: "label" must be 1',
+        ),
+        (
+            '{"problem_id": "a", "statement": 3, "plan": "p", "label": 1}',
+            'line 2: "statement" must be text, not 3',
+        ),
+        ('{"problem_id": ' + "1" * 5000, "line 2: not JSON"),
+        (
+            '{"problem_id": "a", "plan": "p", "label": 1}',
+            'line 2: it has no "statement".*--problems',
+        ),
+    ],
+)
 def test_a_broken_label_line_is_named_with_its_file_and_number(tmp_path, line, complaint):
     path = tmp_path / "labels.jsonl"
-    path.write_text('{"problem_id": "b", "statement": "s", "plan": "p", "label": 1}\n' + line + "\n")
+    path.write_text(
+        '{"problem_id": "b", "statement": "s", "plan": "p", "label": 1}\n' + line + "\n"
+    )
     with pytest.raises(ValueError, match=complaint) as e:
         load_labels(path)
     assert str(path) in str(e.value) and "\n" not in str(e.value)

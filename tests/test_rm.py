@@ -32,14 +32,17 @@ def easy(n: int, seed: int) -> list[Label]:
     rng = random.Random(seed)
     kinds = ["duplicate", "leak", "vague", "off_topic"]
     number = lambda: rng.randint(10, 99)
-    return [Label(f"{seed}/q{i}", f"Problem {i} of {seed}.", f"{number()} {word} {number()}", z, kind)
-            for i in range(n) for z, word, kind in ((1, "sort", ""), (0, "code", kinds[i % 4]))]
+    return [
+        Label(f"{seed}/q{i}", f"Problem {i} of {seed}.", f"{number()} {word} {number()}", z, kind)
+        for i in range(n)
+        for z, word, kind in ((1, "sort", ""), (0, "code", kinds[i % 4]))
+    ]
 
 
 @pytest.fixture
 def runs(tmp_path, monkeypatch):
-    """A working folder of its own with short prompts; afterwards no process group and no signal handler are
-    left."""
+    """A working folder of its own with short prompts; afterwards no process group and no signal
+    handler are left."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(prompts, "TEMPLATES", dict(prompts.TEMPLATES))
     Path("prompts.json").write_text(json.dumps({"gate": "{plan}"}))
@@ -53,10 +56,31 @@ def runs(tmp_path, monkeypatch):
 
 
 def train(folder: Path, *more: str) -> int:
-    return train_rm.main(train_rm.parse_args(
-        ["--model", str(folder), "--run", "r", "--labels", "train.jsonl", "--val", "val.jsonl",
-         "--prompts", "prompts.json", "--device", "cpu", "--batch-size", "8", "--epochs", "5", "--lr", "2e-3",
-         *more]))
+    return train_rm.main(
+        train_rm.parse_args(
+            [
+                "--model",
+                str(folder),
+                "--run",
+                "r",
+                "--labels",
+                "train.jsonl",
+                "--val",
+                "val.jsonl",
+                "--prompts",
+                "prompts.json",
+                "--device",
+                "cpu",
+                "--batch-size",
+                "8",
+                "--epochs",
+                "5",
+                "--lr",
+                "2e-3",
+                *more,
+            ]
+        )
+    )
 
 
 def metrics(stage: Path) -> list[dict]:
@@ -70,13 +94,19 @@ def test_a_gate_that_learned_is_accepted_and_loads_and_says_what_it_is(folder, r
     said = capsys.readouterr().out
     final = runs / "runs/r/gate/final"
     card = json.loads((final / "gate.json").read_text())
-    assert "gate accepted" in said and "caught: off_topic (2)" in said and "above the rule gate's by" in said
+    assert (
+        "gate accepted" in said
+        and "caught: off_topic (2)" in said
+        and "above the rule gate's by" in said
+    )
     assert card["accepted"] and card["metrics"]["auc"] > 0.95
     assert card["verdict_words"] == ["Pass", "Fail"] and card["k"] == 4
     assert card["rule_gate"]["auc"] == 0.5                            # no plan of these parses
     judge, val = Gate.load(final), load_labels(final / "labels_val.jsonl")
     p = judge.p_pass([(x, x.plan) for x in val])
-    assert [x for x, _ in gate_report.read_decisions(final / "labels_val.jsonl")[0]] == pytest.approx(p, rel=1e-6)
+    assert [
+        x for x, _ in gate_report.read_decisions(final / "labels_val.jsonl")[0]
+    ] == pytest.approx(p, rel=1e-6)
     assert judge.tau == card["tau"] == gate.choose_tau(p, [x.label for x in val]) and len(val) == 20
     assert gate.acceptance(p, [x.label for x in val], judge.tau)["recall"] >= 0.95
     assert not any(w.requires_grad for w in judge.module.parameters())
@@ -93,7 +123,8 @@ def test_a_gate_that_learned_is_accepted_and_loads_and_says_what_it_is(folder, r
 def test_a_gate_that_fails_acceptance_ends_with_status_3_and_is_never_loaded(folder, runs, capsys):
     opposite = [Label(x.problem_id, x.statement, x.plan, 1 - x.label) for x in easy(10, 2)]
     save_labels("val.jsonl", opposite)
-    for _ in range(2):                                                # asked again, it says so again
+    # asked again, it says so again
+    for _ in range(2):
         assert train(folder, "--steps", "4") == 3
         said = capsys.readouterr().err
         assert "gate NOT accepted: auc 0." in said and "--fresh" in said
@@ -153,7 +184,9 @@ def test_a_run_cut_off_anywhere_ends_bit_for_bit_like_one_that_was_not(
     assert [row["step"] for row in metrics(stage) if "val_auc" in row] == [6, 12]
     a, b = (load_file(s / "final" / "model.safetensors") for s in (stage, undisturbed))
     assert a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
-    card, expected = (json.loads((s / "final" / "gate.json").read_text()) for s in (stage, undisturbed))
+    card, expected = (
+        json.loads((s / "final" / "gate.json").read_text()) for s in (stage, undisturbed)
+    )
     assert card == expected
 
 
@@ -177,7 +210,10 @@ def test_of_the_epochs_the_one_with_the_highest_held_out_auc_is_the_gate(folder,
     monkeypatch.setattr(gate, "fit", watched)
     assert train(folder, "--epochs", "3") in (0, 3)
     final = dict(model.load(runs / "runs/r/gate/final").named_parameters())
-    assert json.loads((runs / "runs/r/gate/final/gate.json").read_text())["step"] == 12 and len(kept) == 3
+    assert (
+        json.loads((runs / "runs/r/gate/final/gate.json").read_text())["step"] == 12
+        and len(kept) == 3
+    )
     assert all(torch.equal(final[n], kept[1][n]) for n in final)
     assert not all(torch.equal(final[n], kept[2][n]) for n in final)
 
@@ -192,9 +228,15 @@ def test_kinds_of_fault_that_are_rare_or_missing_are_named(folder, runs, capsys)
 
 def test_one_pool_is_split_by_problem(folder, runs):
     train(folder, "--steps", "1", "--labels", "train.jsonl", "--val", "")
-    sides = [load_labels(runs / f"runs/r/gate/final/labels_{side}.jsonl") for side in ("train", "val")]
+    sides = [
+        load_labels(runs / f"runs/r/gate/final/labels_{side}.jsonl") for side in ("train", "val")
+    ]
     train_ids, val_ids = ({x.problem_id for x in side} for side in sides)
-    assert sum(map(len, sides)) == 48 and len(train_ids) + len(val_ids) == 24 and not train_ids & val_ids
+    assert (
+        sum(map(len, sides)) == 48
+        and len(train_ids) + len(val_ids) == 24
+        and not train_ids & val_ids
+    )
 
 
 @pytest.mark.parametrize("more, complaint", [
