@@ -149,7 +149,7 @@ def half_open_gate(folder: Path, base: Path) -> gate.Gate:
     pairs = [(problem, plan) for problem in problems() for plan in plans]
     judge.tau = sorted(judge.p_pass(pairs))[len(pairs) // 2]
     model.save(judge.module, folder, judge.tokenizer)
-    gate.write_card(str(folder), judge, {"accepted": True, "failed": []})
+    judge.write_card(folder, {"accepted": True, "failed": []})
     return judge
 
 

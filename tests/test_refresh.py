@@ -16,6 +16,7 @@ import gate
 import model
 import prompts
 from lib import run as lib_run
+from lib.labels import Label, load_labels, save_labels
 
 FLAGS = ("--steps", "2", "--problems-per-step", "1", "--skip-audit", "--refresh-every", "1")
 JUDGE = ("--judge", "toy:judge")
@@ -23,11 +24,11 @@ ANY_GATE = {"auc": 0.0}             # an acceptance that every candidate passes
 POOL = "gate_pool/000001.jsonl"     # in the stage folder
 
 
-def old_labels() -> list[gate.Label]:
+def old_labels() -> list[Label]:
     """The judge's labels of plans for the toy problems, and for ten that the run does not have."""
     plans = [(f"toy/{s}", s, way) for s in toy.STATEMENTS for way in "12"]
     plans += [(f"other {i}", f"other {i}", way) for i in range(10) for way in "13"]
-    return [gate.Label(problem_id, statement, f"A: use 1\nB: use {way}", int(way != "1"))
+    return [Label(problem_id, statement, f"A: use 1\nB: use {way}", int(way != "1"))
             for problem_id, statement, way in plans]
 
 
@@ -40,9 +41,9 @@ def gate_folder(toy_world, tmp_path_factory) -> Path:
     with toy.working_folder(folder):
         prompts.TEMPLATES.update(toy.SHORT)
         old = gate.Gate(module, tokenizer, tau=0.0, k=2)
-        gate.write_card(str(folder), old, {"accepted": True, "failed": []}, base="none")
+        old.write_card(folder, {"accepted": True, "failed": []}, base="none")
     for part in ("train", "val"):
-        gate.save_labels(str(folder / f"labels_{part}.jsonl"), old_labels())
+        save_labels(str(folder / f"labels_{part}.jsonl"), old_labels())
     return folder
 
 
@@ -91,7 +92,7 @@ def refresh_of(stage: Path) -> dict:
 def test_two_fresh_plans_per_problem_are_labelled_and_added_to_the_pool(refused):
     fresh = refresh_of(refused)["fresh"]
     assert fresh == 2 * len(toy.problems())
-    assert len(gate.load_labels(str(refused / POOL))) == len(old_labels()) + fresh
+    assert len(load_labels(str(refused / POOL))) == len(old_labels()) + fresh
 
 
 def test_a_candidate_that_fails_acceptance_is_dropped_and_the_old_gate_stays(refused, gate_folder):
