@@ -80,9 +80,8 @@ def refresh_gate(gate: gates.Gate, engine: rollout.Engine, problems: list[Proble
         run.say(f"gate refresh: AUC {metrics['auc']:.3f}, accepted, now {target}")
     else:
         failed = "; ".join(metrics["failed"])
-        run.say(
-            f"gate refresh: AUC {metrics['auc']:.3f}, DROPPED ({failed}), {state['gate']} stays"
-        )
+        run.say(f"gate refresh: AUC {metrics['auc']:.3f}, DROPPED ({failed}), "
+                f"{state['gate']} stays")
     state["refreshed"] = step
     run.log({"step": step, "gate": state["gate"], "fresh": len(fresh),
              "labels": len(train) + len(held_out), **metrics}, "gate")
