@@ -37,7 +37,7 @@ import struct
 import threading
 import time
 from io import BufferedReader, BufferedWriter, FileIO, TextIOWrapper
-from os import _exit
+from os import _exit, kill
 from types import ModuleType
 
 # ---------------------------------------------------------------------------------------- limits
@@ -115,6 +115,14 @@ ARGUMENTS = {
     "prlimit64": (0, -1, (0,)),         # of itself only
     "sched_setaffinity": (0, -1, (0,)),
 }
+# Only the sandbox may send SIGKILL; a magic number as a fourth argument, which the kernel ignores,
+# shows that it does. So a test that dies of it was killed from outside, say for want of memory.
+# os.kill of programs sends LIKE_SIGKILL in its place.
+KILLS = {"x86_64": {62: 1, 200: 1, 234: 2}, "aarch64": {129: 1, 130: 1, 131: 2}}
+# A program that lowers its own limit of CPU time would die of SIGKILL, too: setrlimit, prlimit64.
+SETS_LIMIT = {"x86_64": {160: 0, 302: 1}, "aarch64": {164: 0, 261: 1}}
+RLIMIT_CPU, MAGIC_ARGUMENT = 0, 3
+LIKE_SIGKILL = 64       # what a program's own SIGKILL arrives as; nothing handles it
 SESSIONS = {"x86_64": {109, 112}, "aarch64": {154, 157}}            # setpgid, setsid
 SIGNALS = {"x86_64": {62, 200, 234}, "aarch64": {129, 130, 131}}    # kill, tkill, tgkill
 # truncate, chmod, utime and their kin: only an image keeps them from your files, Landlock does not
@@ -169,10 +177,33 @@ LOAD, MASK, RETURN, EQUAL, AT_LEAST = 0x20, 0x54, 0x06, 0x15, 0x35      # classi
 ALLOW, EPERM, ENOSYS, KILL = 0x7FFF0000, 0x50000 | 1, 0x50000 | 38, 0x80000000
 
 
-def seccomp_filter(machine: str, isolated: bool, signals_stay: bool) -> bytes:
+def rules_for_kills(machine: str, magic: int) -> list[list[int]]:
+    """Part of the filter; the number of the call is loaded before it and after it."""
+    code = []
+    for call, argument in KILLS[machine].items():
+        code += [[EQUAL, 0, 6, call],
+                 [LOAD, 0, 0, 16 + 8 * argument],
+                 [EQUAL, 0, 3, signal.SIGKILL],
+                 [LOAD, 0, 0, 16 + 8 * MAGIC_ARGUMENT],
+                 [EQUAL, 1, 0, magic],
+                 [RETURN, 0, 0, EPERM],
+                 [LOAD, 0, 0, 0]]
+    for call, argument in SETS_LIMIT[machine].items():
+        code += [[EQUAL, 0, 6, call],
+                 [LOAD, 0, 0, 16 + 8 * argument],
+                 [EQUAL, 0, 3, RLIMIT_CPU],
+                 [LOAD, 0, 0, 24 + 8 * argument],
+                 [EQUAL, 1, 0, 0],      # no new limit: prlimit64 only reads it
+                 [RETURN, 0, 0, EPERM],
+                 [LOAD, 0, 0, 0]]
+    return code
+
+
+def seccomp_filter(machine: str, isolated: bool, signals_stay: bool, magic: int = 0) -> bytes:
     """The filter as classic BPF: a few calls by an argument, the others by a search over intervals.
 
-    isolated: in namespaces. signals_stay: something else keeps signals inside the sandbox.
+    isolated: in namespaces. signals_stay: something else keeps signals inside the sandbox. magic:
+    what shows that a SIGKILL is the sandbox's own.
     """
     number, allowed = CALLS[machine], numbers_in(ALLOWED_CALLS[machine])
     if isolated:
@@ -190,6 +221,7 @@ def seccomp_filter(machine: str, isolated: bool, signals_stay: bool) -> bytes:
     emit(EQUAL, number["arch"], 1, 0)
     emit(RETURN, KILL)
     emit(LOAD, 0)
+    code += rules_for_kills(machine, magic)
     for name, (argument, bits, values) in ARGUMENTS.items():
         if name in number:
             emit(EQUAL, number[name], 0, len(values) + 4)
@@ -477,8 +509,8 @@ class Zygote:
     def enter_image(self) -> str:
         config = self.config
         Image(self.kernel, config)
-        for key in ("stdlib", "site"):
-            config[key] = config[key] and in_image(config[key])
+        config["stdlib"] = in_image(config["stdlib"])
+        config["site"] = config["site"] and in_image(config["site"])
         config["readable"] = [in_image(path) for path in config["readable"]]
         self.scratch = "/tmp"
         self.report["namespaces"] = "active" + (", but no /proc" if config.get("no_proc") else "")
@@ -537,9 +569,14 @@ class Zygote:
             if hasattr(entropy, "randbits"):
                 entropy.randbits = lambda bits: 0
         random.seed(0)
-        self.call_names = names_for_calls()
+        threading.stack_size = _thread.stack_size = modest_stack_size
+        self.given_names = names_for_calls()
+        if self.config["prelude"] == "lcb":
+            exec(LCB_PRELUDE, self.given_names)
         for name in UNSHARED:
             sys.modules.pop(name, None)
+        # programs are not to find this file there
+        sys.modules["__main__"] = ModuleType("__main__")
         sys.argv[:] = ["main.py"]
         open_standard_streams()
         sys.path_importer_cache.clear()
@@ -574,6 +611,7 @@ class Zygote:
 
     def prepare_seccomp(self) -> None:
         self.install_filter = lambda: 0
+        self.kill_all = lambda: self.kernel.libc.kill(-1, signal.SIGKILL)
         machine = os.uname().machine
         if "seccomp" not in self.config["layers"]:
             return
@@ -582,7 +620,8 @@ class Zygote:
             return
         ctypes, call, number = self.kernel.ctypes, self.kernel.call, CALLS[machine]["seccomp"]
         signals_stay = self.scoped or self.test_uid is not None
-        code = seccomp_filter(machine, self.isolated, signals_stay)
+        magic = struct.unpack("<I", os.urandom(4))[0] >> 1
+        code = seccomp_filter(machine, self.isolated, signals_stay, magic)
         buffer = ctypes.create_string_buffer(code, len(code))
         header = struct.pack("HxxxxxxQ", len(code) // 8, ctypes.addressof(buffer))
         program = ctypes.create_string_buffer(header, len(header))
@@ -604,6 +643,9 @@ class Zygote:
             self.report["seccomp"] = f"refused: {os.strerror(refused)}"
         else:
             self.report["seccomp"], self.install_filter = "active", install
+            kill_number, syscall = min(KILLS[machine]), self.kernel.libc.syscall
+            self.kill_all = lambda: syscall(kill_number, -1, signal.SIGKILL, 0, magic)
+            os.kill, os.killpg = without_sigkill(os.kill), without_sigkill(os.killpg)
 
     def prepare_identity(self) -> None:
         """How a program process gives up its user id, or at least its capabilities."""
@@ -694,7 +736,7 @@ class Zygote:
                 victims = [pid for pid, _, _ in family(os.getpid())]
             for victim in victims:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(victim, 9)
+                    kill(victim, signal.SIGKILL)
             try:
                 pid, ended = os.waitpid(-1, 0)
             except ChildProcessError:
@@ -710,6 +752,31 @@ class Zygote:
                 empty_directory(self.scratch)
             self.clean = self.scratch_state()
         return status
+
+
+# What LiveCodeBench's runner puts before every program. With Verifier(prelude="lcb") programs have
+# these names without importing them, so that scores compare with published ones.
+LCB_PRELUDE = "".join(f"from {name} import *\n" for name in (
+    "string re datetime collections heapq bisect copy math random statistics itertools functools "
+    "operator io sys json builtins typing").split()) + (
+    "import string, re, datetime, collections, heapq, bisect, copy, math, random, statistics, "
+    "itertools, functools, operator, io, sys, json\n")
+
+
+def without_sigkill(kill):
+    """os.kill for programs, to which the filter denies SIGKILL."""
+    def kill_otherwise(pid: int, number: int) -> None:
+        kill(pid, LIKE_SIGKILL if number == signal.SIGKILL else number)
+    return kill_otherwise
+
+
+def modest_stack_size(size: int = 0, set_size=_thread.stack_size) -> int:
+    """threading.stack_size for programs that ask for 256 MiB and more before a deep recursion.
+
+    The kernel counts what a thread reserves for its stack, so that would be all their memory. They
+    use little of it: Python 3.11 and later recurse without the C stack.
+    """
+    return set_size(min(size, STACK_MB << 20))
 
 
 def names_for_calls() -> dict:
@@ -765,6 +832,8 @@ class Program:
         except BaseException as error:
             self.talk.send(b"C" + explain(error))
             _exit(0)
+        # as in LiveCodeBench, what stands below "if __name__ == '__main__'" is no part of a call
+        self.name = "__main__" if self.function is None else "solution"
         self.snapshot: Snapshot | None = None
         self.draws = b"random" in source or self.function is not None
         self.pid = os.getpid()
@@ -817,10 +886,7 @@ class Program:
         if not self.zygote.can_sweep:
             return status, False        # the zygote kills what the test has left
         while True:
-            try:
-                os.kill(-1, 9)
-            except ProcessLookupError:
-                pass
+            self.zygote.kill_all()
             try:
                 os.waitpid(-1, 0)
             except ChildProcessError:
@@ -856,18 +922,20 @@ class Program:
         output = sys.stdout
         status = self.run_code(arguments, result)
         if status == 0:     # otherwise no exit function may make it good
-            status = finish(output)
+            status = finish(output, self.name)
         return status
 
     def run_code(self, arguments: bytes, result: int) -> int:
-        """Run the program in a new __main__, which only sys.modules holds afterwards."""
-        sys.modules["__main__"] = module = ModuleType("__main__")
+        """Run the program in a new module, which only sys.modules holds afterwards."""
+        sys.modules[self.name] = module = ModuleType(self.name)
         names = vars(module)
-        names.update(__builtins__=builtins, __file__="/tmp/main.py")
         try:
-            if self.function is not None:
+            if self.function is not None or self.zygote.config["prelude"]:
                 sys.setrecursionlimit(50_000)       # as LiveCodeBench's runner does
-                names.update(self.zygote.call_names)
+                names.update(self.zygote.given_names)
+            if self.zygote.config["prelude"]:       # which has imported those of the zygote
+                names.update(stdin=sys.stdin, stdout=sys.stdout, stderr=sys.stderr)
+            names.update(__name__=self.name, __builtins__=builtins, __file__="/tmp/main.py")
             exec(self.code, names)
             if self.function is not None:
                 self.answer(names, arguments, result)
@@ -894,7 +962,7 @@ class Program:
             file.write(text)
 
 
-def finish(output) -> int:
+def finish(output, module: str) -> int:
     """What Python does at its end: threads, exit functions, output, finalisers."""
     try:
         if _thread._count():
@@ -905,7 +973,7 @@ def finish(output) -> int:
         sys.stdout = output
         # Finalisers run now, with the program's globals intact, as at Python's own end. Without
         # collecting, a suspended generator in a cycle would be closed in the next test.
-        sys.modules.pop("__main__", None)
+        sys.modules.pop(module, None)
         gc.collect()
         flush(output)
     except BaseException as error:
@@ -943,6 +1011,7 @@ class Snapshot:
         """False if the process must not run another test."""
         try:
             sys.modules["__main__"] = self.modules["__main__"]
+            sys.modules.pop("solution", None)
             if _thread._count() or has_children() or sys.modules != self.modules:
                 return False
             if self.zygote.scratch_state() != self.zygote.clean:
@@ -954,7 +1023,7 @@ class Snapshot:
             for name, content in self.lists.items():
                 getattr(sys, name)[:] = content
             sys.setrecursionlimit(self.recursion_limit)
-            _thread.stack_size(0)
+            threading.stack_size(0)
             for clear in self.clear_caches:     # to typing's caches, 0.0 and -0.0 are one
                 clear()
             self.restore_modules()
@@ -1028,6 +1097,9 @@ def plain(value):
 def explain(error: BaseException) -> bytes:
     """One line: where in the program, and what."""
     try:
+        if issubclass(type(error), MemoryError):
+            error.__traceback__ = None      # its frames hold what fills the memory
+            return b"\nMemoryError"
         line, trace = getattr(error, "lineno", None), error.__traceback__
         while trace is not None:
             if trace.tb_frame.f_code.co_filename == "main.py":
@@ -1146,6 +1218,7 @@ def failure(status: int, errors: str) -> Result:
     """Of a test whose process ended with this wait status and left these words."""
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
+        number = signal.SIGKILL if number == LIKE_SIGKILL else number
         name = f"signal {number}"
         if number in signal.valid_signals():
             name = signal.Signals(number).name
@@ -1192,9 +1265,11 @@ class Sandbox:
         with theirs:
             self.process = start_process(__file__, "--zygote", theirs, *kept, stderr=self.errors,
                                          stdout=subprocess.DEVNULL)
-        self.control.send(json.dumps(self.config).encode())
+        with self.or_fault():
+            self.control.send(json.dumps(self.config).encode())
         while True:
-            message = self.control.recv(1 << 16)
+            with self.or_fault():
+                message = self.control.recv(1 << 16)
             if message[:1] == b"R":
                 return json.loads(message[1:])
             if message[:1] == b"M":
@@ -1234,13 +1309,11 @@ class Sandbox:
         files: list[tuple[int, int, int]] = []      # of the tests that were sent, in order
         self.begin(source, allowance, function)
         try:
-            fresh = True
             for n, (_, alone) in enumerate(tests):
                 while n + len(files) < min(len(tests), n + TESTS_AHEAD):
                     files.append(self.send_test(*tests[n + len(files)]))
-                result, ends = self.await_test(files[0], allowance)
-                result.alone = alone or fresh
-                fresh = fresh and alone
+                result, ends = self.await_test(files[0], alone, allowance)
+                result.alone = alone
                 for descriptor in files.pop(0):
                     os.close(descriptor)
                 yield result
@@ -1273,7 +1346,8 @@ class Sandbox:
             send_with_files(self.talk, TEST.pack(b"T", alone), *files)
         return files
 
-    def await_test(self, files: tuple[int, int, int], allowance: Allowance) -> tuple[Result, bool]:
+    def await_test(self, files: tuple[int, int, int], alone: bool,
+                   allowance: Allowance) -> tuple[Result, bool]:
         """The Result of the test that runs, and whether the program process has ended."""
         _, output, errors = files
         start = time.monotonic()
@@ -1297,6 +1371,9 @@ class Sandbox:
                 result = Result("compile_error", explanation)
             else:
                 result = self.result(status, output, errors, allowance)
+            killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+            if killed and alone and self.report["seccomp"] == "active":
+                raise Fault("a process of the sandbox was killed from outside")
         allowance.cpu_seconds -= max(0.0, spent)
         result.seconds = seconds
         return result, ends

@@ -36,8 +36,9 @@ import signal
 import subprocess
 import threading
 import zlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, InvalidOperation
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 if FOLDER not in sys.path:
@@ -53,22 +54,30 @@ MODES = ("strict", "batch")
 
 # ----------------------------------------------------------------------------- comparing outputs
 
-TOKEN_TOLERANCE = 1e-5      # absolute, as CodeContests
+# Python splits at 25 kinds of white space, C and contest judges at these
+SPACE = " \t\n\r\v\f"
+WORD = re.compile(f"[^{SPACE}]+")
 INTEGER = re.compile(r"[+-]?[0-9]+")
-# there is one way to match it, so that no text takes quadratic time
+# There is one way to match it, so that no text takes quadratic time. ASCII only, no 1_000: Decimal
+# and float would take both.
 NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
+INFINITY = re.compile(r"[+-]?inf(inity)?", re.IGNORECASE)
+TOKEN_TOLERANCE = 1e-5      # absolute, as CodeContests
+# Differences are exact to 60 digits, whatever the exponents: floats would take a 17-digit integer
+# for its neighbour, and anything for 1e999.
+EXACT = Context(prec=60, Emin=MIN_EMIN, Emax=MAX_EMAX, traps=[])
 
 
 def same_output(output: str, expected: str, compare: str = "lines",
                 tolerance: float | None = None) -> bool:
-    """Is this what the test expects?
+    """Is this what the test expects? docs/verifier.md compares these rules with those of others.
 
     lines (LiveCodeBench, APPS): stripped, line by line, equal as text or as exact decimals.
-    tokens (CodeContests): white-space tokens, case-insensitive, integers exact, other numbers
-    within 1e-5. With a tolerance, in both, numbers may differ by that much, absolutely or relative
-    to the expected one.
+    tokens (CodeContests): tokens between white space, case-insensitive, numbers within 1e-5.
+    tolerance: in both, numbers may differ by that much, absolutely or relative to the expected one.
+    An expected integer is never relaxed to another integer, nor by a relative tolerance.
     """
-    output, expected = output.strip(), expected.strip()
+    output, expected = output.strip(SPACE), expected.strip(SPACE)
     if output == expected:
         return True
     if compare == "tokens":
@@ -80,44 +89,62 @@ def same_output(output: str, expected: str, compare: str = "lines",
 
 
 def same_line(line: str, expected: str, tolerance: float | None) -> bool:
-    if line.strip() == expected.strip() or same_decimals(line, expected):
+    if line.strip(SPACE) == expected.strip(SPACE):
         return True
-    return tolerance is not None and same_tokens(line, expected, tolerance)
+    words, wanted = WORD.findall(line), WORD.findall(expected)
+    if len(words) != len(wanted):
+        return False
+    for word, want in zip(words, wanted, strict=True):
+        # without a tolerance all words must be numbers: "a  b" is not "a b", as in LiveCodeBench
+        same_word = tolerance is not None and word == want
+        if not same_word and not same_number(word, want, tolerance or 0.0):
+            return False
+    return True
 
 
 def same_tokens(output: str, expected: str, tolerance: float | None) -> bool:
-    tokens, wanted = output.split(), expected.split()
-    if len(tokens) != len(wanted):
+    words, wanted = WORD.findall(output), WORD.findall(expected)
+    if len(words) != len(wanted):
         return False
-    pairs = zip(tokens, wanted, strict=True)
-    return all(a == b or same_number(a, b, tolerance) for a, b in pairs)
+    relative = tolerance is not None
+    tolerance = TOKEN_TOLERANCE if tolerance is None else tolerance
+    pairs = zip(words, wanted, strict=True)
+    return all(a == b or same_number(a, b, tolerance, relative) for a, b in pairs)
 
 
-def same_number(token: str, expected: str, tolerance: float | None) -> bool:
-    if not NUMBER.fullmatch(token) or not NUMBER.fullmatch(expected):
+def same_number(word: str, expected: str, tolerance: float, relative: bool = True) -> bool:
+    value, wanted = parse_number(word), parse_number(expected)
+    if value is None or wanted is None:
         return False
-    if tolerance is None and INTEGER.fullmatch(token) and INTEGER.fullmatch(expected):
-        return Decimal(token) == Decimal(expected)      # int() takes minutes for a million digits
-    return within(float(token), float(expected), tolerance)
+    if INTEGER.fullmatch(expected):
+        if INTEGER.fullmatch(word):
+            tolerance = 0.0
+        relative = False
+    return close(value, wanted, tolerance, relative)
 
 
-def within(value: float, expected: float, tolerance: float | None) -> bool:
-    allowed = TOKEN_TOLERANCE if tolerance is None else tolerance * max(1.0, abs(expected))
-    return abs(value - expected) <= allowed
-
-
-def same_decimals(line: str, expected: str) -> bool:
-    tokens, wanted = line.split(), expected.split()
-    if len(tokens) != len(wanted):
-        return False
+def parse_number(word: str) -> Decimal | None:
     try:
-        return all(Decimal(a) == Decimal(b) for a, b in zip(tokens, wanted, strict=True))
-    except InvalidOperation:        # not a number, or one that equals nothing (sNaN)
+        if NUMBER.fullmatch(word) or INFINITY.fullmatch(word):
+            return Decimal(word)    # int() takes minutes for a million digits
+    except InvalidOperation:        # an exponent of twenty digits
+        pass
+    return None
+
+
+def close(value: Decimal, expected: Decimal, tolerance: float, relative: bool) -> bool:
+    if value == expected:
+        return True
+    if not tolerance or not value.is_finite() or not expected.is_finite():
         return False
+    allowed = Decimal(tolerance)
+    if relative:
+        allowed = EXACT.multiply(allowed, max(Decimal(1), EXACT.abs(expected)))
+    return EXACT.abs(EXACT.subtract(value, expected)) <= allowed
 
 
 def same_value(value, expected, tolerance: float | None) -> bool:
-    """JSON values: equal, numbers within the tolerance if there is one."""
+    """JSON values: equal; with a tolerance, each expected float, also inside lists, within it."""
     if value == expected or tolerance is None:
         return value == expected
     if isinstance(value, list) and isinstance(expected, list):
@@ -129,10 +156,10 @@ def same_value(value, expected, tolerance: float | None) -> bool:
         if value.keys() != expected.keys():
             return False
         return all(same_value(value[key], expected[key], tolerance) for key in value)
-    numbers = int, float, Decimal
-    if isinstance(value, numbers) and isinstance(expected, numbers):
-        return within(float(value), float(expected), tolerance)
-    return False
+    number = isinstance(value, (int, float, Decimal)) and not isinstance(value, bool)
+    if not number or not isinstance(expected, float):
+        return False
+    return close(Decimal(value), Decimal(expected), tolerance, relative=True)
 
 
 def parse_json(text: str):
@@ -221,11 +248,11 @@ class Supervisor:
 
     def start(self) -> dict[str, str]:
         """Try what the machine gives. The second sandbox, with numpy, starts when it is needed."""
-        numpy = "active" if self.config["site"] else "off: not installed"
+        numpy = "active" if self.config["has_numpy"] else "off: not installed"
         return dict(self.sandbox(numpy=False).report, numpy=numpy)
 
     def sandbox(self, numpy: bool) -> Sandbox:
-        numpy = numpy and self.config["site"] is not None
+        numpy = numpy and self.config["has_numpy"]
         if numpy not in self.sandboxes:
             self.sandboxes[numpy] = Sandbox(dict(self.config, numpy=numpy))
         return self.sandboxes[numpy]
@@ -262,14 +289,16 @@ class Supervisor:
         return self.summary()
 
     def allow(self, item: dict) -> Allowance:
-        config = self.config
+        seconds = item.get("time_limit") or self.config["test_seconds"]
+        self.program_seconds = self.config["program_seconds"]
+        if self.program_seconds is None:
+            self.program_seconds = max(PROGRAM_SECONDS, seconds * len(item["tests"]) / 4)
         memory_mb = item.get("memory_mb") or MEMORY_MB
         longest = max(len(test["output"]) for test in item["tests"])
         return Allowance(
-            test_seconds=min(item.get("time_limit") or config["test_seconds"],
-                             config["program_seconds"]),
-            cpu_seconds=config["program_seconds"],
-            wall_seconds=PATIENCE * config["program_seconds"],
+            test_seconds=min(seconds, self.program_seconds),
+            cpu_seconds=self.program_seconds,
+            wall_seconds=PATIENCE * self.program_seconds,
             memory=int(memory_mb * 2**20),
             total_memory=int(max(TOTAL_MEMORY_MB, memory_mb * 1.5) * 2**20),
             output=max(OUTPUT_MB << 20, 2 * longest + (1 << 20)))
@@ -302,7 +331,7 @@ class Supervisor:
         """Run (test, alone?) pairs in one program process, as far as it lives and they pass."""
         allowance = self.allowance
         if allowance.cpu_seconds <= 0 or allowance.wall_seconds <= 0:
-            late = Result("time_limit", f"all tests together: {self.config['program_seconds']:g} s")
+            late = Result("time_limit", f"all tests together: {self.program_seconds:g} s")
             for n, _ in tests:
                 self.results[n] = late
             return
@@ -410,12 +439,16 @@ class Verifier:
     """Workers that judge programs; close it, or use it in a `with` statement.
 
     workers: programs judged at a time (default: one per processor). mode: see Supervisor. min_tier:
-    ValueError if the machine gives less (default C). layers: leave some out to try a lower tier.
-    `tier` and `report` say what protects.
+    ValueError if the machine gives less (default C). program_seconds: of all tests of a program
+    (default: 120, or a quarter of what its tests may take, if that is more). prelude: "lcb" gives
+    programs the names that LiveCodeBench's runner imports. packages: names of installed packages,
+    next to numpy, that programs may import. layers: leave some out to try a lower tier. `tier` and
+    `report` say what protects.
     """
 
     def __init__(self, workers: int | None = None, mode: str = "batch", min_tier: str | None = None,
-                 *, test_seconds: float = TEST_SECONDS, program_seconds: float = PROGRAM_SECONDS,
+                 *, test_seconds: float = TEST_SECONDS, program_seconds: float | None = None,
+                 prelude: str | None = None, packages: Sequence[str] = (),
                  layers: tuple[str, ...] = LAYERS):
         import queue
         if sys.platform != "linux":
@@ -427,7 +460,10 @@ class Verifier:
             raise ValueError(f"mode is 'batch' or 'strict', not {mode!r}")
         if min_tier is not None and min_tier not in TIERS:
             raise ValueError(f"min_tier is one of {', '.join(TIERS)}, not {min_tier!r}")
-        config = dict(find_image(), mode=mode, test_seconds=test_seconds,
+        if prelude not in (None, "lcb"):
+            raise ValueError(f"prelude is 'lcb' or None, not {prelude!r}")
+        config = dict(find_image(tuple(packages)), mode=mode, prelude=prelude,
+                      test_seconds=test_seconds,
                       program_seconds=program_seconds, layers=list(layers), caller=os.getpid(),
                       tmp=os.environ.get("TMPDIR", "/tmp"))
         self.test_seconds = test_seconds
@@ -586,17 +622,27 @@ print(*sorted(paths), sep="\\n")
 
 
 @functools.cache
-def find_image() -> dict:
-    """Which files programs may see: the standard library, numpy, and the shared objects they need.
+def find_image(names: tuple[str, ...] = ()) -> dict:
+    """Which files programs may see: standard library, numpy, packages, their shared objects.
 
+    names: of packages beside numpy, in the same folder as numpy; the packages that they need must
+    be named, too.
     These are found by loading every extension module in a throwaway interpreter (40 ms, once per
     process).
     """
     import importlib.util
     stdlib = os.path.realpath(os.path.dirname(os.__file__))
-    numpy = importlib.util.find_spec("numpy")
-    folder = os.path.realpath(os.path.dirname(numpy.origin)) if numpy and numpy.origin else None
-    packages = [path for path in (folder, f"{folder}.libs") if folder and os.path.isdir(path)]
+    folders = []
+    for name in ("numpy", *names):
+        spec = importlib.util.find_spec(name)
+        if spec and spec.submodule_search_locations and spec.origin:
+            folders.append(os.path.realpath(os.path.dirname(spec.origin)))
+        elif name != "numpy":
+            raise ValueError(f"{name} is no installed package (with a folder of its own)")
+    sites = sorted({os.path.dirname(folder) for folder in folders})
+    if len(sites) > 1:
+        raise ValueError(f"packages are in one folder, not in {' and '.join(sites)}")
+    packages = folders + [path for path in map("{}.libs".format, folders) if os.path.isdir(path)]
     command = [sys.executable, "-s", "-S", "-B", "-c", LOAD_ALL, stdlib + "/lib-dynload", *packages]
     maps = subprocess.run(command, env=dict(PYTHONSAFEPATH="1"), cwd="/", stdout=subprocess.PIPE,
                           text=True, check=True).stdout
@@ -611,7 +657,8 @@ def find_image() -> dict:
     lib_links = [path for path in ("/lib", "/lib64", "/lib32") if os.path.islink(path)]
     return dict(
         stdlib=stdlib,
-        site=os.path.dirname(folder) if folder else None,
+        site=sites[0] if sites else None,
+        has_numpy=any(os.path.basename(folder) == "numpy" for folder in folders),
         readable=packages + sorted(objects) + [path for path in others if os.path.exists(path)],
         aliases=[(path, target) for path, target in links if target in objects],
         third_party=[path for path in third_party if os.path.isdir(path)],
@@ -634,9 +681,11 @@ def read_items(path: str) -> list[dict]:
     return items
 
 
-def command_judge(path: str, workers: int | None, mode: str, min_tier: str | None) -> int:
-    items, faults = read_items(path), 0
-    with Verifier(workers, mode, min_tier) as verifier:
+def command_judge(arguments) -> int:
+    items, faults = read_items(arguments.file), 0
+    options = dict(program_seconds=arguments.program_seconds, prelude=arguments.prelude,
+                   packages=arguments.packages)
+    with Verifier(arguments.workers, arguments.mode, arguments.min_tier, **options) as verifier:
         for future in [verifier.submit(item) for item in items]:
             try:
                 line = asdict(future.result())
@@ -680,6 +729,13 @@ except (OSError, MemoryError, ImportError) as error:
 """
 
 
+EXPECTED = {    # what a contestant may expect, and what not every tier gives
+    "pools": "import multiprocessing as m\nwith m.Pool(2) as p: print(sum(p.map(abs, [-1, 1])))",
+    "/tmp": "open('/tmp/x', 'w').write('ab'); print(len(open('/tmp/x').read()))",
+    "/dev/stdin": "print(open('/dev/stdin').read())",
+}
+
+
 def a_third_party_package() -> tuple[str, str]:
     """(folder, name), for a program to try to import."""
     for folder in sys.path:
@@ -711,6 +767,11 @@ def command_doctor() -> int:
             broken += verdict.passed
             outcome = "DOES NOT HOLD" if verdict.passed else "holds"
             print(f"{name:<12}{outcome:<15}{verdict.outputs[0] or verdict.message}")
+        for name, code in EXPECTED.items():
+            verdict, = verifier.judge([dict(code=code, tests=[dict(input="2", output="2")])])
+            outcome = "works" if verdict.passed else "does not work"
+            print(f"{name:<12}{outcome:<15}{verdict.message}")
+        print("mode        strict in this command, `judge` and evaluation; batch in training")
     return 1 if broken else 0
 
 
@@ -725,12 +786,20 @@ def main() -> int:
     judge.add_argument("--mode", choices=MODES, default="strict",
                        help="strict (default): a process per test; batch: several times faster")
     judge.add_argument("--min-tier", choices=TIERS, help="refuse less protection (default: C)")
+    judge.add_argument("--program-seconds", type=float, metavar="S",
+                       help="CPU time of all tests of a program (default: 120, or a quarter of "
+                            "what its tests may take, if more); wall clock: 5 times as long")
+    judge.add_argument("--prelude", choices=("lcb",),
+                       help="lcb: the imports of LiveCodeBench's runner before every program; "
+                            "scores without it are stricter than published ones (default: none)")
+    judge.add_argument("--packages", nargs="+", default=[], metavar="NAME",
+                       help="installed packages that programs may import, beside numpy")
     commands.add_parser("doctor", help="try each protection on this machine, say which hold")
     arguments = parser.parse_args()
     try:
         if arguments.command == "doctor":
             return command_doctor()
-        return command_judge(arguments.file, arguments.workers, arguments.mode, arguments.min_tier)
+        return command_judge(arguments)
     except (ValueError, OSError, SandboxError) as error:
         print(f"verifier: {error}", file=sys.stderr)
         return 1 if isinstance(error, SandboxError) else 2

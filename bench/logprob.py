@@ -1,11 +1,11 @@
-"""Log-probs of given tokens over a large vocabulary, forward and backward: memory and time of five ways.
+"""Log-probs of given tokens over a large vocabulary: memory and time of five ways.
 
-    python -m bench.logprob                              # 2,048 tokens, 248,320 words, hidden 1,024, bf16
+    python -m bench.logprob                 # 2,048 tokens, 248,320 words, hidden 1,024, bf16
     python -m bench.logprob --vocab 151936 --repeats 5
 
-Each way runs in processes of its own. Memory is the high-water mark above the inputs (of the process on a
-CPU, of the allocator on a GPU), time is CPU seconds of the process (on a GPU: seconds), the median over
-repeats.
+Forward and backward; each way runs in processes of its own. Memory is the high-water mark above the
+inputs (of the process on a CPU, of the allocator on a GPU), time is CPU seconds of the process (on
+a GPU: seconds), the median over repeats.
 """
 
 import argparse
@@ -19,7 +19,9 @@ from pathlib import Path
 import torch
 from torch.utils.checkpoint import checkpoint
 
-import grpo  # noqa: E402
+import grpo
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def log_softmax(hidden, weight, targets):
@@ -37,9 +39,14 @@ def checkpointed_rows(hidden, weight, targets, rows=256):
     return torch.cat([checkpoint(log_softmax, h, weight, t, use_reentrant=False) for h, t in parts])
 
 
-WAYS = {"log_softmax": log_softmax, "gather - logsumexp": logsumexp, "checkpointed rows": checkpointed_rows,
-        "grpo.token_logprobs": grpo.token_logprobs,
-        "grpo.token_logprobs, entropy": lambda h, w, t: grpo.token_logprobs(h, w, t, entropy=True)[0]}
+def with_entropy(hidden, weight, targets):
+    logp, _ = grpo.token_logprobs(hidden, weight, targets, entropy=True)
+    return logp
+
+
+WAYS = {"log_softmax": log_softmax, "gather - logsumexp": logsumexp,
+        "checkpointed rows": checkpointed_rows, "grpo.token_logprobs": grpo.token_logprobs,
+        "grpo.token_logprobs, entropy": with_entropy}
 
 
 def peak(device: str) -> int:
@@ -66,17 +73,33 @@ def once(way: str, args: argparse.Namespace) -> dict:
     weight = make(args.vocab, args.hidden).mul_(0.02).requires_grad_()
     hidden, g = make(args.tokens, args.hidden).requires_grad_(), make(args.tokens).float()
     targets = torch.randint(0, args.vocab, (args.tokens,), device=args.device)
-    WAYS[way](hidden[:8], weight[:64], targets[:8] % 64).sum().backward()       # load what loads on first use
+    # load what loads on first use
+    WAYS[way](hidden[:8], weight[:64], targets[:8] % 64).sum().backward()
     hidden.grad = weight.grad = None
-    before, clock = forget_peak(args.device), time.process_time if args.device == "cpu" else time.perf_counter
+    before = forget_peak(args.device)
+    clock = time.process_time if args.device == "cpu" else time.perf_counter
     start = clock()
     logp = WAYS[way](hidden, weight, targets)
     (logp * g).mean().backward()
     if args.device == "cuda":
         torch.cuda.synchronize()
     seconds, extra = clock() - start, peak(args.device) - before
-    return {"seconds": seconds, "gib": (extra - weight.nbytes) / 2 ** 30, "logp": float(logp.detach().mean()),
-            "grads": [float(hidden.grad.float().norm()), float(weight.grad.float().norm())]}
+    return {"seconds": seconds, "gib": (extra - weight.nbytes) / 2 ** 30,
+            "logp": float(logp.detach().mean())}
+
+
+def in_a_process(way: str) -> dict:
+    """`once` in a process of its own, with this process's flags."""
+    command = [sys.executable, "-m", "bench.logprob", *sys.argv[1:], "--way", way]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    if ran.returncode:
+        sys.exit(f"{way}: {ran.stderr[-2000:]}")
+    return json.loads(ran.stdout)
+
+
+def medians(runs: list[dict]) -> dict[str, float]:
+    keys = ("seconds", "gib", "logp")
+    return {key: statistics.median(run[key] for run in runs) for key in keys}
 
 
 def main() -> None:
@@ -92,20 +115,18 @@ def main() -> None:
     if args.way:
         print(json.dumps(once(args.way, args)))
         return
-    print(f"{args.tokens} tokens, {args.vocab} words, hidden {args.hidden}, bf16, {args.device}; memory is "
-          f"beyond the {2 * args.vocab * args.hidden / 2 ** 30:.2f} GiB of the weight's gradient")
-    found: dict[str, list[dict]] = {way: [] for way in WAYS}
-    for _ in range(args.repeats):           # interleaved, so that a busy minute does not hit one way alone
+    gradient = 2 * args.vocab * args.hidden / 2 ** 30
+    print(f"{args.tokens} tokens, {args.vocab} words, hidden {args.hidden}, bf16, {args.device}; "
+          f"memory is beyond the {gradient:.2f} GiB of the weight's gradient")
+    runs: dict[str, list[dict]] = {way: [] for way in WAYS}
+    for _ in range(args.repeats):       # interleaved: a busy minute must not hit one way alone
         for way in WAYS:
-            command = [sys.executable, __file__, *sys.argv[1:], "--way", way]
-            ran = subprocess.run(command, capture_output=True, text=True)
-            found[way].append(json.loads(ran.stdout) if ran.returncode == 0 else
-                              sys.exit(f"{way}: {ran.stderr.strip().splitlines()[-1:] or ran.returncode}"))
-    median = {way: {key: statistics.median(run[key] for run in runs) for key in ("seconds", "gib", "logp")}
-              for way, runs in found.items()}
-    base = median["log_softmax"]
-    print(f"{'':30}{'GiB':>8}{'of first':>10}{'seconds':>10}{'of first':>10}{'mean logp':>12}")
-    for way, m in median.items():
+            runs[way].append(in_a_process(way))
+    base = medians(runs["log_softmax"])
+    titles = ("GiB", "of first", "seconds", "of first")
+    print(f"{'':30}{titles[0]:>8}{titles[1]:>10}{titles[2]:>10}{titles[3]:>10}{'mean logp':>12}")
+    for way in WAYS:
+        m = medians(runs[way])
         print(f"{way:30}{m['gib']:8.2f}{m['gib'] / base['gib']:10.3f}{m['seconds']:10.2f}"
               f"{m['seconds'] / base['seconds']:10.2f}{m['logp']:12.5f}")
 

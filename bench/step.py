@@ -1,12 +1,12 @@
 """A whole GRPO step, sampling and update, beside TRL's GRPOTrainer on the same work.
 
     python -m bench.step                                     # ours
-    python -m bench.step --trl-python ../trl/bin/python      # and TRL's, in an environment that has it
+    python -m bench.step --trl-python ../trl/bin/python      # and TRL's, where it is installed
 
-One thread, fp32, CPU seconds of the process, medians over the steps after the first. The model is a random
-Qwen3.5 with a tokenizer of bytes, the reward the share of letters in a completion. A step samples 32
-completions of each prompt, takes log-probs of the reference, and makes one AdamW update with KL; both sides
-train the same rows' worth of work, though not the same samples, since their random streams differ.
+One thread, fp32, CPU seconds of the process, medians over the steps after the first. The model is a
+random Qwen3.5 with a tokenizer of bytes, the reward the share of letters in a completion. A step
+samples 32 completions of each prompt, takes log-probs of the reference, and makes one AdamW update
+with KL. Both sides do the same work, though not on the same samples: their random streams differ.
 """
 
 import argparse
@@ -28,8 +28,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 GROUP, LR, BETA, CLIP = 32, 1e-4, 0.04, 0.2
 PARTS = ("sampling", "reference", "forward", "backward", "optimizer")
-TASK = ("You are given an array of n integers. Print the {} of the array, modulo 1000000007. Input: n, then "
-        "n integers. ")
+SHOWN = (*PARTS, "step", "tokens", "reward", "grad_norm", "kl")
+TASK = ("You are given an array of n integers. Print the {} of the array, modulo 1000000007. "
+        "Input: n, then n integers. ")
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass
@@ -40,7 +42,8 @@ class Case:
     hidden: int
 
 
-SHORT = [TASK.format(what) + "x" * 7 * i for i, what in enumerate(("sum", "product", "maximum", "median"))]
+SHORT = [TASK.format(what) + "x" * 7 * i
+         for i, what in enumerate(("sum", "product", "maximum", "median"))]
 LONG = [TASK.format(what) * 3 + "x" * (30 + 7 * i) for i, what in enumerate(("sum", "median"))]
 CASES = {"short": Case(SHORT, new_tokens=64, layers=8, hidden=256),
          "long": Case(LONG, new_tokens=128, layers=4, hidden=128)}
@@ -57,9 +60,9 @@ def make_model(folder: str, case: Case) -> None:
                                          padding_side="left").save_pretrained(folder)
     torch.manual_seed(0)
     width = case.hidden // 4
-    # Alike for both sides: no words beyond the tokenizer's, for TRL would sample them and end completions
-    # later; no pad id, for its embedding would start at zero, where RMSNorm has a slope of 1,000 that
-    # transformers hides.
+    # Alike for both sides: no words beyond the tokenizer's, for TRL would sample them and end
+    # completions later; no pad id, for its embedding would start at zero, where RMSNorm has a slope
+    # of 1,000 that transformers hides.
     transformers.Qwen3_5ForCausalLM(transformers.Qwen3_5TextConfig(
         vocab_size=len(words), hidden_size=case.hidden, intermediate_size=3 * case.hidden,
         num_hidden_layers=case.layers, num_attention_heads=4, num_key_value_heads=2, head_dim=width,
@@ -67,7 +70,8 @@ def make_model(folder: str, case: Case) -> None:
         linear_num_value_heads=4,
         tie_word_embeddings=True, pad_token_id=None, eos_token_id=1,
         rope_parameters={"rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.25,
-                         "mrope_section": [width // 16, width // 32, width // 32], "mrope_interleaved": True},
+                         "mrope_section": [width // 16, width // 32, width // 32],
+                         "mrope_interleaved": True},
     )).save_pretrained(folder)
 
 
@@ -86,14 +90,23 @@ def ours(folder: str, case: Case, steps: int) -> list[dict]:
     prompts, found = [tokenizer(text)["input_ids"] for text in case.prompts], []
     for step in range(steps):
         start = time.process_time()
-        samples = rollout.sample(policy, tokenizer, prompts, GROUP, case.new_tokens, seed=step, slots=128)
+        samples = rollout.sample(policy, tokenizer, prompts, GROUP, case.new_tokens, seed=step,
+                                 slots=128)
         sampled = time.process_time()
-        rewards = torch.tensor([[share_of_letters(sample.text) for sample in group] for group in samples])
+        rewards = torch.zeros(len(prompts), GROUP)
+        for p, group in enumerate(samples):
+            for n, sample in enumerate(group):
+                rewards[p, n] = share_of_letters(sample.text)
         advantages = grpo.across_tuple_advantages(rewards)
-        rows = [grpo.Row(prompt, sample.ids, 0, float(a), 1 / rewards.numel(), "solve", sample.logprobs)
-                for prompt, group, row in zip(prompts, samples, advantages) for sample, a in zip(group, row)]
-        metrics = grpo.update(policy, reference, optimizer, rows, clip=CLIP, beta=BETA, vocab=len(tokenizer))
-        found.append({"sampling": sampled - start, **{name: metrics[f"seconds_{name}"] for name in PARTS[1:]},
+        rows = []
+        for p, group in enumerate(samples):
+            for n, sample in enumerate(group):
+                rows.append(grpo.Row(prompts[p], sample.ids, 0, advantages[p, n].item(),
+                                     1 / rewards.numel(), "solve", sample.logprobs))
+        metrics = grpo.update(policy, reference, optimizer, rows, clip=CLIP, beta=BETA,
+                              vocab=len(tokenizer))
+        seconds = {name: metrics[f"seconds_{name}"] for name in PARTS[1:]}
+        found.append({"sampling": sampled - start, **seconds,
                       "step": time.process_time() - start, "tokens": metrics["tokens"],
                       "reward": float(rewards.mean()), "grad_norm": metrics["grad_norm"],
                       "kl": metrics["solve/kl"]})
@@ -142,8 +155,9 @@ def trl(folder: str, case: Case, steps: int) -> list[dict]:
     args = GRPOConfig(
         output_dir=folder + "/out", per_device_train_batch_size=GROUP, num_generations=GROUP,
         gradient_accumulation_steps=len(case.prompts), max_completion_length=case.new_tokens,
-        learning_rate=LR, beta=BETA, epsilon=CLIP, loss_type="grpo", max_grad_norm=1.0, weight_decay=0.0,
-        lr_scheduler_type="constant", temperature=1.0, top_k=0, top_p=1.0, max_steps=steps, logging_steps=1,
+        learning_rate=LR, beta=BETA, epsilon=CLIP, loss_type="grpo", max_grad_norm=1.0,
+        weight_decay=0.0, lr_scheduler_type="constant", temperature=1.0, top_k=0, top_p=1.0,
+        max_steps=steps, logging_steps=1,
         save_strategy="no", report_to=[], bf16=False, use_cpu=True, gradient_checkpointing=False,
         disable_tqdm=True, shuffle_dataset=False, model_init_kwargs={"dtype": "float32"})
     trainer = GRPOTrainer(model=folder, reward_funcs=reward, args=args,
@@ -162,19 +176,21 @@ def trl(folder: str, case: Case, steps: int) -> list[dict]:
 
 def side(name: str, args: argparse.Namespace, python: str, case: str) -> dict:
     """Medians of one side, run in a process of its own."""
-    command = [python, __file__, "--run", name, "--case", case, "--steps", str(args.steps)]
-    ran = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    command = [python, "-m", "bench.step", "--run", name, "--case", case,
+               "--steps", str(args.steps)]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env)
     if ran.returncode:
         sys.exit(f"{' '.join(command)}\n{ran.stderr[-2000:]}")
     steps, versions = json.loads(ran.stdout.splitlines()[-1])
-    return {"versions": versions} | {key: statistics.median(step[key] for step in steps[1:])
-                                     for key in (*PARTS, "step", "tokens", "reward", "grad_norm", "kl")}
+    medians = {key: statistics.median(step[key] for step in steps[1:]) for key in SHOWN}
+    return {"versions": versions} | medians
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--case", choices=CASES, help="default: both")
-    parser.add_argument("--steps", type=int, default=4, help="the first is not counted (default %(default)s)")
+    parser.add_argument("--steps", type=int, default=4, help="the first is not counted")
     parser.add_argument("--trl-python", metavar="PATH", help="python of an environment with trl")
     parser.add_argument("--run", choices=("ours", "trl"), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -196,8 +212,10 @@ def main() -> None:
               f"{CASES[case].new_tokens} tokens, CPU seconds\n{'ours':>22} {mine['versions']}")
         if theirs:
             print(f"{'TRL':>22} {theirs['versions']}")
-        for key in (*PARTS, "step", "tokens", "reward", "grad_norm", "kl"):
-            beside = f"{theirs[key]:10.3f}{theirs[key] / mine[key]:8.2f}x" if theirs and mine[key] else ""
+        for key in SHOWN:
+            beside = ""
+            if theirs and mine[key]:
+                beside = f"{theirs[key]:10.3f}{theirs[key] / mine[key]:8.2f}x"
             print(f"{key:12}{mine[key]:10.3f}{beside}")
 
 

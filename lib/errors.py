@@ -59,11 +59,3 @@ def one_line():
         printed.set()
         status = USER_MISTAKE if isinstance(error, UserError) else FAILED
         raise SystemExit(status) from None
-
-
-@contextmanager
-def explain():
-    """Old name, until its last caller is rewritten: every ValueError and OSError counts as the
-    user's."""
-    with one_line(), user_input():
-        yield

@@ -1,9 +1,30 @@
-"""One thread for every test: what is asserted bit for bit holds at a fixed number of threads (and small tensors are faster so)."""
+"""One thread for every test, and the fixtures that several files share.
+
+What is asserted bit for bit holds at a fixed number of threads, and small tensors are faster so.
+"""
 
 import ranks
 
 ranks.serve()               # forks; torch is not here yet
 
+import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def toy_world(tmp_path_factory):
+    """The toy policy's folder, made once: see toy.py."""
+    import toy                          # imports the training scripts, which few test files need
+
+    return toy.make_world(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture
+def run_toy(toy_world, tmp_path):
+    """run_toy(*flags) trains the toy policy in an empty folder -> exit status, stage folder."""
+    import toy
+
+    with toy.working_folder(tmp_path):
+        yield lambda *flags, **more: toy.train(toy_world, *flags, **more)

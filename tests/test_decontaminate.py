@@ -2,10 +2,11 @@
 
 import random
 import time
+from collections import Counter
 
 import pytest
-
 from corpus_rows import words
+
 from lib.problems import Problem
 from prepare import decontaminate
 
@@ -115,15 +116,7 @@ def test_leetcode_examples_go_and_its_constraints_stay():
         "Return the sum.\n \nExample 1:\n\nInput: a = [1]\nOutput: 1\nExplanation: one.\n\n"
         "Example 2:\n\nInput: a = []\n\nConstraints:\n\n1 <= n"
     )
-    assert decontaminate.canonical(text).split() == [
-        "return",
-        "the",
-        "sum.",
-        "constraints:",
-        "1",
-        "<=",
-        "n",
-    ]
+    assert decontaminate.canonical(text).split() == "return the sum. constraints: 1 <= n".split()
 
 
 def test_statements_that_differ_in_more_than_layout_have_other_hashes():
@@ -142,11 +135,12 @@ def test_statements_that_differ_in_more_than_layout_have_other_hashes():
 
 
 def overlaps(training, held_out):
-    found, _ = decontaminate.find_overlaps(
-        [Problem(f"t{i}", *(x if isinstance(x, tuple) else (x,))) for i, x in enumerate(training)],
-        [Problem(f"h{i}", x) for i, x in enumerate(held_out)],
+    """{training problem: (held-out problem, rule)}; they are named t0, t1, ... and h0, h1, ..."""
+    leaks, _ = decontaminate.find_overlaps(
+        [Problem(f"t{i}", statement) for i, statement in enumerate(training)],
+        [Problem(f"h{i}", statement) for i, statement in enumerate(held_out)],
     )
-    return {name: (o.held_out, o.rule) for name, o in found.items()}
+    return {name: (leak.held_out, leak.rule) for name, leak in leaks.items()}
 
 
 def test_planted_leaks_are_caught_each_by_its_rule():
@@ -167,8 +161,8 @@ def test_planted_leaks_are_caught_each_by_its_rule():
         Problem("short and clean", "Print the sum of three numbers."),
         Problem("h2", words(150, "h")),
     ]
-    found, _ = decontaminate.find_overlaps(training, held_out)
-    assert {name: (o.held_out, o.rule) for name, o in found.items()} == {
+    leaks, _ = decontaminate.find_overlaps(training, held_out)
+    assert {name: (leak.held_out, leak.rule) for name, leak in leaks.items()} == {
         "same id": ("h0", "id"),
         "other layout": ("h1", "hash"),
         "other white space": ("h1", "ngram"),
@@ -176,10 +170,11 @@ def test_planted_leaks_are_caught_each_by_its_rule():
         "short text": ("h3", "hash"),
         "h2": ("h2", "id"),
     }
-    assert found["copied paragraph"].containment == pytest.approx(48 / 248)
+    assert leaks["copied paragraph"].containment == pytest.approx(48 / 248)
 
 
-CJK = "给定一个长度为n的数组，求出所有子数组的和的最大值。注意子数组必须是连续的，数组中的元素可能为负数。"
+CJK = ("给定一个长度为n的数组，求出所有子数组的和的最大值。"
+       "注意子数组必须是连续的，数组中的元素可能为负数。")
 
 
 @pytest.mark.parametrize(
@@ -236,45 +231,55 @@ def test_unrelated_problems_that_share_boilerplate_are_not_caught():
     )
 
 
-def test_ngram_containment_agrees_with_sets_of_word_tuples():
-    rng = random.Random(1)
+def random_texts(n, rng):
+    """Texts of up to three excerpts from a common stock and up to 150 words of their own."""
+    stock = [words(30, ("chunk", i)).split() for i in range(25)]
+    texts = []
+    for _ in range(n):
+        parts = []
+        for chunk in rng.sample(stock, rng.randint(0, 3)):
+            parts += chunk[rng.randint(0, 20) :]
+        parts += words(rng.randint(0, 150), rng.random()).split()
+        texts.append(" ".join(parts) or "x")
+    return texts
 
-    chunks = [words(30, ("chunk", i)).split() for i in range(25)]
 
-    def text():
-        parts = [
-            w
-            for chunk in rng.sample(chunks, rng.randint(0, 3))
-            for w in chunk[rng.randint(0, 20) :]
-        ]
-        return " ".join([*parts, *words(rng.randint(0, 150), rng.random()).split()]) or "x"
+def thirteen_grams(text):
+    w = text.split()
+    if len(w) < 13:
+        return {tuple(w)}
+    return {tuple(w[i : i + 13]) for i in range(len(w) - 12)}
 
-    training, held_out = [text() for _ in range(60)], [text() for _ in range(40)]
 
-    def tuples(t):
-        w = t.split()
-        return {tuple(w[i : i + 13]) for i in range(len(w) - 12)} if len(w) >= 13 else {tuple(w)}
-
-    statements = set(training + held_out)
-    frequency = {}
-    for s in statements:
-        for g in tuples(s):
-            frequency[g] = frequency.get(g, 0) + 1
-    rare = {s: {g for g in tuples(s) if frequency[g] <= 5} for s in statements}
+def containments(training, held_out):
+    """{t0, t1, ...: largest share of 13-grams in common with a held-out text}, from 0.1 on. Only
+    13-grams that at most five statements hold count; of two texts the one with fewer is whole."""
+    frequency = Counter()
+    for text in {*training, *held_out}:
+        frequency.update(thirteen_grams(text))
+    rare = {}
+    for text in {*training, *held_out}:
+        rare[text] = {gram for gram in thirteen_grams(text) if frequency[gram] <= 5}
     expected = {}
     for i, t in enumerate(training):
-        shares = [
-            len(rare[t] & rare[h]) / max(1, min(len(rare[t]), len(rare[h]))) for h in held_out
-        ]
-        if t in held_out:
-            expected[f"t{i}"] = 1.0
-        elif max(shares) >= 0.1:
-            expected[f"t{i}"] = max(shares)
-    found, _ = decontaminate.find_overlaps(
+        shares = []
+        for h in held_out:
+            shares.append(len(rare[t] & rare[h]) / max(1, min(len(rare[t]), len(rare[h]))))
+        share = 1.0 if t in held_out else max(shares)
+        if share >= 0.1:
+            expected[f"t{i}"] = share
+    return expected
+
+
+def test_ngram_containment_agrees_with_sets_of_word_tuples():
+    rng = random.Random(1)
+    training, held_out = random_texts(60, rng), random_texts(40, rng)
+    expected = containments(training, held_out)
+    leaks, _ = decontaminate.find_overlaps(
         [Problem(f"t{i}", t) for i, t in enumerate(training)],
         [Problem(f"h{i}", t) for i, t in enumerate(held_out)],
     )
-    assert {name: o.containment for name, o in found.items()} == pytest.approx(expected)
+    assert {name: leak.containment for name, leak in leaks.items()} == pytest.approx(expected)
     assert 5 < len(expected) < 55
 
 
@@ -290,6 +295,6 @@ def test_thirteen_thousand_against_five_thousand_take_minutes():
     training = [Problem(f"t{i}", words(300, i % 1250)) for i in range(1300)]
     held_out = [Problem(f"h{i}", words(300, i)) for i in range(1000, 1500)]
     begun = time.process_time()
-    found, _ = decontaminate.find_overlaps(training, held_out)
+    leaks, _ = decontaminate.find_overlaps(training, held_out)
     assert time.process_time() - begun < 12
-    assert len(found) == 250
+    assert len(leaks) == 250

@@ -1,10 +1,13 @@
-"""grpo.py: the mathematics by hand and by finite differences, and one gradient however the work is cut.
+"""grpo.py: the mathematics by hand and by finite differences, and one gradient however the work
+is cut.
 
-Two ranks import this file and do the updates of `work`, which writes what came out (see `two_ranks`)."""
+Two ranks import this file and do the updates of `work`, which writes what came out (see
+`two_ranks`)."""
 
 import functools
 import importlib
 import math
+import random
 
 import pytest
 import ranks
@@ -25,7 +28,7 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
 SETTINGS = dict(temperature=TEMPERATURE, vocab=LIMIT, beta=0.05, max_grad_norm=0.0)
 
 
-# ------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------
 # What the tests are made of
 
 def tiny(seed, dtype=torch.float32, checkpointing=False):
@@ -39,8 +42,8 @@ def tiny(seed, dtype=torch.float32, checkpointing=False):
 
 
 def some_rows(seed=0):
-    """Two problems: a plan prompt with two tuples each, a solve prompt with four branches each, of many
-    lengths."""
+    """Two problems: a plan prompt with two tuples each, a solve prompt with four branches each,
+    of many lengths."""
     stream = torch.Generator().manual_seed(seed)
     ids = lambda n: torch.randint(0, LIMIT, (n,), generator=stream).tolist()
     rows = []
@@ -65,8 +68,14 @@ class Keep:
 
     def step(self):
         grads = [p.grad for p in self.module.parameters()]
-        self.grads.append(torch.cat([(g.full_tensor() if hasattr(g, "full_tensor") else g).flatten().clone()
-                                     for g in grads]))
+        self.grads.append(
+            torch.cat(
+                [
+                    (g.full_tensor() if hasattr(g, "full_tensor") else g).flatten().clone()
+                    for g in grads
+                ]
+            )
+        )
 
     def zero_grad(self, set_to_none=True):
         self.module.zero_grad(set_to_none=set_to_none)
@@ -114,12 +123,12 @@ def apart(a, b):
     return float((a - b).norm() / b.norm())
 
 
-# ------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------
 # The mathematics
 
 def test_solver_advantages_by_hand():
-    """One of four right: mean 1/4, unbiased variance (9/16 + 3 * 1/16) / 3 = 1/4, so (3/4) / (1/2) and (-1/4)
-    / (1/2)."""
+    """One of four right: mean 1/4, unbiased variance (9/16 + 3 * 1/16) / 3 = 1/4, so (3/4) /
+    (1/2) and (-1/4) / (1/2)."""
     r = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0]], dtype=torch.float64)
     a = grpo.within_tuple_advantages(r)
     half = 0.5 / (math.sqrt(1 / 3) + 1e-6)
@@ -129,7 +138,8 @@ def test_solver_advantages_by_hand():
 
 def test_planner_advantages_by_hand():
     """Two of eight accepted and solved: mean 1/4, unbiased std sqrt(12/7/8)... = sqrt(1.5 / 7)."""
-    A = grpo.across_tuple_advantages(torch.tensor([1, 0, 0, 0, 1, 0, 0, 0]))        # whole numbers will do
+    # whole numbers will do
+    A = grpo.across_tuple_advantages(torch.tensor([1, 0, 0, 0, 1, 0, 0, 0]))
     std = math.sqrt(1.5 / 7)
     torch.testing.assert_close(A, torch.tensor([0.75, -0.25, -0.25, -0.25] * 2) / (std + 1e-6))
 
@@ -138,7 +148,9 @@ def test_planner_advantages_by_hand():
 @pytest.mark.parametrize("size", [2, 4, 7, 8])
 def test_a_group_of_equals_gets_exactly_nothing(value, size):
     r = torch.full((3, size), value)
-    assert (grpo.within_tuple_advantages(r) == 0).all() and (grpo.across_tuple_advantages(r) == 0).all()
+    assert (grpo.within_tuple_advantages(r) == 0).all() and (
+        grpo.across_tuple_advantages(r) == 0
+    ).all()
 
 
 def test_a_single_tuple_keeps_its_reward_and_a_single_branch_has_no_siblings():
@@ -165,8 +177,9 @@ def test_tiled_log_probs_are_those_of_log_softmax(tile, softcap):
     draw = lambda *shape: torch.randn(shape, generator=stream, dtype=torch.float64)
     hidden, weight, g = draw(20, 8).requires_grad_(), draw(60, 8).requires_grad_(), draw(20)
     targets = torch.randint(0, 50, (20,), generator=stream)
-    logp, entropy = grpo.token_logprobs(hidden, weight, targets, 0.7, vocab=50, softcap=softcap, tile=tile,
-                                        entropy=True)
+    logp, entropy = grpo.token_logprobs(
+        hidden, weight, targets, 0.7, vocab=50, softcap=softcap, tile=tile, entropy=True
+    )
     z = hidden @ weight[:50].T
     z = softcap * torch.tanh(z / softcap) if softcap else z
     plain = torch.distributions.Categorical(logits=z / 0.7)
@@ -199,10 +212,15 @@ def test_no_tensor_of_all_logits_is_ever_made():
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             out = func(*args, **kwargs or {})
             tensors = out if isinstance(out, tuple | list) else [out]
-            self.numel = max([self.numel] + [t.numel() for t in tensors if isinstance(t, torch.Tensor)])
+            self.numel = max(
+                [self.numel] + [t.numel() for t in tensors if isinstance(t, torch.Tensor)]
+            )
             return out
 
-    hidden, weight = torch.randn(300, 4, requires_grad=True), torch.randn(20000, 4, requires_grad=True)
+    hidden, weight = (
+        torch.randn(300, 4, requires_grad=True),
+        torch.randn(20000, 4, requires_grad=True),
+    )
     with Largest() as seen:
         grpo.token_logprobs(hidden, weight, torch.arange(300), tile=500).sum().backward()
     assert seen.numel == 300 * 500, "the largest tensor is a tile of logits"
@@ -210,8 +228,8 @@ def test_no_tensor_of_all_logits_is_ever_made():
 
 
 def test_bf16_log_probs_round_the_logits_once():
-    """Against float64 on the same bf16 numbers: fp32 sums, so what is left is the rounding of logits to bf16
-    on CPU."""
+    """Against float64 on the same bf16 numbers: fp32 sums, so what is left is the rounding of
+    logits to bf16 on CPU."""
     stream = torch.Generator().manual_seed(0)
     hidden, weight = (torch.randn(n, 64, generator=stream).bfloat16() for n in (50, 700))
     targets = torch.randint(0, 700, (50,), generator=stream)
@@ -222,8 +240,8 @@ def test_bf16_log_probs_round_the_logits_once():
 
 
 def test_the_clipped_loss_by_hand():
-    """Ratio 1.5 with A=2 is cut to 1.2 and has no gradient; with A=-2 it is not cut. Ratio 0.5 is the mirror
-    image."""
+    """Ratio 1.5 with A=2 is cut to 1.2 and has no gradient; with A=-2 it is not cut. Ratio 0.5 is
+    the mirror image."""
     ratio = torch.tensor([1.5, 1.5, 0.5, 0.5, 1.0], dtype=torch.float64)
     A = torch.tensor([2.0, -2.0, 2.0, -2.0, 3.0], dtype=torch.float64)
     old = torch.full((5,), -1.0, dtype=torch.float64)
@@ -236,18 +254,24 @@ def test_the_clipped_loss_by_hand():
     assert parts["clipped"].tolist() == [True, False, False, True, False]
     torch.testing.assert_close(parts["ratio"], ratio)
     gradient, = torch.autograd.grad(loss.sum(), logp)
-    pull = 0.5 * (1 - 2)                # d kl / d logp = 1 - exp(d): up, towards a reference that is likelier
-    torch.testing.assert_close(gradient, pull - torch.tensor([0, -3.0, 1.0, 0, 3.0], dtype=torch.float64))
+    # d kl / d logp = 1 - exp(d): up, towards a reference that is likelier
+    pull = 0.5 * (1 - 2)
+    torch.testing.assert_close(
+        gradient, pull - torch.tensor([0, -3.0, 1.0, 0, 3.0], dtype=torch.float64)
+    )
 
 
 def test_the_clipped_loss_agrees_with_finite_differences():
     stream = torch.Generator().manual_seed(0)
     logp, old, ref, A = (torch.randn(40, generator=stream, dtype=torch.float64) for _ in range(4))
-    assert torch.autograd.gradcheck(lambda x: grpo.clipped_loss(x, old, ref, A)[0], (logp.requires_grad_(),))
+    assert torch.autograd.gradcheck(
+        lambda x: grpo.clipped_loss(x, old, ref, A)[0], (logp.requires_grad_(),)
+    )
 
 
 def test_the_first_update_is_the_policy_gradient():
-    """Without old log-probs the ratio is 1 whatever the policy, and the gradient of -rho A is -A."""
+    """Without old log-probs the ratio is 1 whatever the policy, and the gradient of -rho A is
+    -A."""
     logp = torch.linspace(-9, -0.1, 12, dtype=torch.float64, requires_grad=True)
     A = torch.linspace(-2, 2, 12, dtype=torch.float64)
     loss, parts = grpo.clipped_loss(logp, None, None, A)
@@ -256,15 +280,18 @@ def test_the_first_update_is_the_policy_gradient():
 
 
 def test_the_kl_survives_a_token_that_the_policy_has_given_up():
-    """TRL#3015 and its like: exp of a difference of 200 is inf, and 0 * inf in the backward pass is nan."""
+    """TRL#3015 and its like: exp of a difference of 200 is inf, and 0 * inf in the backward pass
+    is nan."""
     logp = torch.tensor([-200.0, -1.0], requires_grad=True)
     loss, parts = grpo.clipped_loss(logp, None, torch.tensor([-1.0, -300.0]), torch.zeros(2))
     loss.sum().backward()
-    assert torch.isfinite(loss).all() and torch.isfinite(logp.grad).all() and (parts["kl"] >= 0).all()
+    assert (
+        torch.isfinite(loss).all() and torch.isfinite(logp.grad).all() and (parts["kl"] >= 0).all()
+    )
     assert logp.grad[1] > 0, "descent lowers a token that the reference thinks impossible"
 
 
-# ------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------
 # One gradient, however the work is cut
 
 @pytest.fixture(scope="module")
@@ -282,45 +309,70 @@ def expected():
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("shared,checkpointing", [(True, False), (True, True), (False, False), (False, True)])
-def test_the_gradient_does_not_depend_on_micro_batches_sharing_or_checkpointing(expected, dtype, shared,
-                                                                                checkpointing):
+@pytest.mark.parametrize(
+    "shared,checkpointing", [(True, False), (True, True), (False, False), (False, True)]
+)
+def test_the_gradient_does_not_depend_on_micro_batches_sharing_or_checkpointing(
+    expected, dtype, shared, checkpointing
+):
     loss, gradient = expected[dtype]
     for token_budget in (1, 150, 10 ** 6):
         mine, metrics = alone(dtype, checkpointing, shared=shared, token_budget=token_budget)
         assert apart(mine, gradient) < TOLERANCE[dtype]
         assert metrics["loss"] == pytest.approx(loss, rel=TOLERANCE[dtype])
-        assert metrics["micro_batches"] == {1: 12, 10 ** 6: 4 if shared else 1}.get(token_budget,
-                                                                                    metrics["micro_batches"])
+        assert metrics["micro_batches"] == {1: 12, 10**6: 4 if shared else 1}.get(
+            token_budget, metrics["micro_batches"]
+        )
 
 
 def test_trl_has_the_same_loss_and_gradient(tmp_path):
-    """An independent check, where TRL is installed: its GRPO loss over transformers' model, the same rows.
-    (With its bias correction of the KL gradient, on by default, the loss is the same and the gradient 6 %
-    off.)"""
+    """An independent check, where TRL is installed: its GRPO loss over transformers' model, the
+    same rows. (With its bias correction of the KL gradient, on by default, the loss is the same
+    and the gradient 6 % off.)"""
     trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
     tiny_folders = importlib.import_module("tiny")
     folder, rows = tiny_folders.qwen(tmp_path / "policy"), some_rows()
-    args = trl.GRPOConfig(output_dir=str(tmp_path), loss_type="grpo", beta=SETTINGS["beta"], top_k=0,
-                          temperature=TEMPERATURE, per_device_train_batch_size=2, num_generations=2,
-                          use_bias_correction_kl=False, report_to=[], use_cpu=True, bf16=False,
-                          model_init_kwargs={"dtype": "float32"})
+    args = trl.GRPOConfig(
+        output_dir=str(tmp_path),
+        loss_type="grpo",
+        beta=SETTINGS["beta"],
+        top_k=0,
+        temperature=TEMPERATURE,
+        per_device_train_batch_size=2,
+        num_generations=2,
+        use_bias_correction_kl=False,
+        report_to=[],
+        use_cpu=True,
+        bf16=False,
+        model_init_kwargs={"dtype": "float32"},
+    )
     trainer = trl.GRPOTrainer(str(folder), reward_funcs=len, args=args,
                               train_dataset=datasets.Dataset.from_dict({"prompt": ["x"]}))
     trainer.current_gradient_accumulation_steps = 1
     reference = model.load(tiny_folders.qwen(tmp_path / "reference", seed=1)).requires_grad_(False)
 
-    prompts, replies = [r.prefix + r.suffix[:r.start] for r in rows], [r.suffix[r.start:] for r in rows]
+    prompts, replies = (
+        [r.prefix + r.suffix[: r.start] for r in rows],
+        [r.suffix[r.start :] for r in rows],
+    )
     batch = grpo.collate(rows, torch.device("cpu"), shared=False)
     ref = grpo.row_logprobs(reference, batch, TEMPERATURE).split([len(reply) for reply in replies])
     pad = functools.partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
-    left = lambda lists: pad([torch.tensor(x).flip(0) for x in lists]).flip(1)      # where TRL pads prompts
+    # where TRL pads prompts
+    left = lambda lists: pad([torch.tensor(x).flip(0) for x in lists]).flip(1)
     right = lambda lists: pad([torch.as_tensor(x) for x in lists])
     ones = lambda lists: [[1] * len(x) for x in lists]
-    loss = trainer._compute_loss(trainer.model.train(), {
-        "prompt_ids": left(prompts), "prompt_mask": left(ones(prompts)), "completion_ids": right(replies),
-        "completion_mask": right(ones(replies)), "advantages": torch.tensor([row.advantage for row in rows]),
-        "ref_per_token_logps": right(ref)})
+    loss = trainer._compute_loss(
+        trainer.model.train(),
+        {
+            "prompt_ids": left(prompts),
+            "prompt_mask": left(ones(prompts)),
+            "completion_ids": right(replies),
+            "completion_mask": right(ones(replies)),
+            "advantages": torch.tensor([row.advantage for row in rows]),
+            "ref_per_token_logps": right(ref),
+        },
+    )
     loss.backward()
 
     for row in rows:
@@ -329,7 +381,10 @@ def test_trl_has_the_same_loss_and_gradient(tmp_path):
     keep = Keep(policy)
     metrics = grpo.update(policy, reference, keep, rows, **SETTINGS | {"vocab": None})
     assert metrics["loss"] == pytest.approx(float(loss.detach()), rel=1e-5)
-    theirs = {name.removeprefix("model."): p.grad.flatten() for name, p in trainer.model.named_parameters()}
+    theirs = {
+        name.removeprefix("model."): p.grad.flatten()
+        for name, p in trainer.model.named_parameters()
+    }
     mine = [name.replace(".decay.", ".") for name, _ in policy.named_parameters()]
     assert set(mine) == set(theirs)
     assert apart(keep.grads[0], torch.cat([theirs[name] for name in mine])) < 1e-5
@@ -337,13 +392,16 @@ def test_trl_has_the_same_loss_and_gradient(tmp_path):
 
 @torch.no_grad()
 def test_the_loss_of_a_whole_update_agrees_with_finite_differences():
-    """Central differences along three directions of parameter space, log-probs taken over full logits."""
+    """Central differences along three directions of parameter space, log-probs taken over full
+    logits."""
     rows = some_rows()[:9]
     with torch.enable_grad():
         gradient = gradient_of_update(rows, torch.float64)[0]
     ref, old = (full_logprobs(tiny(seed, torch.float64), rows) for seed in (2, 1))
     for seed in range(3):
-        direction = torch.randn(gradient.shape, generator=torch.Generator().manual_seed(seed)).double()
+        direction = torch.randn(
+            gradient.shape, generator=torch.Generator().manual_seed(seed)
+        ).double()
         sides = []
         for h in (1e-5, -1e-5):
             moved = tiny(1, torch.float64)
@@ -403,6 +461,17 @@ def test_every_row_is_in_one_micro_batch_within_the_budget():
             assert tokens <= 200 or len(batch) == 1
 
 
+def test_sequences_are_packed_once_each_within_the_budget_and_with_little_padding():
+    rng = random.Random(0)
+    lengths = [rng.randint(1, 90) for _ in range(200)] + [500]
+    batches = grpo.pack(lengths, 256)
+    assert sorted(i for b in batches for i in b) == list(range(201))
+    assert all(len(b) * max(lengths[i] for i in b) <= 256 or len(b) == 1 for b in batches)
+    padded = sum(len(b) * max(lengths[i] for i in b) for b in batches)
+    assert padded < 1.1 * sum(lengths)
+    assert grpo.pack([], 256) == []
+
+
 def test_rows_with_no_advantage_keep_their_pull_to_the_reference():
     rows = some_rows()
     for row in rows:
@@ -418,7 +487,9 @@ def test_metrics_tell_the_regions_apart_and_do_not_depend_on_micro_batches():
     for region in grpo.REGIONS:
         mine = [row for row in rows if row.region == region]
         with torch.no_grad():
-            new, ref = (torch.cat(full_logprobs(tiny(seed, torch.float64), mine)) for seed in (1, 2))
+            new, ref = (
+                torch.cat(full_logprobs(tiny(seed, torch.float64), mine)) for seed in (1, 2)
+            )
         d, gap = ref - new, (new - torch.tensor(sum([row.logprobs for row in mine], []))).abs()
         for found in metrics:
             assert found[f"{region}/tokens"] == len(new)
@@ -433,15 +504,24 @@ def test_metrics_tell_the_regions_apart_and_do_not_depend_on_micro_batches():
 def test_a_second_update_takes_its_ratios_against_the_policy_that_sampled():
     rows = some_rows()[:9]
     policy, reference = tiny(1, torch.float64), tiny(2, torch.float64)
-    metrics = grpo.update(policy, reference, torch.optim.SGD(policy.parameters(), lr=0.05), rows, updates=2,
-                          token_budget=150, **SETTINGS)
+    metrics = grpo.update(
+        policy,
+        reference,
+        torch.optim.SGD(policy.parameters(), lr=0.05),
+        rows,
+        updates=2,
+        token_budget=150,
+        **SETTINGS,
+    )
     by_hand = tiny(1, torch.float64)
     with torch.no_grad():
         ref, old = full_logprobs(reference, rows), full_logprobs(by_hand, rows)
     for _ in range(2):
         gradient = flat_gradient(written_out(full_logprobs(by_hand, rows), old, ref, rows), by_hand)
         vector = torch.nn.utils.parameters_to_vector(by_hand.parameters())
-        torch.nn.utils.vector_to_parameters((vector - 0.05 * gradient).detach(), by_hand.parameters())
+        torch.nn.utils.vector_to_parameters(
+            (vector - 0.05 * gradient).detach(), by_hand.parameters()
+        )
     mine, theirs = (torch.nn.utils.parameters_to_vector(m.parameters()) for m in (policy, by_hand))
     assert apart(mine.detach(), theirs.detach()) < 1e-9
     assert metrics["plan/ratio_max"] > 1
@@ -452,7 +532,9 @@ def test_a_loss_that_is_not_finite_changes_nothing_and_is_counted(what):
     rows, policy = some_rows(), tiny(1)
     optimizer = grpo.make_optimizer(policy, 1e-3)
     grpo.update(policy, None, optimizer, rows)
-    moments = lambda: torch.cat([t.flatten() for state in optimizer.state.values() for t in state.values()])
+    moments = lambda: torch.cat(
+        [t.flatten() for state in optimizer.state.values() for t in state.values()]
+    )
     was = moments()
     before = torch.nn.utils.parameters_to_vector(policy.parameters()).clone()
     setattr(rows[5], what, math.nan if what == "advantage" else math.inf)
@@ -460,7 +542,9 @@ def test_a_loss_that_is_not_finite_changes_nothing_and_is_counted(what):
     assert metrics["skipped"] == 1 and metrics["step_norm"] == 0
     assert torch.equal(torch.nn.utils.parameters_to_vector(policy.parameters()), before)
     assert torch.equal(moments(), was)
-    assert all(p.grad is None for p in policy.parameters()), "a bad gradient must not reach the next step"
+    assert all(p.grad is None for p in policy.parameters()), (
+        "a bad gradient must not reach the next step"
+    )
 
 
 def test_a_batch_without_rows_changes_nothing():
@@ -477,25 +561,29 @@ def test_gradients_are_clipped_to_the_given_norm():
     policy = tiny(1)
     keep = Keep(policy)
     metrics = grpo.update(policy, None, keep, some_rows(), max_grad_norm=0.01)
-    assert metrics["grad_norm"] > 0.01 and float(keep.grads[0].norm()) == pytest.approx(0.01, rel=1e-3)
+    assert metrics["grad_norm"] > 0.01 and float(keep.grads[0].norm()) == pytest.approx(
+        0.01, rel=1e-3
+    )
 
 
 def test_rows_that_cannot_be_trained_are_refused_in_a_sentence():
     policy = tiny(1)
-    for row, said in ((grpo.Row([1], [2], 1, 1.0, 1.0, "plan"), "0 sampled tokens"),
-                      (grpo.Row([1], [2, 3], 0, 1.0, 1.0, "plan", [-1.0]), "2 sampled tokens and 1 log-p"),
-                      (grpo.Row([1], [VOCAB - 1], 0, 1.0, 1.0, "plan"), "outside the vocabulary")):
+    for row, said in (
+        (grpo.Row([1], [2], 1, 1.0, 1.0, "plan"), "0 sampled tokens"),
+        (grpo.Row([1], [2, 3], 0, 1.0, 1.0, "plan", [-1.0]), "2 sampled tokens and 1 log-p"),
+        (grpo.Row([1], [VOCAB - 1], 0, 1.0, 1.0, "plan"), "outside the vocabulary"),
+    ):
         with pytest.raises(ValueError, match=said):
             grpo.update(policy, None, Keep(policy), [row], vocab=LIMIT)
 
 
-# ------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------
 # Precision
 
 def test_at_5e_7_fp32_masters_move_and_bf16_weights_do_not():
-    """Why the master weights are fp32 (section 4.1). AdamW's step is about lr whatever the gradient; half the
-    distance between two bf16 numbers near 0.02 is 3e-5. Twenty steps of 5e-7 all round back to where they
-    started."""
+    """Why the master weights are fp32 (section 4.1). AdamW's step is about lr whatever the
+    gradient; half the distance between two bf16 numbers near 0.02 is 3e-5. Twenty steps of 5e-7
+    all round back to where they started."""
     moved = {}
     for dtype in (torch.float32, torch.bfloat16):
         w = torch.nn.Parameter(torch.full((1000,), 0.02, dtype=dtype))
@@ -543,7 +631,7 @@ def test_the_sampler_is_refreshed_in_the_same_storage_and_keeps_its_fp32_parts()
     grpo.refresh(policy, policy)
 
 
-# ------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------
 # Two ranks
 
 def work(out):
@@ -558,7 +646,9 @@ def work(out):
                 uneven, dtype, checkpointing, shared=shared, token_budget=150)
     lonely = rows if group.main else []
     found["lonely"] = gradient_of_update(lonely, torch.float64)
-    found["bf16"] = gradient_of_update(uneven, torch.float32, compute=torch.bfloat16, checkpointing=True)
+    found["bf16"] = gradient_of_update(
+        uneven, torch.float32, compute=torch.bfloat16, checkpointing=True
+    )
 
     # the path of a real run: fp32 masters, bf16 compute, a bf16 reference and sampler
     policy = grpo.shard(tiny(1, checkpointing=True), torch.bfloat16)
@@ -599,13 +689,16 @@ def two_ranks(tmp_path_factory):
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("shared,checkpointing", [(True, False), (True, True), (False, True)])
 def test_two_ranks_have_the_gradient_of_one(expected, two_ranks, dtype, shared, checkpointing):
-    """Ranks hold 3 and 9 rows, so the first runs dummies; norms and metrics are of the whole batch."""
+    """Ranks hold 3 and 9 rows, so the first runs dummies; norms and metrics are of the whole
+    batch."""
     gradient, metrics = two_ranks[dtype, shared, checkpointing]
     assert apart(gradient, expected[dtype][1]) < TOLERANCE[dtype]
     metrics_alone = alone(dtype, checkpointing, shared=shared, token_budget=150)[1]
     for name in set(metrics_alone) - {"micro_batches"}:
         if not name.startswith("seconds"):
-            assert metrics[name] == pytest.approx(metrics_alone[name], rel=20 * TOLERANCE[dtype]), name
+            assert metrics[name] == pytest.approx(metrics_alone[name], rel=20 * TOLERANCE[dtype]), (
+                name
+            )
 
 
 def test_a_small_model_that_is_whole_on_each_rank_has_the_same_gradient(expected, two_ranks):

@@ -1,9 +1,10 @@
-"""rivals/train_rivals.py: what rows the rivals make of a rollout."""
+"""rivals/train_rivals.py: what rows the rivals make of a rollout, and a step of each."""
 
 import argparse
 
 import pytest
 import torch
+from toy import read
 
 import rollout
 from rivals import train_rivals
@@ -33,3 +34,17 @@ def test_pkpo_keeps_the_surrogate_of_its_transform():
     paid = [row.advantage * row.weight for row in rows_of("pkpo")]
     expected = set_advantages("pkpo", R, 2).flatten() / 2
     torch.testing.assert_close(torch.tensor(paid, dtype=torch.float64), expected)
+
+
+@pytest.mark.parametrize("flags", [
+    ("grpo",), ("passk",), ("pkpo",),
+    ("upskill", "--num-attempts", "3", "--problems-per-step", "9")])
+def test_every_rival_takes_a_step(run_toy, flags):
+    status, stage = run_toy("--steps", "1", "--method", *flags, script=train_rivals)
+    metrics = read(stage / "metrics.jsonl")[0]
+    assert status == 0 and metrics["step_norm"] > 0 and 0 < metrics["pass_rate"] < 1
+
+
+def test_a_fork_of_the_script_has_a_stage_folder_of_its_own():
+    args = train_rivals.parse_args(["--model", "m", "--variant", "mine", "--method", "pkpo"])
+    assert train_rivals.stage_name(args) == "pkpo-mine"

@@ -1,4 +1,5 @@
-"""lib/run.py, checkpoints, files, errors: folders, logs, errors, and a run that is killed and resumed as if nothing had happened."""
+"""lib/run.py, checkpoints, files, errors: folders, logs, errors, and a run that is killed and
+resumed as if nothing had happened."""
 
 import argparse
 import json
@@ -28,21 +29,25 @@ CONFIG = dict(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_la
 PHASES = ("start", "rollout", "update", "checkpoint", "end")
 
 
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # A small run, and what is done to it
 
 def rows_of_step(step, rank, world):
-    """Four problems of three rows, keyed by step and problem: what a rollout would give, whatever the
-    ranks."""
+    """Four problems of three rows, keyed by step and problem: what a rollout would give, whatever
+    the ranks."""
     rows = []
     for problem in range(rank, 4, world):
         stream = torch.Generator().manual_seed(100 * step + problem)
-        ids = lambda n: torch.randint(0, 64, (n,), generator=stream).tolist()
-        prefix = ids(5 + problem)
+        prefix = random_ids(5 + problem, stream)
         for _ in range(3):
-            suffix, advantage = ids(4 + len(rows)), float(torch.randn((), generator=stream))
+            suffix = random_ids(4 + len(rows), stream)
+            advantage = float(torch.randn((), generator=stream))
             rows.append(grpo.Row(prefix, suffix, 1, advantage, 1 / 12, "solve"))
     return rows
+
+
+def random_ids(n, stream):
+    return torch.randint(0, 64, (n,), generator=stream).tolist()
 
 
 def small_run(folder, steps, phase):
@@ -81,62 +86,76 @@ def slow_rollout(run, step):
     return rows_of_step(step, run.rank, run.world)
 
 
-def torment(folder, world, blows, seed):
-    """The same run twice: in folder/whole undisturbed; in folder/hurt struck by `blows`, signals at random
-    moments of rollouts, updates and checkpoints in turn, and started again after each -> where they struck."""
-    chance, steps, struck = random.Random(seed), steps_of(blows), []
+def run_twice(folder, world, signals, seed):
+    """The same run twice: in folder/whole undisturbed; in folder/hurt struck by `signals` at random
+    moments of rollouts, updates and checkpoints in turn, and started again after each -> the phases
+    in which they struck."""
+    rng, steps, struck = random.Random(seed), steps_of(signals), []
     phase = mmap.mmap(-1, 1)                # shared with the children; rank 0 writes it
-    work = lambda name, rank: small_run(folder / name, steps, phase if rank == 0 else [0])
-    start = lambda name: ranks.fork(world, lambda rank: work(name, rank))
+
+    def start(name):
+        return ranks.fork(world, lambda rank: small_run(
+            folder / name, steps, phase if rank == 0 else [0]))
+
     assert not any(ranks.wait(start("whole")))
-    for i, blow in enumerate(blows):
+    for i, number in enumerate(signals):
         phase[0] = 0
         children = start("hurt")
         for awaited in (1, 1 + i % 3):
             while phase[0] not in (awaited, len(PHASES) - 1):
                 time.sleep(0.0005)
-            time.sleep(0.02 * chance.random())
+            time.sleep(0.02 * rng.random())
         struck.append(PHASES[phase[0]])
         for pid in children:
-            os.kill(pid, blow)
-        asked, status = time.monotonic(), ranks.wait(children)
-        assert blow == signal.SIGKILL or not any(status) and time.monotonic() - asked < 25, status
+            os.kill(pid, number)
+        struck_at = time.monotonic()
+        status = ranks.wait(children)
+        if number != signal.SIGKILL:        # a signal that asks: it is obeyed, and soon
+            assert not any(status) and time.monotonic() - struck_at < 25, status
     assert not any(ranks.wait(start("hurt")))
     return struck
 
 
-def steps_of(blows):
-    return 2 * len(blows) + 2       # a blow comes in the first step after a start, or in the second
+def steps_of(signals):
+    return 2 * len(signals) + 2     # one strikes in the first step after a start, or in the second
 
 
 def outcome(folder):
-    """Weights at the end, and the logs without what a clock wrote."""
+    """-> weights at the end, metrics, samples; without what a clock wrote"""
     folder = folder / "stage"
-    lines = lambda name: [{k: v for k, v in json.loads(line).items() if not k.startswith("seconds")}
-                          for line in (folder / f"{name}.jsonl").read_text().splitlines()]
     weights = dict(model.load(folder / "final").named_parameters())
-    return weights, lines("metrics"), lines("samples")
+    return weights, logged(folder / "metrics.jsonl"), logged(folder / "samples.jsonl")
 
 
-def run_and_hurt(folder, worlds, blows, seed=0):
-    """`torment` for each number of ranks, in folder/WORLD -> {world: where the blows struck}."""
-    found = {}
+def logged(path):
+    lines = []
+    for text in path.read_text().splitlines():
+        line = json.loads(text)
+        lines.append({name: line[name] for name in line if not name.startswith("seconds")})
+    return lines
+
+
+def run_twice_for_each_world(folder, worlds, signals, seed=0):
+    """`run_twice` for each number of ranks, in folder/WORLD -> {world: phases that were struck}."""
+    struck = {}
     for world in worlds:
-        hurt = folder / str(world)
-        hurt.mkdir()
-        ranks.run(1, "import json, pathlib, test_run, torch._dynamo", "pathlib.Path('struck').write_text(json.dumps("
-                  f"test_run.torment(pathlib.Path('.'), {world}, {list(map(int, blows))}, {seed})))", hurt, timeout=1000)
-        found[world] = json.loads((hurt / "struck").read_text())
-    return found
+        own = folder / str(world)
+        own.mkdir()
+        call = f"test_run.run_twice(Path('.'), {world}, {list(map(int, signals))}, {seed})"
+        ranks.run(1, "import json, test_run, torch._dynamo; from pathlib import Path",
+                  f"Path('struck').write_text(json.dumps({call}))", own, timeout=1000)
+        struck[world] = json.loads((own / "struck").read_text())
+    return struck
 
 
-def assert_undisturbed(folder, blows):
-    (weights, *logs), (weights_whole, *logs_whole) = outcome(folder / "hurt"), outcome(folder / "whole")
-    steps = steps_of(blows)
+def assert_undisturbed(folder, signals):
+    weights, *logs = outcome(folder / "hurt")
+    weights_whole, *logs_whole = outcome(folder / "whole")
+    stage, steps = folder / "hurt" / "stage", steps_of(signals)
     assert logs == logs_whole and [line["step"] for line in logs[0]] == list(range(steps))
     assert all(torch.equal(weights[name], weights_whole[name]) for name in weights_whole)
-    assert not list((folder / "hurt" / "stage").glob(f"*{files.PARTIAL}")), "something half-written was left"
-    assert [int(path.name[5:]) for path in checkpoints.complete(folder / "hurt" / "stage")] == [steps - 1, steps]
+    assert not list(stage.glob(f"*{files.PARTIAL}")), "something half-written was left"
+    assert [int(path.name[5:]) for path in checkpoints.complete(stage)] == [steps - 1, steps]
 
 
 @pytest.fixture
@@ -155,29 +174,31 @@ def trained(steps=1, seed=0):
 
 
 def everything(policy, optimizer):
-    parts = [*policy.parameters(), *(t for state in optimizer.state.values() for t in state.values())]
+    parts = list(policy.parameters())
+    for state in optimizer.state.values():
+        parts += state.values()
     return torch.cat([t.detach().flatten() for t in parts])
 
 
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Killed and resumed
 
-BLOWS = [signal.SIGKILL, signal.SIGTERM, signal.SIGKILL]
+SIGNALS = [signal.SIGKILL, signal.SIGTERM, signal.SIGKILL]
 
 
 @pytest.fixture(scope="module")
 def hurt(tmp_path_factory):
-    """(folder, where the blows struck) of a run of one rank and of a run of two."""
+    """(folder, phases that were struck) of a run of one rank and of a run of two."""
     folder = tmp_path_factory.mktemp("hurt")
-    return folder, run_and_hurt(folder, [1, 2], BLOWS)
+    return folder, run_twice_for_each_world(folder, [1, 2], SIGNALS)
 
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_a_run_that_is_killed_ends_as_one_that_was_not(hurt, world):
-    """Weights and logs bit for bit, clocks aside; two kills and one SIGTERM."""
+    """Weights and logs bit for bit, without clocks; two kills and one SIGTERM."""
     folder, struck = hurt
     assert len(struck[world]) == 3
-    assert_undisturbed(folder / str(world), BLOWS)
+    assert_undisturbed(folder / str(world), SIGNALS)
 
 
 def test_a_checkpoint_of_two_ranks_is_resumed_by_one(alone, hurt):
@@ -186,20 +207,21 @@ def test_a_checkpoint_of_two_ranks_is_resumed_by_one(alone, hurt):
     folder = hurt[0] / "2" / "whole" / "stage"
     state = checkpoints.load(checkpoints.newest(folder), policy, optimizer)
     final = outcome(folder.parent)[0]
-    assert state["step"] == 8 and all(torch.equal(p, final[name]) for name, p in policy.named_parameters())
+    assert state["step"] == 8
+    assert all(torch.equal(p, final[name]) for name, p in policy.named_parameters())
     assert all(moments["exp_avg"].any() for moments in optimizer.state.values())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2])
 def test_twenty_kills_strike_everywhere_and_change_nothing(tmp_path, world):
-    blows = [signal.SIGKILL] * 20
-    struck = run_and_hurt(tmp_path, [world], blows)[world]
-    assert_undisturbed(tmp_path / str(world), blows)
+    signals = [signal.SIGKILL] * 20
+    struck = run_twice_for_each_world(tmp_path, [world], signals)[world]
+    assert_undisturbed(tmp_path / str(world), signals)
     assert {"rollout", "update", "checkpoint"} <= set(struck)
 
 
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Checkpoints and files
 
 def test_weights_and_moments_come_back_exactly_with_what_was_put_beside_them(alone, tmp_path):
@@ -213,7 +235,8 @@ def test_weights_and_moments_come_back_exactly_with_what_was_put_beside_them(alo
 
 
 def test_a_checkpoint_before_the_first_step_counts_none(alone, tmp_path):
-    """SIGTERM in the first rollout. torch makes AdamW's moments by a step of its own, which would be Adam's first."""
+    """SIGTERM in the first rollout. torch makes AdamW's moments by a step of its own, which would
+    be Adam's first."""
     policy, optimizer = trained(0)
     checkpoints.save(tmp_path, 0, policy, optimizer, {})
     other = trained(0, seed=1)
@@ -226,25 +249,26 @@ def test_a_checkpoint_before_the_first_step_counts_none(alone, tmp_path):
 
 def test_only_complete_checkpoints_count_and_the_newest_are_kept(alone, tmp_path):
     policy, optimizer = trained()
-    (tmp_path / f"step_000099{files.PARTIAL}").mkdir(parents=True)     # died while writing
-    (tmp_path / "step_000098").mkdir()                                  # no state.json: nothing we wrote
+    (tmp_path / f"step_000099{files.PARTIAL}").mkdir(parents=True)      # died while writing
+    (tmp_path / "step_000098").mkdir()                      # no state.json: nothing we wrote
     for step in (1, 2, 9, 1000000):
         checkpoints.save(tmp_path, step, policy, optimizer, {}, keep=2)
     assert [p.name for p in checkpoints.complete(tmp_path)] == ["step_000009", "step_1000000"]
     assert checkpoints.newest(tmp_path).name == "step_1000000"
     assert not list(tmp_path.glob(f"*{files.PARTIAL}"))
     checkpoints.save(tmp_path, 1000001, policy, optimizer, {}, keep=0)
-    assert len(checkpoints.complete(tmp_path)) == 3 and checkpoints.newest(tmp_path / "none") is None
+    assert len(checkpoints.complete(tmp_path)) == 3
+    assert checkpoints.newest(tmp_path / "none") is None
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):
-    with pytest.raises(RuntimeError), files.published(tmp_path / "final") as aside:
-        (aside / "a").write_text("half")
+    with pytest.raises(RuntimeError), files.published(tmp_path / "final") as partial:
+        (partial / "a").write_text("half")
         raise RuntimeError
     assert not (tmp_path / "final").exists()
     for text in ("one", "two"):
-        with files.published(tmp_path / "final") as aside:
-            (aside / "a").write_text(text)
+        with files.published(tmp_path / "final") as partial:
+            (partial / "a").write_text(text)
     assert (tmp_path / "final" / "a").read_text() == "two" and len(list(tmp_path.iterdir())) == 1
 
 
@@ -273,14 +297,17 @@ def steps_saved(run, *steps):
 
 
 @pytest.mark.parametrize("file, content, message", [
-    ("__0_0.distcp", b"cut off", "__0_0.distcp has changed"), (".metadata", None, ".metadata is missing"),
+    ("__0_0.distcp", b"cut off", "__0_0.distcp has changed"),
+    (".metadata", None, ".metadata is missing"),
     ("state.json", b"", "state.json cannot be read")])
-def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_it_is_used(
+def test_a_damaged_checkpoint_is_renamed_and_the_one_before_it_is_used(
         stage, capsys, file, content, message):
     first = stage()
     steps_saved(first, 1, 2)
     path = first.folder / "step_000002" / file
-    path.unlink() if content is None else path.write_bytes(content)
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
     first.lock_file.close()
     again = stage()
     assert again.state["step"] == 1 and (again.folder / "step_000002.damaged").exists()
@@ -339,10 +366,11 @@ def test_a_full_disk_is_one_line(stage, capsys, tmp_path):
         raise OSError(28, "No space left on device", "step_000001/__0_0.distcp")
     assert run.status == 1
     error = capsys.readouterr().err
-    assert error.startswith("error: No space left on device: step_000001") and error.count("\n") == 1
+    assert error.startswith("error: No space left on device: step_000001")
+    assert error.count("\n") == 1
 
 
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Logs, folders, flags, errors
 
 def test_logs_are_cut_to_where_the_checkpoint_was(alone, tmp_path):
@@ -350,13 +378,14 @@ def test_logs_are_cut_to_where_the_checkpoint_was(alone, tmp_path):
     log.write("metrics", {"step": 0, "loss": float("nan"), "name": "ä"})
     offsets = log.offsets()
     log.write("metrics", {"step": 1})
-    log.write("samples", {"step": 1})               # after the checkpoint, like the line above
+    log.write("samples", {"step": 1})       # after the checkpoint, like the line above
     (tmp_path / "labels.jsonl").write_text("not ours")
     log = lib_run.Log(tmp_path, offsets, alone.main)
     for name in ("metrics", "samples"):
         log.write(name, {"step": 1})
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == [{"step": 0, "loss": None, "name": "ä"}, {"step": 1}]
+    expected = [{"step": 0, "loss": None, "name": "ä"}, {"step": 1}]
+    assert [json.loads(line) for line in lines] == expected
     assert (tmp_path / "samples.jsonl").read_text() == '{"step": 1}\n'
     assert (tmp_path / "labels.jsonl").read_text() == "not ours"
     os.truncate(tmp_path / "metrics.jsonl", 3)
@@ -412,11 +441,12 @@ def test_a_run_is_named_after_its_model_and_seed(given, name):
 def test_a_stage_starts_from_the_newest_finished_one_and_says_which(tmp_path):
     assert lib_run.stage_model(tmp_path, ("warmup", "sft"), "base")[0] == "base"
     for stage in ("sft", "warmup"):
-        (tmp_path / stage / "final").mkdir(parents=True)
-        assert lib_run.stage_model(tmp_path, ("warmup", "sft"), "base")[0] != str(tmp_path / stage / "final")
-        (tmp_path / stage / "final" / "config.json").write_text("{}")
-        path, said = lib_run.stage_model(tmp_path, ("warmup", "sft"), "base")
-        assert path == str(tmp_path / stage / "final") and stage in said and path in said
+        final = tmp_path / stage / "final"
+        final.mkdir(parents=True)
+        assert lib_run.stage_model(tmp_path, ("warmup", "sft"), "base")[0] != str(final)
+        (final / "config.json").write_text("{}")
+        path, message = lib_run.stage_model(tmp_path, ("warmup", "sft"), "base")
+        assert path == str(final) and stage in message and path in message
 
 
 def test_the_hash_of_a_checkpoint_knows_every_byte_and_name(tmp_path):
@@ -433,10 +463,12 @@ def test_the_hash_of_a_checkpoint_knows_every_byte_and_name(tmp_path):
 def test_the_config_tells_what_was_run_and_what_changed_on_resume(tmp_path, capsys):
     flags = argparse.Namespace(lr=1e-3, model="m", problems=Path("p"))
     (tmp_path / "weights").write_text("w")
-    config = lib_run.write_config(tmp_path / "sft", flags, {"gate": "rule"}, {"start": tmp_path / "weights"})
+    used = {"start": tmp_path / "weights"}
+    config = lib_run.write_config(tmp_path / "sft", flags, {"gate": "rule"}, used)
     assert config == json.loads((tmp_path / "sft" / "config.json").read_text())
-    assert config["flags"] == {"lr": 1e-3, "model": "m", "problems": "p"} and config["gate"] == "rule"
-    assert len(config["commit"]) == 40 and config["versions"]["torch"] == torch.__version__
+    assert config["flags"] == {"lr": 1e-3, "model": "m", "problems": "p"}
+    assert config["gate"] == "rule" and len(config["commit"]) == 40
+    assert config["versions"]["torch"] == torch.__version__
     assert config["checkpoints"]["start"]["sha256"] == files.tree_hash(tmp_path / "weights")
     flags.lr = 2e-3
     config = lib_run.write_config(tmp_path / "sft", flags)
@@ -451,14 +483,16 @@ def test_progress_without_a_terminal_is_lines_and_only_now_and_then(monkeypatch,
     lines = capsys.readouterr().err.splitlines()
     assert lines == ["judging: 3 of 7 after 15 s", "judging: 6 of 7 after 30 s"]
     monkeypatch.setenv("RANK", "1")
-    assert list(progress.progress(iter("ab"), "judging")) == ["a", "b"] and capsys.readouterr().err == ""
+    assert list(progress.progress(iter("ab"), "judging")) == ["a", "b"]
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.slow
 def test_a_rank_that_dies_takes_the_job_down_with_its_reason(tmp_path):
     """The other rank waits in a collective, as it would for a slow verifier."""
+    root = Path(lib_run.__file__).parents[1]
     (tmp_path / "job.py").write_text(
-        f"import sys; sys.path.insert(0, {str(Path(lib_run.__file__).parents[1])!r})\n"
+        f"import sys; sys.path.insert(0, {str(root)!r})\n"
         "from lib import errors\nfrom lib import run as lib_run\n"
         "with errors.one_line():\n"
         "    ranks = lib_run.setup(device='cpu')\n"
@@ -467,6 +501,7 @@ def test_a_rank_that_dies_takes_the_job_down_with_its_reason(tmp_path):
         "    ranks.barrier()\n")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     began = time.monotonic()
-    ran = subprocess.run([*launch, tmp_path / "job.py"], capture_output=True, text=True, timeout=120)
+    command = [*launch, tmp_path / "job.py"]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert ran.returncode != 0 and "error on rank 1: the seventh problem has no tests" in ran.stderr
     assert time.monotonic() - began < 60

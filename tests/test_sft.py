@@ -1,5 +1,5 @@
-"""train_sft.py on tiny checkpoints: what carries loss, what it equals, refusals, resuming, several
-processes."""
+"""train_sft.py on tiny checkpoints: what carries loss, what it equals, what is refused, resuming,
+and several processes."""
 
 import json
 import os
@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import gate
 import grpo
 import model
 import prompts
@@ -28,6 +27,7 @@ import train_rm
 import train_sft
 from lib import checkpoints
 from lib import run as lib_run
+from lib.labels import Label, save_labels
 from lib.problems import Problem
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,8 +42,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def runs(tmp_path, monkeypatch):
-    """A working folder of its own; afterwards no process group, no signal handler and no other prompts are
-    left."""
+    """A working folder of its own; afterwards no process group, no signal handler and no other
+    prompts are left."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(prompts, "TEMPLATES", dict(prompts.TEMPLATES))
     handler = signal.getsignal(signal.SIGTERM)
@@ -55,9 +55,12 @@ def runs(tmp_path, monkeypatch):
 
 def gold_file(path: Path, n: int, seed: int = 0) -> Path:
     rng = random.Random(seed)
-    rows = [{"problem_id": f"q{i}", "statement": f"Problem {i}.", "think": f"Think of {rng.choice(WORDS)}.",
-             "strategies": [f"{word.title()} the items." for word in rng.sample(WORDS, 4)]}
-            for i in range(n)]
+    rows = []
+    for i in range(n):
+        row = {"problem_id": f"q{i}", "statement": f"Problem {i}."}
+        row["think"] = f"Think of {rng.choice(WORDS)}."
+        row["strategies"] = [f"{word.title()} the items." for word in rng.sample(WORDS, 4)]
+        rows.append(row)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -66,8 +69,9 @@ def arguments(folder: Path, tmp: Path, *more: str, n: int = 12) -> list[str]:
     """A run of 3 epochs of 3 steps with short prompts."""
     (tmp / "prompts.json").write_text(json.dumps({"plan": "Plan: {statement}"}))
     gold = gold_file(tmp / "gold.jsonl", n)
-    return ["--model", str(folder), "--run", "r", "--gold", str(gold), "--prompts", str(tmp / "prompts.json"),
-            "--batch-size", "4", "--lr", "1e-3", "--device", "cpu", *more]
+    return ["--model", str(folder), "--run", "r", "--gold", str(gold),
+            "--prompts", str(tmp / "prompts.json"), "--batch-size", "4", "--lr", "1e-3",
+            "--device", "cpu", *more]
 
 
 def train(arguments: list[str]) -> int:
@@ -76,8 +80,12 @@ def train(arguments: list[str]) -> int:
 
 def metrics(stage: Path) -> list[dict]:
     """What a resumed run must repeat: all but the clocks."""
-    rows = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not k.startswith(("seconds", "tokens_per"))} for row in rows]
+    rows = []
+    for line in (stage / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        clocks = [name for name in row if name.startswith(("seconds", "tokens_per"))]
+        rows.append({name: value for name, value in row.items() if name not in clocks})
+    return rows
 
 
 def weights(stage: Path) -> dict[str, torch.Tensor]:
@@ -88,13 +96,14 @@ def equal_bits(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-# ---------------------------------------------------------------------------------------- rows
+# --------------------------------------------------------------------------------------------------
+# Rows
 
 PROBLEM = Problem("q", "Sum {x} numbers.")
 PLAN = ["Sort them.", "Count each.", "Use a heap.", "Scan once."]
 
 
-def test_a_row_is_the_prompt_that_is_sampled_from_then_the_plan_and_the_end_of_the_turn(folder):
+def test_a_row_is_the_prompt_of_sampling_then_the_plan_and_the_end_of_the_turn(folder):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     row = train_sft.make_row(tokenizer, (PROBLEM, "never seen", PLAN), with_think=False)
     assert row.prefix == prompts.encode(tokenizer, prompts.plan(PROBLEM, 4)) and row.start == 0
@@ -104,9 +113,9 @@ def test_a_row_is_the_prompt_that_is_sampled_from_then_the_plan_and_the_end_of_t
     assert prompts.parse_plan(tokenizer.decode(row.suffix[:-1]), 4) == PLAN
 
 
-def test_the_end_of_the_turn_is_the_template_s_own_even_where_the_tokenizer_names_another(folder):
-    """Released checkpoints differ in the two (Qwen3.5: 248046 and 248044); the wrong one means plans that
-    never end."""
+def test_the_end_of_the_turn_is_the_template_s_and_not_the_tokenizer_s(folder):
+    """Released checkpoints differ in the two (Qwen3.5: 248046 and 248044); the wrong one means
+    plans that never end. Without a template it is the tokenizer's."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     end = tokenizer.convert_tokens_to_ids(tiny.END)
     tokenizer.eos_token = tiny.PAD
@@ -117,16 +126,24 @@ def test_the_end_of_the_turn_is_the_template_s_own_even_where_the_tokenizer_name
     assert rollout.end_of_turn(tokenizer) is None
 
 
-def test_with_think_the_thought_stands_in_the_template_s_think_block_and_is_trained(folder):
+def test_a_template_without_a_place_for_a_thought_is_refused(folder):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     with pytest.raises(ValueError, match="no place for a thought"):
         train_sft.make_row(tokenizer, (PROBLEM, "Because.", PLAN), with_think=True)
-    thought = "{% if m.reasoning_content %}<think>\n{{ m.reasoning_content }}\n</think>\n\n{% endif %}"
-    tokenizer.chat_template = tiny.TEMPLATE.replace("{{ m.content }}", thought + "{{ m.content }}")
+
+
+THOUGHT = "{% if m.reasoning_content %}<think>\n{{ m.reasoning_content }}\n</think>\n\n{% endif %}"
+
+
+def test_with_think_the_thought_stands_in_the_template_s_think_block_and_is_trained(folder):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = tiny.TEMPLATE.replace("{{ m.content }}", THOUGHT + "{{ m.content }}")
     row = train_sft.make_row(tokenizer, (PROBLEM, " Because.\n", PLAN), with_think=True)
-    assert row.prefix == prompts.encode(tokenizer, prompts.plan(PROBLEM, 4), think=True), "what stages 3 to 5 ask with"
+    # stages 3 to 5 ask with this prompt
+    assert row.prefix == prompts.encode(tokenizer, prompts.plan(PROBLEM, 4), think=True)
     text = tokenizer.decode(row.prefix + row.suffix)
-    assert "<think>\nBecause.\n</think>\n\nA: Sort them." in text and text.endswith("Scan once." + tiny.END)
+    assert "<think>\nBecause.\n</think>\n\nA: Sort them." in text
+    assert text.endswith("Scan once." + tiny.END)
     trained = tokenizer.decode(row.suffix)
     assert "Because." in trained and "Sum {x} numbers." not in trained
     assert prompts.parse_plan(text, 4)[:3] == PLAN[:3]
@@ -139,10 +156,12 @@ def test_with_think_the_thought_stands_in_the_template_s_think_block_and_is_trai
     ({"statement": "s", "strategies": ["x", "y", "z"]}, "line 2: 3 strategies instead of 4"),
     ({"statement": "s", "strategies": list("vwxyz")}, "line 2: 5 strategies instead of 4"),
     ({"statement": "s", "strategies": ["x", "y", "", "z"]}, "line 2: written out as a plan"),
-    ({"statement": "s", "strategies": ["x", "y\nsecond line", "w", "z"]}, "line 2: written out as a plan"),
+    ({"statement": "s", "strategies": ["x", "y\nsecond line", "w", "z"]},
+     "line 2: written out as a plan"),
     ({"statement": "s", "strategies": ["x\nB: y", "y", "w", "z"]}, "line 2: written out as a plan"),
     ({"statement": "s", "strategies": ["x", "y", "<think>", "z"]}, "line 2: written out as a plan"),
-    ({"problem_id": "a", "strategies": list("wxyz")}, "line 2: it has no \"statement\".*--problems"),
+    ({"problem_id": "a", "strategies": list("wxyz")},
+     "line 2: it has no \"statement\".*--problems"),
 ])
 def test_a_tuple_that_is_not_strict_is_refused_with_its_line(tmp_path, row, complaint):
     path = gold_file(tmp_path / "gold.jsonl", 1)
@@ -159,47 +178,55 @@ def test_a_tuple_without_a_statement_takes_its_problem_from_the_pool(tmp_path):
     assert train_sft.load_gold(str(path), 4, {"q": PROBLEM}) == [(PROBLEM, "", PLAN)]
 
 
-# ---------------------------------------------------------------------------------------- loss
+# --------------------------------------------------------------------------------------------------
+# Loss
 
 def sample_rows(folder: Path, n: int) -> tuple:
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    rng = random.Random(1)
-    strategy = lambda: " ".join(rng.choices(WORDS, k=rng.randint(1, 9)))
-    problem = lambda: Problem("q", "x" * rng.randint(1, 60))
-    return tokenizer, [train_sft.make_row(tokenizer, (problem(), "", [strategy() for _ in range(4)]), False)
-                       for _ in range(n)]
+    """-> tokenizer, n rows of many lengths"""
+    tokenizer, rng, rows = AutoTokenizer.from_pretrained(folder), random.Random(1), []
+    for _ in range(n):
+        problem = Problem("q", "x" * rng.randint(1, 60))
+        strategies = [" ".join(rng.choices(WORDS, k=rng.randint(1, 9))) for _ in range(4)]
+        rows.append(train_sft.make_row(tokenizer, (problem, "", strategies), False))
+    return tokenizer, rows
 
 
 @pytest.mark.parametrize("maker", [tiny.qwen, tiny.llama])
 def test_the_loss_is_transformers_cross_entropy_over_the_plan_tokens_alone(tmp_path, maker):
     maker(tmp_path)
     tokenizer, rows = sample_rows(tmp_path, 5)
-    theirs, total, count = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32), 0.0, 0
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    total, count = 0.0, 0
     with torch.no_grad():
         for row in rows:
-            logits = theirs(torch.tensor([row.prefix + row.suffix])).logits[0, len(row.prefix) - 1:-1]
-            logits = logits[:, :len(tokenizer)]             # ids beyond the tokenizer's are never sampled
+            logits = theirs(torch.tensor([row.prefix + row.suffix])).logits[0]
+            # ids beyond the tokenizer's are never sampled
+            logits = logits[len(row.prefix) - 1:-1, :len(tokenizer)]
             total += F.cross_entropy(logits, torch.tensor(row.suffix), reduction="sum").item()
             count += len(row.suffix)
-    ours = train_sft.token_loss(model.load(tmp_path), rows, ONE, 10 ** 6, len(tokenizer), train=False)
+    policy = model.load(tmp_path)
+    ours = train_sft.token_loss(policy, rows, ONE, 10 ** 6, len(tokenizer), train=False)
     assert ours.item() == pytest.approx(total / count, rel=1e-5)
 
 
 def test_loss_and_gradient_do_not_depend_on_the_token_budget(folder):
     """One denominator for the batch: a mean of micro-batch means would weigh short plans up."""
     tokenizer, rows = sample_rows(folder, 5)
-    policy, found = model.load(folder, dtype=torch.float64), []
+    policy, measured = model.load(folder, dtype=torch.float64), []
     for budget in (1, 700, 10 ** 6):
         policy.zero_grad()
         loss = train_sft.token_loss(policy, rows, ONE, budget, len(tokenizer), train=True)
-        found.append((loss.item(), torch.cat([p.grad.flatten() for p in policy.parameters()])))
-    for loss, gradient in found[1:]:
-        assert loss == pytest.approx(found[0][0], rel=1e-12)
-        assert (gradient - found[0][1]).norm() <= 1e-9 * found[0][1].norm()
+        gradient = torch.cat([p.grad.flatten() for p in policy.parameters()])
+        measured.append((loss.item(), gradient))
+    first_loss, first_gradient = measured[0]
+    for loss, gradient in measured[1:]:
+        assert loss == pytest.approx(first_loss, rel=1e-12)
+        assert (gradient - first_gradient).norm() <= 1e-9 * first_gradient.norm()
 
 
 def test_prompt_tokens_carry_no_loss(folder):
-    """The gradient with respect to the logits is zero wherever the next token belongs to the prompt."""
+    """The gradient with respect to the hidden states is zero wherever the next token belongs to the
+    prompt."""
     tokenizer, rows = sample_rows(folder, 1)
     seen = []
 
@@ -216,18 +243,22 @@ def test_prompt_tokens_carry_no_loss(folder):
     assert torch.equal(touched, (at >= first) & (at < first + len(rows[0].suffix)))
 
 
-# ---------------------------------------------------------------------------------------- the command
+# --------------------------------------------------------------------------------------------------
+# The command
 
 def test_after_training_the_planner_writes_its_gold_plans_and_stops(folder, runs):
     assert train(arguments(folder, runs, "--epochs", "30", "--lr", "5e-3", n=4)) == 0
     final = runs / "runs/r/sft/final"
     tokenizer, policy = AutoTokenizer.from_pretrained(final), model.load(final)
     for problem, _, strategies in train_sft.load_gold("gold.jsonl", 4, {}):
-        [[sample]] = rollout.sample(policy, tokenizer, [prompts.plan(problem, 4)], 1, 200, temperature=0)
+        turns = [prompts.plan(problem, 4)]
+        [[sample]] = rollout.sample(policy, tokenizer, turns, 1, 200, temperature=0)
         assert sample.finish == "eos" and prompts.parse_plan(sample.text, 4) == strategies
     log = metrics(runs / "runs/r/sft")
-    assert [row["step"] for row in log] == list(range(1, 31)) and log[-1]["loss"] < 0.1 * log[0]["loss"]
-    assert load_file(final / "model.safetensors")["model.language_model.norm.weight"].dtype == torch.float32
+    assert [row["step"] for row in log] == list(range(1, 31))
+    assert log[-1]["loss"] < 0.1 * log[0]["loss"]
+    norm = load_file(final / "model.safetensors")["model.language_model.norm.weight"]
+    assert norm.dtype == torch.float32
 
 
 class Crash(Exception):
@@ -272,7 +303,8 @@ def test_a_run_cut_off_at_any_step_ends_bit_for_bit_like_one_that_was_not(
             assert train(arguments(folder, runs, *RESUMABLE)) == 143
     assert train(arguments(folder, runs, *RESUMABLE)) == 0
     stage = runs / "runs/r/sft"
-    assert metrics(stage) == metrics(undisturbed) and equal_bits(weights(stage), weights(undisturbed))
+    assert metrics(stage) == metrics(undisturbed)
+    assert equal_bits(weights(stage), weights(undisturbed))
     assert [row["step"] for row in metrics(stage) if "val_loss" in row] == [3, 6, 9]
 
 
@@ -286,7 +318,8 @@ def test_a_finished_stage_is_not_done_again_unless_asked(folder, runs, capsys):
     assert final.stat().st_mtime_ns > written and len(metrics(runs / "runs/r/sft")) == 1
 
 
-def test_steps_without_a_finite_gradient_are_skipped_and_three_end_the_run(folder, runs, monkeypatch, capsys):
+def test_steps_without_a_finite_gradient_are_skipped_and_three_end_the_run(
+        folder, runs, monkeypatch, capsys):
     loss = train_sft.token_loss
 
     def broken(*args, **kwargs):
@@ -296,9 +329,9 @@ def test_steps_without_a_finite_gradient_are_skipped_and_three_end_the_run(folde
     monkeypatch.setattr(train_sft, "token_loss", broken)
     assert train(arguments(folder, runs, "--save-every", "1")) == 1
     assert "3 steps in a row" in capsys.readouterr().err
-    assert [(row["loss"], row["skipped"]) for row in metrics(runs / "runs/r/sft")] == [(None, 1)] * 3
-    path, module = checkpoints.newest(runs / "runs/r/sft"), model.load(folder)
-    checkpoints.load(path, module, grpo.make_optimizer(module, 1.0))
+    stage, module = runs / "runs/r/sft", model.load(folder)
+    assert [(row["loss"], row["skipped"]) for row in metrics(stage)] == [(None, 1)] * 3
+    checkpoints.load(checkpoints.newest(stage), module, grpo.make_optimizer(module, 1.0))
     assert equal_bits(module.state_dict(), before)
 
 
@@ -313,25 +346,27 @@ def test_steps_without_a_finite_gradient_are_skipped_and_three_end_the_run(folde
     (["--model", "other"], "the tokenizer has 390 words and the model 300"),
 ])
 def test_a_user_s_mistake_is_one_line_and_exit_status_2(folder, runs, capsys, more, complaint):
-    for name, config in (("short", {"max_position_embeddings": 30}), ("other", {"vocab_size": 300})):
-        if name in more:
-            tiny.qwen(name, **config)
+    if "short" in more:
+        tiny.qwen("short", max_position_embeddings=30)
+    if "other" in more:
+        tiny.qwen("other", vocab_size=300)
     with pytest.raises(SystemExit) as e:
         train([*arguments(folder, runs), *more])
-    *warned, said = capsys.readouterr().err.strip().splitlines()
-    assert e.value.code == 2 and complaint in said and said.startswith("error: ")
-    assert all(line.startswith("WARNING: ") for line in warned)
+    *warnings, error = capsys.readouterr().err.strip().splitlines()
+    assert e.value.code == 2 and complaint in error and error.startswith("error: ")
+    assert all(line.startswith("WARNING: ") for line in warnings)
     assert not (runs / "runs/r/sft/final").exists()
 
 
 def test_two_processes_train_both_stages_like_one(folder, runs):
-    """Losses and weights of two gloo ranks, FSDP-sharded, beside those of a plain process, up to the order of
-    summation."""
+    """Losses and weights of two gloo ranks, FSDP-sharded, beside those of a plain process, up to
+    the order of summation."""
     sft = arguments(folder, runs, "--steps", "2", "--token-budget", "150")
-    labels = [gate.Label(f"q{i}", f"Problem {i}.", f"{word} {i}", z)
+    labels = [Label(f"q{i}", f"Problem {i}.", f"{word} {i}", z)
               for i in range(8) for z, word in ((1, "sort"), (0, "code"))]
-    gate.save_labels("labels.jsonl", labels)
-    gate.save_labels("val.jsonl", [gate.Label("v", "Another.", x.plan, x.label) for x in labels])
+    save_labels("labels.jsonl", labels)
+    held_out = [Label("v", "Another.", label.plan, label.label) for label in labels]
+    save_labels("val.jsonl", held_out)
     rm = ["--model", str(folder), "--labels", "labels.jsonl", "--val", "val.jsonl", "--lr", "1e-3",
           "--batch-size", "6", "--steps", "2", "--token-budget", "400", "--device", "cpu"]
     ranks.run(2, "import train_rm, train_sft, torch._dynamo",
@@ -356,7 +391,8 @@ def test_killed_at_random_moments_it_ends_bit_for_bit_like_an_undisturbed_run(fo
     command = [sys.executable, ROOT / "train_sft.py", *more, "--run", "killed"]
     stage, rng, kills = runs / "runs/killed/sft", random.Random(0), 0
     while not (stage / "final").exists():
-        process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE)
+        process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"},
+                                   stdout=subprocess.PIPE)
         process.stdout.readline()                              # models are loaded, training begins
         time.sleep(rng.uniform(0, 1.5))
         kills += process.poll() is None
@@ -364,4 +400,5 @@ def test_killed_at_random_moments_it_ends_bit_for_bit_like_an_undisturbed_run(fo
         process.wait()
     assert kills >= 2
     undisturbed = runs / "runs/r/sft"
-    assert metrics(stage) == metrics(undisturbed) and equal_bits(weights(stage), weights(undisturbed))
+    assert metrics(stage) == metrics(undisturbed)
+    assert equal_bits(weights(stage), weights(undisturbed))
