@@ -170,7 +170,7 @@ def read_evaluations(folders: list[Path], notes: list[str]) -> runs.Runs:
             try:
                 evaluation = attempts.load(path)
                 key = runs.key_of(folder, evaluation)
-            except (ValueError, LookupError, OSError, TypeError) as error:
+            except (ValueError, LookupError, OSError, TypeError, RecursionError) as error:
                 notes.append(f"{path} is left out: {error or type(error).__name__}.")
                 continue
             evaluation.problems = dict(sorted(evaluation.problems.items()))

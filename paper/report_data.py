@@ -13,7 +13,6 @@ import math
 import re
 import unicodedata
 import zlib
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import gate
 from lib import metrics
+from paper.gate_report import Decisions, add_sample, joint_table
 
 TEXT, LINE = 4000, 400          # characters of a text, and of a line in it, that are shown
 WINDOW = 20                     # steps that the headline figures are means of
@@ -209,41 +209,45 @@ def pack_step(number: int, groups: dict[str, list[dict]]) -> Step:
 # ----------------------------------------------------------------------------------------------
 # The gate
 
-Decisions = list[tuple[float, int]]         # p(Pass) of a tuple, and 1 if it is valid, or solved
-
-
 @dataclass
 class GateCount:
     """What a stage's samples say of its gate."""
     judged: Decisions = field(default_factory=list)
     solved: Decisions = field(default_factory=list)
-    table: Counter = field(default_factory=Counter)     # "accepted, solved" -> tuples
+    outcomes: list[tuple[float, int]] = field(default_factory=list)     # (J, 1 if solved)
 
     def add(self, row: dict) -> None:
-        p = row.get("p_pass")
-        if isinstance(row.get("faults"), list) and is_number(p):
-            self.judged.append((p, int(not row["faults"])))
-        if not is_number(row.get("R_out")):
-            return
-        solved = row["R_out"] > 0
-        if is_number(p):
-            self.solved.append((p, int(solved)))
-        decision = "accepted" if row.get("J") else "refused"
-        self.table[f"{decision}, {'solved' if solved else 'failed'}"] += 1
+        try:
+            add_sample(row, self.judged, self.solved)
+        except (LookupError, TypeError):
+            return                      # the warm-up, or another version
+        if is_number(row.get("R_out")) and is_number(row.get("J")):
+            self.outcomes.append((row["J"], int(row["R_out"] > 0)))
+
+    def summary(self) -> dict:
+        """Curves against judge and solver, and the joint table of decisions and outcomes."""
+        curves = [curves_of(self.judged, "the judge"), curves_of(self.solved, "the solver")]
+        found = {"kinds": [], "curves": [curve for curve in curves if curve]}
+        if self.outcomes:
+            J, solved = zip(*self.outcomes, strict=True)
+            # the decisions themselves: any tau between 0 and 1 takes them as they are
+            found["table"] = joint_table(J, solved, 0.5) | {"tuples": len(J)}
+        return found
 
 
 def curves_of(decisions: Decisions, by: str) -> dict | None:
     """ROC and reliability of p(Pass) against a judge's labels, or against what was solved."""
-    p = [p for p, _ in decisions]
-    outcomes = [outcome for _, outcome in decisions]
+    known = [(p, outcome) for p, outcome in decisions if is_number(p)]
+    p = [p for p, _ in known]
+    outcomes = [outcome for _, outcome in known]
     if not 0 < sum(outcomes) < len(outcomes):
         return None
     points = gate.roc(p, outcomes)
     stride = math.ceil(len(points) / ROC_POINTS)
     points = points[::stride] + points[-1:]
-    return {"by": by, "auc": gate.auc(p, outcomes), "tuples": len(p), "share": sum(outcomes) / len(p),
+    return {"by": by, "auc": gate.auc(p, outcomes), "tuples": len(p),
             "roc": [[false, true] for _, false, true in points],
-            "reliability": reliability(decisions)}
+            "reliability": reliability(known)}
 
 
 def reliability(decisions: Decisions) -> list[list[float]]:
@@ -376,10 +380,7 @@ def read_samples(stage: Stage, notes: list[str]) -> None:
             tuples.extend(compact_attempts(row))
     if groups:
         stage.tuples.append(pack_step(current, groups))
-    curves = [curves_of(count.judged, "the judge"), curves_of(count.solved, "the solver")]
-    if count.table or any(curves):
-        stage.gate = {"table": dict(count.table), "kinds": [],
-                      "curves": [curve for curve in curves if curve]}
+    stage.gate = count.summary()
 
 
 # ----------------------------------------------------------------------------------------------

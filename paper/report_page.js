@@ -96,7 +96,8 @@ function headline(h) {
       others.length ? element("div", {class: "soft"}, `beside ${others.join(", ")}`) : null));
     return box;
   }
-  const audit = typeof h.audit === "number" ? `; the audit before training: ${shown(h.audit, 3)}` : "";
+  const audited = typeof h.audit === "number";
+  const audit = audited ? `; the audit before training: ${shown(h.audit, 3)}` : "";
   box.append(element("div", {},
     element("div", {}, element("strong", {}, `${h.stage}: solved in training (R_out)`),
       `, mean of the last ${h.window} steps, ${range} over steps`),
@@ -407,7 +408,8 @@ async function open(name, parts) {
       return;
     }
   }
-  const less = kept.share < 1 ? `, and of each about ${Math.round(100 * kept.share)} % of its problems` : "";
+  const share = Math.round(100 * kept.share);
+  const less = share < 100 ? `, and of each about ${share} % of its problems` : "";
   parts.kept.textContent = kept.steps === kept.of && kept.share === 1
     ? `All ${kept.of} steps are here.`
     : `To keep this file small, ${kept.steps} of ${kept.of} steps are here${less}; samples.jsonl ` +
@@ -543,8 +545,9 @@ function numbersOf(tuple) {
   const names = [["p(Pass)", "p_pass", shown], ["J", "J", shown], ["R_out", "R_out", shown],
     ["R_plan", "R_plan", shown], ["A", "A", signed], ["reward", "reward", shown],
     ["r_mi", "r_mi", shown]];
-  return names.filter(([, name]) => tuple[name] !== undefined).map(([label, name, form]) =>
-    element("div", {}, element("span", {}, label), form(tuple[name], name === "p_pass" ? 2 : undefined)));
+  const held = names.filter(([, name]) => tuple[name] !== undefined);
+  return held.map(([label, name, form]) => element("div", {}, element("span", {}, label),
+    form(tuple[name], name === "p_pass" ? 2 : undefined)));
 }
 
 function drawBranch(tuple, i) {
@@ -577,7 +580,8 @@ const TOKEN = new RegExp([
   "(#[^\\n]*)",
   "(\"(?:[^\"\\\\\\n]|\\\\.)*\"|'(?:[^'\\\\\\n]|\\\\.)*')",
   "\\b(and|as|assert|break|class|continue|def|del|elif|else|except|finally|for|from|global|if|" +
-    "import|in|is|lambda|None|nonlocal|not|or|pass|raise|return|True|False|try|while|with|yield)\\b",
+    "import|in|is|lambda|None|nonlocal|not|or|pass|raise|return|True|False|try|while|with|" +
+    "yield)\\b",
   "\\b(\\d[\\d._]*)\\b"].join("|"), "g");
 
 function program(text) {
@@ -650,25 +654,22 @@ function square(title, across, up, curves, points, words, dots) {
   return element("div", {class: "panel"}, element("h4", {}, title), svg, names);
 }
 
-function joint(counts) {
-  const total = Object.values(counts).reduce((sum, count) => sum + count, 0);
+function joint(shares) {
   const cell = (name) => {
-    const share = (counts[name] || 0) / total;
-    const box = element("td", {}, element("strong", {}, `${(100 * share).toFixed(1)} %`));
-    box.style.background = `rgba(0, 114, 178, ${(0.6 * share).toFixed(2)})`;
+    const box = element("td", {}, element("strong", {}, `${(100 * shares[name]).toFixed(1)} %`));
+    box.style.background = `rgba(0, 114, 178, ${(0.6 * shares[name]).toFixed(2)})`;
     return box;
   };
-  const line = (decision) => {
-    const [solved, failed] = ["solved", "failed"].map((o) => counts[`${decision}, ${o}`] || 0);
-    const rate = solved + failed ? solved / (solved + failed) : null;
-    return element("tr", {}, element("th", {}, decision), cell(`${decision}, solved`),
-      cell(`${decision}, failed`), element("td", {}, shown(rate, rate === null ? undefined : 3)));
-  };
+  const line = (decision) => element("tr", {}, element("th", {}, decision),
+    cell(`${decision}, solved`), cell(`${decision}, failed`),
+    element("td", {}, shown(shares[`solved | ${decision}`])));
   const head = ["", "solved", "failed", "solved | row"].map((name) => element("th", {}, name));
   return element("div", {class: "panel"}, element("h4", {}, "Accepted × solved"),
-    element("table", {class: "joint"}, element("tr", {}, ...head), line("accepted"), line("refused")),
-    element("p", {class: "soft small"}, `Shares of ${total.toLocaleString("en")} tuples of all ` +
-      "steps. Only accepted and solved pays the planner; a plan that does not parse is refused."));
+    element("table", {class: "joint"}, element("tr", {}, ...head), line("accepted"),
+      line("rejected")),
+    element("p", {class: "soft small"}, `Shares of ${shares.tuples.toLocaleString("en")} tuples ` +
+      "of all steps. Only accepted and solved pays the planner; a plan that does not parse is " +
+      "rejected."));
 }
 
 // --------------------------------------------------------------------------------------------
@@ -719,7 +720,8 @@ function intervals(rows, ceilings) {
       drawn("line", {x1: x(row.low), x2: x(row.high), y1: y, y2: y, stroke, "stroke-width": 3,
         "stroke-opacity": 0.45}),
       drawn("circle", {cx: x(row.value), cy: y, r: 5, fill: stroke}),
-      drawn("text", {x: x(row.high) + 8, y: y + 4}, row.value.toFixed(3) + (row.k === 4 ? "" : ` (pass@${row.k})`)));
+      drawn("text", {x: x(row.high) + 8, y: y + 4},
+        row.value.toFixed(3) + (row.k === 4 ? "" : ` (pass@${row.k})`)));
   });
   return svg;
 }
@@ -727,7 +729,8 @@ function intervals(rows, ceilings) {
 function matrix(rows) {
   const problems = page.evaluation.problems;
   // hardest last: by how many methods solve a problem
-  const ease = problems.map((_, p) => rows.reduce((sum, row) => sum + (Number(row.matrix[p]) || 0), 0));
+  const ease = problems.map((_, p) =>
+    rows.reduce((sum, row) => sum + (Number(row.matrix[p]) || 0), 0));
   const order = problems.map((_, p) => p).filter((p) => rows.some((row) => row.matrix[p] !== "-"))
     .sort((a, b) => ease[b] - ease[a]);
   const svg = picture(900, 16 * rows.length + 4, "which method solves which problem");
@@ -735,14 +738,16 @@ function matrix(rows) {
   rows.forEach((row, i) => {
     svg.append(drawn("text", {x: 200, y: 16 * i + 12, "text-anchor": "end"}, row.name));
     for (const digit of "0123456789") {
-      const cells = order.map((p, j) => (row.matrix[p] === digit
-        ? `M${(210 + j * wide).toFixed(2)} ${16 * i}h${wide.toFixed(2)}v13h${(-wide).toFixed(2)}z` : ""));
+      const cell = (j) => `M${(210 + j * wide).toFixed(2)} ${16 * i}h${wide.toFixed(2)}v13` +
+        `h${(-wide).toFixed(2)}z`;
+      const cells = order.map((p, j) => (row.matrix[p] === digit ? cell(j) : ""));
       svg.append(drawn("path", {d: cells.join(""), fill: "#0072b2",
         "fill-opacity": 0.04 + 0.1 * Number(digit)}));
     }
   });
   return element("div", {class: "scroll"}, element("div", {class: "wide"},
-    element("h4", {}, "Which method solves which problem"), svg, element("p", {class: "soft small"}, `${order.length} problems from left to right, the ` +
+    element("h4", {}, "Which method solves which problem"), svg,
+    element("p", {class: "soft small"}, `${order.length} problems from left to right, the ` +
       "easiest first; the darker, the more is solved. A dark cell below pale ones is a problem " +
       "that one method alone solves.")));
 }
