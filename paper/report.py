@@ -117,10 +117,10 @@ def pick_tuples(stage: Stage, statements: dict[str, str], room: int) -> tuple[st
     """As many of a stage's tuples as fit into `room` characters, packed for the page, and how many
     that are: steps evenly apart, and of each the first problems."""
     total = len(stage.tuples)
-    share, count = 1.0, total
-    mean_size = 4 / 3 * statistics.mean(len(step.packed) for step in stage.tuples)
+    # what a step takes when it is packed with others, from below: the loop corrects it
+    size = 0.5 * statistics.mean(len(step.packed) for step in stage.tuples)
     for share in (1.0, 0.5, 0.25, 0.125):
-        count = min(total, int(room / (mean_size * share)))
+        count = min(total, int(room / (size * share)))
         if count >= min(total, FEWEST_STEPS):
             break
     while count > 0:
@@ -128,7 +128,7 @@ def pick_tuples(stage: Stage, statements: dict[str, str], room: int) -> tuple[st
         packed = pack(chosen, share, statements)
         if len(packed) <= room:
             return packed, {"steps": count, "of": total, "share": share}
-        count = int(0.9 * count)
+        count = min(count - 1, int(0.97 * count * room / len(packed)))
     return "", {"steps": 0, "of": total, "share": share}
 
 

@@ -502,11 +502,14 @@ function go(place, parts) {
   parts.problem.replaceChildren(...options);
   parts.problem.value = place;
   const statement = view.statements[group.problem];
+  const cards = group.tuples.map(drawTuple);
+  // those that the filter asks for come first; the others stay, since they are paid together
+  cards.sort((a, b) => a.classList.contains("dim") - b.classList.contains("dim"));
   parts.shown.append(
     element("h3", {}, `Step ${group.step}, ${group.problem}: ${summary(group)}`),
     element("div", {class: "statement", dir: "auto"},
       statement || "(the statement is not here: name the problem file by --problems)"),
-    element("div", {class: "tuples"}, ...group.tuples.map(drawTuple)));
+    element("div", {class: "tuples"}, ...cards));
 }
 
 function summary(group) {
@@ -715,7 +718,7 @@ function intervals(rows, ceilings) {
   }
   rows.forEach((row, i) => {
     const y = 34 + 24 * i;
-    const stroke = row.method.startsWith("CPPO") ? COLOURS[0] : "#5b6570";
+    const stroke = /^cppo/i.test(row.method) ? COLOURS[0] : "#5b6570";
     svg.append(drawn("text", {x: 200, y: y + 4, "text-anchor": "end"}, row.name),
       drawn("line", {x1: x(row.low), x2: x(row.high), y1: y, y2: y, stroke, "stroke-width": 3,
         "stroke-opacity": 0.45}),

@@ -281,6 +281,17 @@ def test_filters_search_and_keys_choose_tuples(run, browser):
 
 
 @pytest.mark.browser
+def test_a_curve_shows_its_values_under_the_pointer(run, browser):
+    rendered(run, browser)
+    hover = "document.querySelector('[data-metric=R_out] .hover').textContent"
+    assert browser.run(hover) == "last: 0.714"
+    browser.run("{const svg = document.querySelector('[data-metric=R_out] svg');"
+                "svg.dispatchEvent(new PointerEvent('pointermove', "
+                "{clientX: svg.getBoundingClientRect().left}))}")
+    assert browser.run(hover).strip() == "step 1: 0.143"
+
+
+@pytest.mark.browser
 def test_hostile_text_stays_text(run, browser):
     bad = make_tuple(1, HOSTILE, 2, strategies=[HOSTILE] * 4)
     for branch in bad["branches"]:
