@@ -47,11 +47,11 @@ TOKEN_BUDGET = 16384            # padded tokens of a micro-batch
 # --------------------------------------------------------------------------------------------------
 # p(Pass | x, S)
 
-def verdict_ids(tokenizer, words: tuple[str, str] = VERDICT_WORDS) -> tuple[int, int]:
+def verdict_ids(tokenizer) -> tuple[int, int]:
     """The first token of each verdict word: the token that decides."""
-    first = [tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in words]
+    first = [tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in VERDICT_WORDS]
     if first[0] == first[1]:
-        raise ValueError(f"the verdict words {words[0]!r} and {words[1]!r} begin with the same "
+        raise ValueError(f"the verdict words {' and '.join(VERDICT_WORDS)} begin with the same "
                          f"token in this tokenizer: the gate cannot tell them apart")
     return first[0], first[1]
 

@@ -196,9 +196,10 @@ def test_a_folder_without_gate_json_is_no_gate(folder):
         Gate.load(folder)
 
 
-def test_verdict_words_that_begin_with_one_token_are_refused(folder):
+def test_verdict_words_that_begin_with_one_token_are_refused(folder, monkeypatch):
+    monkeypatch.setattr(gate, "VERDICT_WORDS", ("Pass", "Pity"))
     with pytest.raises(ValueError, match="begin with the same token"):
-        gate.verdict_ids(AutoTokenizer.from_pretrained(folder), ("Pass", "Pity"))
+        gate.verdict_ids(AutoTokenizer.from_pretrained(folder))
 
 
 # --------------------------------------------------------------------------------------- training

@@ -179,11 +179,12 @@ def test_eq_8_the_outcome_reward_of_a_tuple_is_its_pass_at_k():
     assert reward.outcome_reward(r).tolist() == [[0, 1, 1]]
 
 
-def test_eq_9_the_gate_accepts_a_tuple_from_the_threshold_on(theta):
+def test_eq_9_the_gate_accepts_a_tuple_from_the_threshold_on(theta, monkeypatch):
     """J = 1{p(Pass | x, S) >= tau}. p is the softmax over the two verdict words, tau is 0.17 in the
     paper. In code: gate.Gate.p_pass, train_cppo.gate_decisions."""
-    words = ("Count", "Sum")        # of this toy tokenizer, "Pass" and "Fail" begin alike
-    judge = gate.Gate(theta, TOKENIZER, words=words)
+    # of this toy tokenizer, "Pass" and "Fail" begin alike
+    monkeypatch.setattr(gate, "VERDICT_WORDS", ("Count", "Sum"))
+    judge = gate.Gate(theta, TOKENIZER)
     assert judge.tau == 0.17
     [p] = judge.p_pass([(X, PLAN)])
 
