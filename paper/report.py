@@ -277,6 +277,9 @@ def build(folders: list[Path], problems: str | None = None, limit: int = LIMIT) 
         if not folder.is_dir():
             raise UserError(f"{folder} is no folder: give a run, as in runs/NAME")
         stages += [data.read_stage(stage, notes) for stage in data.stage_folders(folder)]
+    for stage in stages:
+        if sum(stage.name == other.name for other in stages) > 1:
+            stage.name = str(stage.folder)          # runs of one name under two roots
     evaluation = evaluation_part(folders, notes)
     if not stages and not evaluation["rows"]:
         raise UserError(f"{', '.join(map(str, folders))}: no stage with metrics.jsonl and no "
@@ -289,6 +292,7 @@ def build(folders: list[Path], problems: str | None = None, limit: int = LIMIT) 
     sampled = [stage for stage in stages if stage.tuples]
     if not sampled:
         notes.append("No samples.jsonl with tuples: there is nothing to browse.")
+    # the tuples get what the rest leaves, and the notes to come may need a little
     room = limit - len(fill(page | {"notes": notes}, {})) - 20_000
     blobs = {}
     for stage in sampled:

@@ -622,7 +622,8 @@ function drawGate() {
       panels.append(element("div", {class: "panel"}, element("h4", {}, "Decided rightly, by kind"),
         table(["kind", "share", "labels"], stage.gate.kinds, [1, 2])));
     }
-    box.append(element("h3", {}, stage.name), panels);
+    const tau = typeof stage.gate.tau === "number" ? `, τ = ${shown(stage.gate.tau)}` : "";
+    box.append(element("h3", {}, stage.name + tau), panels);
   }
 }
 

@@ -43,7 +43,7 @@ class Browser:
             os.dup2(103, 3)
             os.dup2(104, 4)
         command = [CHROMIUM, *FLAGS, f"--user-data-dir={self.profile}", "about:blank"]
-        self.process = subprocess.Popen(command, preexec_fn=place, close_fds=False,
+        self.process = subprocess.Popen(command, preexec_fn=place, close_fds=False,  # noqa: PLW1509
                                         stderr=subprocess.DEVNULL)
         os.close(to_browser)
         os.close(from_browser)

@@ -1,8 +1,9 @@
-"""paper/report.py: the page of a run holds its numbers, stays small, and runs nothing of a model."""
+"""paper/report.py: the page of a run holds its numbers, stays small, runs nothing of a model."""
 
 import base64
 import gzip
 import json
+import math
 import re
 import time
 from random import Random
@@ -56,7 +57,8 @@ def run(tmp_path):
 
 
 def data_of(html: str, name: str) -> dict:
-    found = re.search(rf'<script type="application/json" id="{name}">(.*?)</script>', html, re.S)
+    opening = f'<script type="application/json" id="{name}">'
+    found = re.search(f"{opening}(.*?)</script>", html, re.DOTALL)
     return json.loads(found[1])
 
 
@@ -151,7 +153,7 @@ def test_no_html_is_made_from_text():
 def test_the_policy_lets_only_the_pages_own_script_run(run):
     html = report.build([run])
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', html)[1]
-    [script] = re.findall(r"<script>(.*?)</script>", html, re.S)
+    [script] = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
     assert "default-src 'none'" in policy and "unsafe" not in policy
     assert report.digest(script) in policy
 
@@ -209,9 +211,12 @@ def test_a_file_that_is_missing_is_named_and_the_rest_is_shown(run, name):
     assert page["stages"][0]["name"] == "mini/cppo"
 
 
-@pytest.mark.parametrize("text", ["[]\n", "\x00\xff\n", '{"step": "one"}\n{"step": null}\n', "{}\n",
-                                  '{"step": 1, "problem_id": 3, "branches": 7, "plan": null, '
-                                  '"strategies": {}, "faults": 0, "p_pass": "x"}\n', "[" * 9999])
+ODD = {"step": 1, "problem_id": 3, "branches": 7, "plan": None, "strategies": {}, "faults": 0,
+       "p_pass": "x"}
+
+
+@pytest.mark.parametrize("text", ["[]\n", "\x00\xff\n", '{"step": "one"}\n{"step": null}\n',
+                                  "{}\n", json.dumps(ODD) + "\n", "[" * 9999])
 def test_files_of_another_version_are_read_as_far_as_they_go(run, text):
     for name in ("config.json", "metrics.jsonl", "samples.jsonl", "audit.jsonl", "gate.jsonl"):
         (run / "cppo" / name).write_text(text)
@@ -219,6 +224,22 @@ def test_files_of_another_version_are_read_as_far_as_they_go(run, text):
     (run / "cppo" / "eval" / "heldout-tuple.jsonl").write_text(text)
     page = data_of(report.build([run]), "page")
     assert page["notes"] and page["evaluation"]["rows"] == []
+
+
+def test_numbers_that_are_none_are_left_out(run):
+    write_lines(run / "cppo" / "metrics.jsonl", [{"step": 1, "R_out": math.nan, "J": 10 ** 400},
+                                                 {"step": 2, "R_out": 0.5, "loss": math.inf}])
+    write_lines(run / "cppo" / "samples.jsonl", [make_tuple(1, "p", 0, p_pass=math.nan)])
+    [stage] = data_of(report.build([run]), "page")["stages"]
+    assert stage["values"] == {"R_out": [None, 0.5]}
+
+
+def test_two_runs_of_one_name_keep_their_own_tuples(tmp_path):
+    for root in ("a", "b"):
+        write_stage(tmp_path / root / "mini" / "cppo", tuples=[make_tuple(1, root, 0)])
+    html = report.build([tmp_path / "a" / "mini", tmp_path / "b" / "mini"])
+    stages = [stage["name"] for stage in data_of(html, "page")["stages"]]
+    assert [tuples_of(html, name)["groups"][0]["problem"] for name in stages] == ["a", "b"]
 
 
 def test_a_folder_without_anything_is_the_users_mistake(tmp_path):
