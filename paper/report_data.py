@@ -412,6 +412,10 @@ def method(stage: Stage) -> str:
         return "warm-up: the planner alone, paid J"
     if flags.get("method"):
         return f"{flags['method']}, {flags.get('num_attempts')} attempts per problem"
+    if flags.get("gold"):
+        return "supervised fine-tuning of the planner on gold plans"
+    if flags.get("labels"):
+        return "the gate, trained on labelled plans"
     if "num_tuples" not in flags:
         return stage.folder.name
     shape = (f"K = {flags.get('num_strategies')}, M = {flags['num_tuples']}, "

@@ -648,7 +648,9 @@ function square(title, across, up, curves, points, words, dots) {
       `${j ? "L" : "M"}${x(a).toFixed(1)} ${y(b).toFixed(1)}`).join("");
     svg.append(drawn("path", {class: "mean", stroke, d: line}));
     for (const [a, b, count] of dots ? points(curve) : []) {
-      svg.append(drawn("circle", {cx: x(a), cy: y(b), r: 4, fill: stroke},
+      // a dot as large as its tuples are many: small bins scatter
+      const r = 2 + 5 * Math.sqrt(count / curve.tuples);
+      svg.append(drawn("circle", {cx: x(a), cy: y(b), r, fill: stroke},
         drawn("title", {}, `${count} tuples: p ${shown(a)}, holds ${shown(b)}`)));
     }
     const swatch = element("span", {class: "swatch"});
