@@ -13,6 +13,14 @@ import torch
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def no_process_group_is_left():
+    """The next file of tests may want a group of its own."""
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 @pytest.fixture(scope="session")
 def toy_world(tmp_path_factory):
     """The toy policy's folder, made once: see toy.py."""

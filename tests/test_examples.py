@@ -85,7 +85,7 @@ def ask_a_gate(folder):
 
 def test_gate_alone(folder, monkeypatch):
     # the tiny tokenizer spells both words with the same first letters; yours has a token for each
-    monkeypatch.setattr(gate, "verdict_ids", lambda tokenizer, words: (40, 50))
+    monkeypatch.setattr(gate, "verdict_ids", lambda tokenizer: (40, 50))
     p = ask_a_gate(folder)
     assert p["rule"] == [1.0, 0.0]                      # the second plan repeats a strategy
     assert all(0 < one < 1 for one in p["learned"])

@@ -8,6 +8,8 @@ import functools
 import importlib
 import math
 import random
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import ranks
@@ -325,6 +327,33 @@ def test_the_gradient_does_not_depend_on_micro_batches_sharing_or_checkpointing(
         )
 
 
+def trl_trainer(trl, datasets, folder: Path, output: Path):
+    args = trl.GRPOConfig(
+        output_dir=str(output), loss_type="grpo", beta=SETTINGS["beta"], top_k=0,
+        temperature=TEMPERATURE, per_device_train_batch_size=2, num_generations=2,
+        use_bias_correction_kl=False, report_to=[], use_cpu=True, bf16=False,
+        model_init_kwargs={"dtype": "float32"})
+    prompts = datasets.Dataset.from_dict({"prompt": ["x"]})
+    trainer = trl.GRPOTrainer(str(folder), reward_funcs=len, args=args, train_dataset=prompts)
+    trainer.current_gradient_accumulation_steps = 1
+    return trainer
+
+
+def trl_inputs(rows: list[grpo.Row], ref: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The rows as TRL pads them: prompts on the left, replies on the right."""
+    pad = functools.partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
+    left = lambda lists: pad([torch.tensor(x).flip(0) for x in lists]).flip(1)
+    right = lambda lists: pad([torch.as_tensor(x) for x in lists])
+    ones = lambda lists: [[1] * len(x) for x in lists]
+    prompts = [row.prefix + row.suffix[:row.start] for row in rows]
+    replies = [row.suffix[row.start:] for row in rows]
+    return {
+        "prompt_ids": left(prompts), "prompt_mask": left(ones(prompts)),
+        "completion_ids": right(replies), "completion_mask": right(ones(replies)),
+        "advantages": torch.tensor([row.advantage for row in rows]),
+        "ref_per_token_logps": right(ref)}
+
+
 def test_trl_has_the_same_loss_and_gradient(tmp_path):
     """An independent check, where TRL is installed: its GRPO loss over transformers' model, the
     same rows. (With its bias correction of the KL gradient, on by default, the loss is the same
@@ -332,47 +361,12 @@ def test_trl_has_the_same_loss_and_gradient(tmp_path):
     trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
     tiny_folders = importlib.import_module("tiny")
     folder, rows = tiny_folders.qwen(tmp_path / "policy"), some_rows()
-    args = trl.GRPOConfig(
-        output_dir=str(tmp_path),
-        loss_type="grpo",
-        beta=SETTINGS["beta"],
-        top_k=0,
-        temperature=TEMPERATURE,
-        per_device_train_batch_size=2,
-        num_generations=2,
-        use_bias_correction_kl=False,
-        report_to=[],
-        use_cpu=True,
-        bf16=False,
-        model_init_kwargs={"dtype": "float32"},
-    )
-    trainer = trl.GRPOTrainer(str(folder), reward_funcs=len, args=args,
-                              train_dataset=datasets.Dataset.from_dict({"prompt": ["x"]}))
-    trainer.current_gradient_accumulation_steps = 1
+    trainer = trl_trainer(trl, datasets, folder, tmp_path)
     reference = model.load(tiny_folders.qwen(tmp_path / "reference", seed=1)).requires_grad_(False)
-
-    prompts, replies = (
-        [r.prefix + r.suffix[: r.start] for r in rows],
-        [r.suffix[r.start :] for r in rows],
-    )
     batch = grpo.collate(rows, torch.device("cpu"), shared=False)
-    ref = grpo.row_logprobs(reference, batch, TEMPERATURE).split([len(reply) for reply in replies])
-    pad = functools.partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
-    # where TRL pads prompts
-    left = lambda lists: pad([torch.tensor(x).flip(0) for x in lists]).flip(1)
-    right = lambda lists: pad([torch.as_tensor(x) for x in lists])
-    ones = lambda lists: [[1] * len(x) for x in lists]
-    loss = trainer._compute_loss(
-        trainer.model.train(),
-        {
-            "prompt_ids": left(prompts),
-            "prompt_mask": left(ones(prompts)),
-            "completion_ids": right(replies),
-            "completion_mask": right(ones(replies)),
-            "advantages": torch.tensor([row.advantage for row in rows]),
-            "ref_per_token_logps": right(ref),
-        },
-    )
+    lengths = [len(row.suffix) - row.start for row in rows]
+    ref = grpo.row_logprobs(reference, batch, TEMPERATURE).split(lengths)
+    loss = trainer._compute_loss(trainer.model.train(), trl_inputs(rows, ref))
     loss.backward()
 
     for row in rows:
@@ -381,10 +375,9 @@ def test_trl_has_the_same_loss_and_gradient(tmp_path):
     keep = Keep(policy)
     metrics = grpo.update(policy, reference, keep, rows, **SETTINGS | {"vocab": None})
     assert metrics["loss"] == pytest.approx(float(loss.detach()), rel=1e-5)
-    theirs = {
-        name.removeprefix("model."): p.grad.flatten()
-        for name, p in trainer.model.named_parameters()
-    }
+    theirs = {}
+    for name, p in trainer.model.named_parameters():
+        theirs[name.removeprefix("model.")] = p.grad.flatten()
     mine = [name.replace(".decay.", ".") for name, _ in policy.named_parameters()]
     assert set(mine) == set(theirs)
     assert apart(keep.grads[0], torch.cat([theirs[name] for name in mine])) < 1e-5

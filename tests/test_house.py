@@ -74,8 +74,10 @@ for file, folder in json.loads(sys.argv[1]).items():
 def copied(file: str, folder):
     """A folder that holds the file, what the map says it is copied with, and nothing else."""
     folder.mkdir(parents=True)
-    for name in [file, *PROMISES[file][0]]:
-        shutil.copy(ROOT / name, folder)
+    shutil.copy(ROOT / file, folder)
+    for name in PROMISES[file][0]:          # a companion in lib/ stays there: it is imported so
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
     return folder
 
 
@@ -98,7 +100,7 @@ def test_each_file_of_the_map_imports_from_a_folder_with_its_companions_alone(tm
 @pytest.mark.parametrize("file", PROMISES)
 def test_a_file_needs_the_packages_that_the_map_names_and_no_others(file):
     companions, packages = PROMISES[file]
-    ours = {name.rpartition("/")[2].removesuffix(".py") for name in companions}
+    ours = {name.partition("/")[0].removesuffix(".py") for name in companions}
     needed = set()
     tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
     for node in tree.body:                  # a function may import what it alone needs

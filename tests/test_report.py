@@ -1,4 +1,4 @@
-"""paper/report.py: the page of a run holds its numbers, stays small, runs nothing of a model."""
+"""paper/report.py: a page holds its run's numbers, stays small, and runs nothing of a model."""
 
 import base64
 import gzip
