@@ -140,5 +140,5 @@ def test_every_command_names_a_script_that_exists_and_flags_that_it_has(page):
 
 
 def test_continuous_integration_calls_exactly_the_readmes_test_command():
-    [command] = [line for line in README.splitlines() if line.endswith("python -m pytest")]
+    [command] = [line for line in README.splitlines() if "python -m pytest" in line]
     assert command in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
