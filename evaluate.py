@@ -38,8 +38,7 @@ from paper import attempts, cards
 from prepare.ask import Cache, Responder
 from prepare.judge import Judge, open_source
 from rivals.inference import Grader, attempts_at
-from rivals.methods import (METHODS, Setting, attempts_per_draw, draws_per_problem,
-                            shuffled_donors)
+from rivals.methods import METHODS, Setting, attempts_per_draw, draws_per_problem, shuffled_donors
 from rivals.programs import grade_programs, read_programs
 from rollout import Engine
 from verifier import SandboxError, Verifier
@@ -301,6 +300,7 @@ def main(args: argparse.Namespace) -> int:
                 card["setting"] = cards.made_with(args)
             if not args.fresh:
                 task.parts.refuse_another(card["setting"])
+        # every rank looks for the file before the main one can write it
         ranks.barrier()
 
         if args.fresh or not task.out.exists():

@@ -30,11 +30,11 @@ import grpo
 import model
 import prompts
 import rollout
-from gate import learning_rate, schedule
 from lib import errors, files, flags
 from lib.errors import UserError
 from lib.problems import Problem, load_problems
 from lib.run import Run, run_stage
+from lib.schedule import learning_rate, schedule
 from prepare import exposure
 
 Gold = tuple[Problem, str, list[str]]       # problem, thought, strategies

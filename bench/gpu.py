@@ -8,7 +8,7 @@
                 bandwidth of a large copy
     update      reference, forward, backward, optimiser; model FLOPs as a share of what large bf16 products reach here (without
                 recomputation, attention scores and the delta rule's own products)
-    memory      the highest allocation of a rollout and of an update beside memory.plan (wanted: within 10 %)
+    memory      the highest allocation of a rollout and of an update beside memory.estimate (wanted: within 10 %)
     attention   which kernels ran
     log-probs   memory and time of grpo.token_logprobs beside log-softmax (wanted: at most 1/8 and 1.15)
     tests       those marked gpu
@@ -212,7 +212,7 @@ def training(report: Report, s, flops: float) -> None:
     for row in rows:
         row.suffix, row.advantage = stream.integers(0, sampler.config.vocab_size, new).tolist(), float(stream.normal())
     update = lambda: grpo.update(policy, reference, optimizer, rows, temperature=0.7, token_budget=s.token_budget,
-                                 want_entropy=True)
+                                 want_step_norm=True)
     update()                                    # moments are made, libraries load
     found = {}
     allocated = peak_of(lambda: found.update(update()), s.device)
@@ -228,11 +228,11 @@ def training(report: Report, s, flops: float) -> None:
     with torch.device("meta"):
         bones = model.cast(model.Model(model.Config.from_json(s.config)), BF16)
     bones.checkpointing = True
-    plan = memory.plan(bones, world=1, prompt_tokens=prompt, new_tokens=new, token_budget=s.token_budget, slots=slots)
+    plan = memory.estimate(bones, world=1, prompt_tokens=prompt, new_tokens=new, token_budget=s.token_budget, slots=slots)
     always = sum(plan["always"].values())
     planned = max(always + sum(plan[phase].values()) for phase in ("update", "step")) / memory.GIB
     report.add("update: highest allocation", allocated, "GiB", f"planned {planned:.2f}, ratio {allocated / planned:.3f}")
-    plan = memory.plan(bones, world=1, prompt_tokens=length, new_tokens=s.new, token_budget=s.token_budget, slots=slots)
+    plan = memory.estimate(bones, world=1, prompt_tokens=length, new_tokens=s.new, token_budget=s.token_budget, slots=slots)
     planned = (always + sum(plan["rollout"].values())) / memory.GIB
     allocated = peak_of(lambda: sample(sampler, s, slots, s.new, True), s.device)
     report.add(f"rollout of {slots} slots: highest allocation", allocated, "GiB",

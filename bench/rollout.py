@@ -15,10 +15,8 @@ The same on a GPU is in bench/gpu.py.
 
 import argparse
 import statistics
-import sys
 import tempfile
 import time
-from pathlib import Path
 
 import numpy as np
 import torch

@@ -1,22 +1,21 @@
-"""Memory of a training run: planned from config.json alone, and tried on the device before step 0.
+"""Memory of a training run: estimated from config.json, and tried on the device before step 0.
 
-    python -m lib.memory --model Qwen/Qwen3.5-2B --gpus 8          # prints the plan; loads and
-    starts nothing python train_cppo.py --model Qwen/Qwen3.5-2B --plan        # the same with a
-    run's own flags
+    python -m lib.memory --model Qwen/Qwen3.5-2B --gpus 8           # loads and starts nothing
+    python train_cppo.py --model Qwen/Qwen3.5-2B --memory           # the same with a run's flags
 
-Weights, gradients and moments are arithmetic. Activations are not: the forward and backward pass
-of the largest micro-batch runs on torch's meta device, where tensors have shapes and no contents,
-and what is alive is counted (`Alive`). So the plan knows nothing about a model but its code.
+Weights, gradients and moments are arithmetic. Activations are not: the forward and backward pass of
+the largest micro-batch runs on torch's meta device, where tensors have shapes and no contents, and
+`Alive` counts what is alive. So the estimate knows nothing about a model but its code.
 
 Left out: fragmentation of the allocator, and what kernels allocate that the meta device does not
 have. `probe` finds those, on the device itself.
 """
 
-import argparse
 import json
 import sys
 import weakref
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -29,7 +28,8 @@ from torch.utils._pytree import tree_iter
 import grpo
 import model
 import rollout
-from lib import errors
+from lib import errors, flags
+from lib.errors import UserError
 
 GIB = 2 ** 30
 CUDA_CONTEXT = int(1.5 * GIB)       # driver, cuBLAS, NCCL: an allowance, counted from nothing
@@ -45,7 +45,8 @@ class Alive(TorchDispatchMode):
         self.known = weakref.WeakSet()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        for t in tree_iter((args, kwargs)):         # what was there before is not counted, nor are its views
+        # what was there before is not counted, nor are its views
+        for t in tree_iter((args, kwargs)):
             if isinstance(t, torch.Tensor):
                 self.known.add(t.untyped_storage())
         out = func(*args, **(kwargs or {}))
@@ -67,12 +68,16 @@ def fused_attention():
     transformers would look whether position ids start anew within a row, at values that are not
     there."""
     def fused(q, k, v, attn_mask=None, **_):
-        bias = None if attn_mask is None else q.new_empty(attn_mask.shape).expand(*q.shape[:3], k.shape[2])
-        return torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, bias, q.requires_grad)[0]
+        bias = None
+        if attn_mask is not None:
+            bias = q.new_empty(attn_mask.shape).expand(*q.shape[:3], k.shape[2])
+        attention = torch.ops.aten._scaled_dot_product_efficient_attention
+        return attention(q, k, v, bias, q.requires_grad)[0]
     with ExitStack() as patches:
         patches.enter_context(mock.patch.object(F, "scaled_dot_product_attention", fused))
         if masking := sys.modules.get("transformers.masking_utils"):
-            patches.enter_context(mock.patch.object(masking, "find_packed_sequence_indices", lambda *_: None))
+            packed = mock.patch.object(masking, "find_packed_sequence_indices", lambda *_: None)
+            patches.enter_context(packed)
         yield
 
 
@@ -84,8 +89,9 @@ def skeleton(path_or_id: str, dtype: torch.dtype, revision: str | None = None) -
         try:
             file = Path(cached_file(path_or_id, "config.json", revision=revision))
         except OSError as e:
-            raise FileNotFoundError(f"{path_or_id} holds no config.json here, and the hub did not give one: "
-                                    f"{str(e).strip().splitlines()[0]}") from e
+            reason = str(e).strip().splitlines()[0]
+            raise FileNotFoundError(f"{path_or_id} holds no config.json here, and the hub did not "
+                                    f"give one: {reason}") from e
     raw = json.loads(file.read_text())
     with torch.device("meta"):
         if raw.get("model_type") in ("qwen3_5", "qwen3_5_text"):
@@ -103,7 +109,8 @@ def skeleton(path_or_id: str, dtype: torch.dtype, revision: str | None = None) -
 def rows_of(prompt_tokens: int, new_tokens: int, count: int) -> list[grpo.Row]:
     """`count` branches of one problem, as long as they can get, every one of their tokens with a
     loss."""
-    return [grpo.Row([0] * prompt_tokens, [0] * new_tokens, 0, 1.0, 1.0, "solve") for _ in range(count)]
+    row = grpo.Row([0] * prompt_tokens, [0] * new_tokens, 0, 1.0, 1.0, "solve")
+    return [replace(row) for _ in range(count)]
 
 
 def padded_tokens(prompt_tokens: int, new_tokens: int, count: int, shared: bool) -> int:
@@ -112,13 +119,15 @@ def padded_tokens(prompt_tokens: int, new_tokens: int, count: int, shared: bool)
     return (prompt_tokens if shared else count * prompt_tokens) + count * new_tokens
 
 
-def largest_micro_batch(prompt_tokens: int, new_tokens: int, token_budget: int, shared: bool = True) -> int:
+def largest_micro_batch(prompt_tokens: int, new_tokens: int, token_budget: int,
+                        shared: bool = True) -> int:
     """How many such rows one micro-batch holds."""
-    left, a_row = (token_budget - prompt_tokens, new_tokens) if shared else (token_budget, prompt_tokens + new_tokens)
-    return max(1, left // a_row)
+    if shared:
+        return max(1, (token_budget - prompt_tokens) // new_tokens)
+    return max(1, token_budget // (prompt_tokens + new_tokens))
 
 
-def activations(module: nn.Module, rows: list[grpo.Row], vocab: int | None = None) -> int:
+def activations(module: nn.Module, rows: list[grpo.Row]) -> int:
     """Bytes at the highest of a forward and backward pass over one micro-batch, gradients of
     weights leaving as soon as they are complete (FSDP reduces them block by block). `module` is
     on the meta device."""
@@ -126,60 +135,79 @@ def activations(module: nn.Module, rows: list[grpo.Row], vocab: int | None = Non
     hooks = [p.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
              for p in module.parameters() if p.requires_grad]
     with Alive() as alive, fused_attention():
-        grpo.row_logprobs(module, batch, 1.0, vocab).sum().backward()
+        grpo.row_logprobs(module, batch).sum().backward()
     for hook in hooks:
         hook.remove()
     return alive.peak
 
 
-def plan(module: nn.Module, *, world: int, prompt_tokens: int, new_tokens: int, token_budget: int, slots: int,
-         reference: bool = True, others: dict[str, int] | None = None) -> dict[str, dict[str, int]]:
-    """Bytes on each rank, by phase: "always", and on top of it "rollout", "update", "step".
-    `module` is on the meta device in the compute dtype, its `checkpointing` set as the run will
-    have it; `others` is more that is always there (a gate)."""
-    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    whole = sum(p.nbytes for p in module.parameters())
-    masters = 4 * sum(p.numel() for p in module.parameters())
-    mixed = world > 1 or any(p.dtype != torch.float32 for p in module.parameters())
-    block = max(sum(p.numel() for p in b.parameters()) for b in module.blocks)
-    root = sum(p.numel() for p in module.parameters()) - sum(p.numel() for p in module.blocks.parameters())
-    width = whole // sum(p.numel() for p in module.parameters())            # bytes of a weight that computes
-    rows = rows_of(prompt_tokens, new_tokens,
-                   largest_micro_batch(prompt_tokens, new_tokens, token_budget, module.shares_prompts))
-    always = {"fp32 master weights": masters // world, "AdamW moments": 8 * trained // world,
-              "sampler": whole, "reference": whole // world * reference, **(others or {})}
+def decoding(module: nn.Module, slots: int, prompt_tokens: int, new_tokens: int) -> tuple[int, int]:
+    """Bytes of the decoding state of `slots` rows, and at the highest of prefill and a step. The
+    module is on the meta device."""
     ids = torch.zeros(slots, prompt_tokens, dtype=torch.long, device="meta")
     with Alive() as alive, fused_attention():
-        if not module.can_fork:
-            raise ValueError(f"{type(module.hf).__name__} decodes with a cache of its own, whose size is not known "
-                             f"beforehand: it cannot be planned")
+        if not module.can_fork:             # tried here, on the meta device
+            raise UserError(f"{type(module.hf).__name__} decodes with a cache of its own, whose "
+                            f"size is not known beforehand: its memory cannot be estimated")
         state = module.new_state(slots, prompt_tokens + new_tokens)
-        buffers, some = alive.now, ids[:max(1, rollout.PREFILL_TOKENS // prompt_tokens)]       # prefilled together
-        module.segment(some, torch.full_like(some[:, 0], prompt_tokens), module.new_state(len(some), prompt_tokens))
+        buffers = alive.now
+        together = ids[:max(1, rollout.PREFILL_TOKENS // prompt_tokens)]
+        lengths = torch.full_like(together[:, 0], prompt_tokens)
+        module.segment(together, lengths, module.new_state(len(together), prompt_tokens))
         module.step(ids[:, 0], state, prompt_tokens + new_tokens)
-    update = {"gradients": 4 * trained // world, "activations": activations(module, rows)}
-    if mixed:       # the root stays whole, one block computes, one is fetched, one's gradient is reduced
-        update |= {"gathered weights": width * (root + 2 * block), "gradients in reduction": 4 * block}
+    return buffers, alive.peak
+
+
+def estimate(module: nn.Module, *, world: int, prompt_tokens: int, new_tokens: int,
+             token_budget: int, slots: int, reference: bool = True) -> dict[str, dict[str, int]]:
+    """Bytes on each rank, by phase: "always", and on top of it "rollout", "update", "step".
+
+    `module` is on the meta device in the compute dtype, its `checkpointing` set as in the run.
+    """
+    params = list(module.parameters())
+    count = sum(p.numel() for p in params)
+    trained = sum(p.numel() for p in params if p.requires_grad)
+    whole = sum(p.nbytes for p in params)
+    gradients = 4 * trained // world
+    always = {"fp32 master weights": 4 * count // world, "AdamW moments": 8 * trained // world,
+              "sampler": whole, "reference": whole // world if reference else 0}
+    buffers, highest = decoding(module, slots, prompt_tokens, new_tokens)
+
+    most = largest_micro_batch(prompt_tokens, new_tokens, token_budget, module.shares_prompts)
+    rows = rows_of(prompt_tokens, new_tokens, most)
+    update = {"gradients": gradients, "activations": activations(module, rows)}
+    if world > 1 or any(p.dtype != torch.float32 for p in params):
+        # FSDP: the root stays whole, one block computes, one is fetched, one's gradient is reduced
+        block = max(sum(p.numel() for p in b.parameters()) for b in module.blocks)
+        root = count - sum(p.numel() for p in module.blocks.parameters())
+        weight_bytes = whole // count
+        update["gathered weights"] = weight_bytes * (root + 2 * block)
+        update["gradients in reduction"] = 4 * block
     return {"always": always,
-            "rollout": {"state rows": buffers, "prefill and decoding": alive.peak - buffers},
+            "rollout": {"state rows": buffers, "prefill and decoding": highest - buffers},
             "update": update,
-            "step": {"gradients": 4 * trained // world, "copy for step_norm": 4 * trained // world}}
+            "step": {"gradients": gradients, "copy for step_norm": gradients}}
 
 
-def report(planned: dict[str, dict[str, int]], gpu_bytes: int) -> str:
-    """The plan as a table in GiB, and what to do where it does not fit."""
-    lines, always = [], sum(planned["always"].values())
+def report(estimated: dict[str, dict[str, int]], gpu_bytes: int) -> str:
+    """An estimate as a table in GiB, and what to do where it does not fit."""
     helps = {"rollout": "fewer --slots", "update": "a smaller --token-budget, or --checkpointing",
              "step": "more GPUs"}
-    for phase, parts in planned.items():
-        base = 0 if phase == "always" else always
-        total = base + sum(parts.values()) + CUDA_CONTEXT
-        lines += [f"{phase:8} {name:26}{size / GIB:8.2f}" for name, size in parts.items()]
-        lines += [f"{phase:8} {'= with what is always there':26}{total / GIB:7.2f}"] if base else []
+    always = sum(estimated["always"].values()) + CUDA_CONTEXT
+    lines = []
+    for phase, parts in estimated.items():
+        total = always
+        for name, size in parts.items():
+            lines.append(f"{phase:8} {name:26}{size / GIB:8.2f}")
+        if phase != "always":
+            total += sum(parts.values())
+            lines.append(f"{phase:8} {'= with what is always there':26}{total / GIB:7.2f}")
         if total > gpu_bytes:
-            help = helps.get(phase) if always + CUDA_CONTEXT < gpu_bytes else "more GPUs, or a smaller model"
-            lines += [f"WARNING: {phase} does not fit into {gpu_bytes / GIB:.0f} GiB; what helps: {help}"]
-    return "\n".join([*lines, f"each total includes {CUDA_CONTEXT / GIB} GiB for the driver and libraries"])
+            remedy = "more GPUs, or a smaller model" if always >= gpu_bytes else helps[phase]
+            lines.append(f"WARNING: {phase} does not fit into {gpu_bytes / GIB:.0f} GiB; what "
+                         f"helps: {remedy}")
+    lines.append(f"each total includes {CUDA_CONTEXT / GIB} GiB for the driver and libraries")
+    return "\n".join(lines)
 
 
 def room(device: torch.device) -> int:
@@ -210,52 +238,60 @@ def rows_that_fit(one: int, two: int, available: int) -> int:
 
 def probe(policy: nn.Module, reference: nn.Module | None, *, prompt_tokens: int, new_tokens: int,
           token_budget: int) -> tuple[int, str]:
-    """Put the largest micro-batch through before step 0; returns the token budget to use, and
-    what to say if it is smaller than asked. Collective. On a CPU there is nothing to find out.
-
-    What fits is worked out from one row and from two, and agreed on by all ranks, before the
-    largest is tried: an out-of-memory error in the middle of FSDP's collectives cannot be taken
-    back, and would leave the other ranks waiting in them."""
+    """Run the largest micro-batch before step 0. Returns the token budget to use, and a warning if
+    it is smaller than asked. Collective. Nothing happens on a CPU."""
     device = next(policy.parameters()).device
     if device.type != "cuda":
         return token_budget, ""
-    rows = lambda n: rows_of(prompt_tokens, new_tokens, n)
-    _, one, two = (worst_case(policy, reference, rows(n)) for n in (1, 1, 2))      # the first loads libraries
+
+    def bytes_of(rows: int) -> int:
+        return worst_case(policy, reference, rows_of(prompt_tokens, new_tokens, rows))
+
+    # What fits follows from one row and from two, and all ranks agree on it before the largest is
+    # tried: an out-of-memory error amid FSDP's collectives cannot be taken back, and would leave
+    # the other ranks waiting in them.
+    bytes_of(1)                 # loads libraries
+    one, two = bytes_of(1), bytes_of(2)
     fits = torch.tensor(rows_that_fit(one, two, room(device)), device=device)
     fits = int(grpo.all_reduce(fits, torch.distributed.ReduceOp.MIN))
     if fits < 1:
-        raise torch.OutOfMemoryError(f"a row of {prompt_tokens} + {new_tokens} tokens takes {one / GIB:.1f} "
-                                     f"GiB: too much; lower --max-solve-tokens or use more GPUs")
-    asked, said = largest_micro_batch(prompt_tokens, new_tokens, token_budget, policy.shares_prompts), ""
+        raise torch.OutOfMemoryError(
+            f"a row of {prompt_tokens} + {new_tokens} tokens takes {one / GIB:.1f} GiB: too much; "
+            f"lower --max-solve-tokens or use more GPUs")
+    shared = policy.shares_prompts
+    asked = largest_micro_batch(prompt_tokens, new_tokens, token_budget, shared)
+    warning = ""
     if fits < asked:
-        said = f"--token-budget {token_budget} does not fit, {fits} of the longest rows do: "
-        token_budget = padded_tokens(prompt_tokens, new_tokens, fits, policy.shares_prompts)
-        said += f"{token_budget} from here on"
-    worst_case(policy, reference, rows(min(fits, asked)))
-    return token_budget, said
+        smaller = padded_tokens(prompt_tokens, new_tokens, fits, shared)
+        warning = (f"--token-budget {token_budget} does not fit, {fits} of the longest rows do: "
+                   f"{smaller} from here on")
+        token_budget = smaller
+    bytes_of(min(fits, asked))
+    return token_budget, warning
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0],
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = flags.Parser("What each rank of a training run holds in memory, from config.json.")
     add = parser.add_argument
     add("--model", required=True, help="checkpoint folder or hub id; only its config.json is read")
-    add("--gpus", type=int, default=8, help="ranks")
-    add("--gpu-gib", type=float, default=80.0, help="memory of each, in GiB")
-    add("--token-budget", type=int, default=16384, help="padded tokens of a micro-batch")
-    add("--prompt-tokens", type=int, default=1024, help="of the longest problem")
-    add("--max-solve-tokens", type=int, default=2048)
-    add("--slots", type=int, default=256, help="rows decoded together on a rank")
+    add("--gpus", type=flags.count, default=8, help="ranks")
+    add("--gpu-gib", type=flags.above_zero, default=80.0, help="memory of each, in GiB")
+    add("--token-budget", type=flags.count, default=16384, help="padded tokens per micro-batch")
+    add("--prompt-tokens", type=flags.count, default=1024, help="of the longest problem")
+    add("--max-solve-tokens", type=flags.count, default=2048, help="of the longest reply")
+    add("--slots", type=flags.count, default=256, help="rows decoded together per rank")
     add("--no-checkpointing", action="store_true", help="keep all activations")
-    add("--beta", type=float, default=grpo.BETA, help="0: no reference")
+    add("--beta", type=flags.weight, default=grpo.BETA, help="0: no reference")
     args = parser.parse_args()
-    with errors.explain():
-        module = skeleton(args.model, torch.bfloat16)
+    with errors.one_line():
+        with errors.user_input():
+            module = skeleton(args.model, torch.bfloat16)
         module.checkpointing = not args.no_checkpointing
-        planned = plan(module, world=args.gpus, prompt_tokens=args.prompt_tokens,
-                       new_tokens=args.max_solve_tokens, token_budget=args.token_budget, slots=args.slots,
-                       reference=args.beta > 0)
-        print(report(planned, int(args.gpu_gib * GIB)))
+        estimated = estimate(
+            module, world=args.gpus, prompt_tokens=args.prompt_tokens,
+            new_tokens=args.max_solve_tokens, token_budget=args.token_budget, slots=args.slots,
+            reference=args.beta > 0)
+        print(report(estimated, int(args.gpu_gib * GIB)))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import model
 import prompts
 import rollout
 from lib import errors, files, rl
+from lib.labels import POSITIVE, Label, balance, load_labels, save_labels
 from lib.problems import Problem
 from lib.run import Run
 from prepare.ask import Cache, Responder
@@ -64,8 +65,8 @@ def refresh_gate(gate: gates.Gate, engine: rollout.Engine, problems: list[Proble
     step = state["step"]
     fresh = fresh_labels(engine, problems, judge, step, args, run)
     known = grown_pool(fresh, state["gate"], step, run)
-    train = gates.balance(known, args.seed)
-    held_out = gates.load_labels(str(Path(state["gate"]) / "labels_val.jsonl"))
+    train = balance(known, args.seed)
+    held_out = load_labels(str(Path(state["gate"]) / "labels_val.jsonl"))
     candidate = trained_on(gate, state["gate"], train, args.seed + step, run)
     p = candidate.p_pass([(label, label.plan) for label in held_out])
     metrics = gates.acceptance(p, [label.label for label in held_out], gate.tau)
@@ -87,7 +88,7 @@ def refresh_gate(gate: gates.Gate, engine: rollout.Engine, problems: list[Proble
 
 
 def fresh_labels(engine: rollout.Engine, problems: list[Problem], judge: Judge, step: int,
-                 args: argparse.Namespace, run: Run) -> list[gates.Label]:
+                 args: argparse.Namespace, run: Run) -> list[Label]:
     """Labels of what the planner writes now, over all ranks; on the main one, [] elsewhere."""
     # a stream of its own: problems that no training step decides on
     n = min(REFRESH_PROBLEMS, len(problems))
@@ -99,13 +100,12 @@ def fresh_labels(engine: rollout.Engine, problems: list[Problem], judge: Judge, 
     pairs = plans_of(mine, tuples)
     for (problem, plan), faults in zip(pairs, judge.judge(pairs), strict=True):
         if faults is not None:
-            kind = faults[0] if faults else gates.POSITIVE
-            labels.append(gates.Label(problem.id, problem.statement, plan, int(not faults), kind))
+            kind = faults[0] if faults else POSITIVE
+            labels.append(Label(problem.id, problem.statement, plan, int(not faults), kind))
     return [label for part in run.gather(labels) for label in part]
 
 
-def grown_pool(fresh: list[gates.Label], gate_folder: str, step: int,
-               run: Run) -> list[gates.Label]:
+def grown_pool(fresh: list[Label], gate_folder: str, step: int, run: Run) -> list[Label]:
     """The labels so far and the fresh ones. Collective. A file per refresh: one that is done twice,
     after a kill, adds nothing twice."""
     pools = run.folder / "gate_pool"
@@ -114,12 +114,12 @@ def grown_pool(fresh: list[gates.Label], gate_folder: str, step: int,
         earlier = sorted(p for p in pools.glob("*.jsonl") if p.name < pool.name)
         latest = earlier[-1] if earlier else Path(gate_folder) / "labels_train.jsonl"
         pools.mkdir(parents=True, exist_ok=True)
-        gates.save_labels(str(pool), gates.load_labels(str(latest)) + fresh)
+        save_labels(str(pool), load_labels(str(latest)) + fresh)
     run.barrier()
-    return gates.load_labels(str(pool))
+    return load_labels(str(pool))
 
 
-def trained_on(gate: gates.Gate, folder: str, labels: list[gates.Label], seed: int,
+def trained_on(gate: gates.Gate, folder: str, labels: list[Label], seed: int,
                run: Run) -> gates.Gate:
     """The gate of `folder` after an epoch on `labels`. Collective."""
     trained = grpo.shard(model.load(folder, torch.float32), torch.float32, run.device)
@@ -129,13 +129,13 @@ def trained_on(gate: gates.Gate, folder: str, labels: list[gates.Label], seed: i
         pass
     whole = model.load(folder, torch.float32, run.device).requires_grad_(False)
     grpo.refresh(whole, trained)
-    return gates.Gate(whole.eval(), gate.tokenizer, gate.tau, gate.k, gate.words)
+    return gates.Gate(whole.eval(), gate.tokenizer, gate.tau, gate.k)
 
 
 def write_gate(target: Path, candidate: gates.Gate, metrics: dict, base: str,
-               train: list[gates.Label], held_out: list[gates.Label]) -> None:
+               train: list[Label], held_out: list[Label]) -> None:
     with files.published(target) as partial:
         model.save(candidate.module, partial, candidate.tokenizer)
-        gates.write_card(str(partial), candidate, metrics, base=base)
-        gates.save_labels(str(partial / "labels_train.jsonl"), train)
-        gates.save_labels(str(partial / "labels_val.jsonl"), held_out)
+        candidate.write_card(partial, metrics, base=base)
+        save_labels(str(partial / "labels_train.jsonl"), train)
+        save_labels(str(partial / "labels_val.jsonl"), held_out)

@@ -176,11 +176,12 @@ def print_memory(args: argparse.Namespace) -> None:
         dtype = torch.float32 if args.dtype == "fp32" else torch.bfloat16
         skeleton = memory.skeleton(args.model, dtype, args.revision)
     skeleton.checkpointing = args.checkpointing
-    planned = memory.plan(skeleton, world=int(os.environ.get("WORLD_SIZE", 1)), prompt_tokens=1024,
-                          new_tokens=args.max_solve_tokens, token_budget=args.token_budget,
-                          slots=args.slots, reference=args.beta > 0)
+    estimated = memory.estimate(
+        skeleton, world=int(os.environ.get("WORLD_SIZE", 1)), prompt_tokens=1024,
+        new_tokens=args.max_solve_tokens, token_budget=args.token_budget, slots=args.slots,
+        reference=args.beta > 0)
     if os.environ.get("RANK", "0") == "0":
-        print(memory.report(planned, 80 * memory.GIB))
+        print(memory.report(estimated, 80 * memory.GIB))
 
 
 # ----------------------------------------------------------------------------------------------

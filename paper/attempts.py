@@ -132,6 +132,7 @@ def chosen(evaluation: Evaluation, name: str, k: int, rule: str = "first") -> li
     pool = attempts
     if size > 1:
         pool = attempts[:math.ceil(k / size) * size]
+    # by problem: the same attempts count whatever file they are compared with
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     places = metrics.choose(len(pool), min(k, len(pool)), rule, rng)
     return [pool[place] for place in places]
@@ -199,6 +200,7 @@ def decoded(evaluation: Evaluation, k: int, rule: str = "first") -> tuple[float,
     for name, attempts in evaluation.problems.items():
         counted = chosen(evaluation, name, k, rule)
         draws = {attempt["tuple"] for attempt in counted}
+        # written at the first attempt of a draw, which need not be among those that count
         planner += sum(attempt["planner_tokens"] for attempt in attempts
                        if attempt["tuple"] in draws)
         solver += sum(attempt["solver_tokens"] for attempt in counted)
@@ -299,8 +301,10 @@ def render(rows: list[dict[str, object]]) -> str:
 
 
 def render_cell(value: object) -> str:
-    if value is None or value != value:
+    if value is None:
         return "-"
     if isinstance(value, float):
+        if math.isnan(value):
+            return "-"
         return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
     return str(value)

@@ -153,6 +153,7 @@ def find(runs: Iterable[str | Path], realised: bool = False, paper_model: str | 
             seeds = evaluations[key_of(run, evaluation)]
             if seeds:
                 refuse_another(seeds[0], evaluation)
+            # one order for all seeds and methods: comparisons are paired by place
             evaluation.problems = dict(sorted(evaluation.problems.items()))
             seeds.append(evaluation)
     return Runs(dict(evaluations), realised, paper_model, labels)

@@ -29,9 +29,25 @@ from lib import errors, flags, metrics
 from lib.errors import UserError
 from paper import attempts, numbers
 from paper.attempts import SWEEP, TOKENS_PER, Evaluation, render
-from paper.runs import (CEILINGS, SYSTEMS, VARIANTS, Measure, Place, Runs, cell,
-                        difference, duplicates, find, is_trained, mean, mean_std, recorded,
-                        reliability, surface, values)
+from paper.runs import (
+    CEILINGS,
+    SYSTEMS,
+    VARIANTS,
+    Measure,
+    Place,
+    Runs,
+    cell,
+    difference,
+    duplicates,
+    find,
+    is_trained,
+    mean,
+    mean_std,
+    recorded,
+    reliability,
+    surface,
+    values,
+)
 
 K = 4                                                                   # attempts that count
 STAGES = ("Direct Solve", "Tuple Planner SFT", "+ RM warm-up", "CPPO")  # Table 5
@@ -370,7 +386,7 @@ def show(paths: list[str], ks: list[int], rule: str) -> None:
 
 def draw(args: argparse.Namespace) -> None:
     try:
-        from paper import figures       # matplotlib is optional
+        from paper import figures  # matplotlib is optional
     except ImportError:
         raise UserError("figures need matplotlib: pip install matplotlib") from None
     runs = find(args.runs, args.realised, labels=args.labels)

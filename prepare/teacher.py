@@ -19,7 +19,7 @@ Departures from the paper, and what it leaves open:
  1. Appendix D labels teacher plans and made negatives, Appendix O samples of the planner: hence
     --candidates.
  2. Training and validation labels share no problem; as many Pass as Fail, by problem
-    (gate.balance).
+    (lib.labels.balance).
  3. Negatives are labelled by how they were made; the judge labels planner samples only.
 """
 
@@ -33,10 +33,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import gate
 import prompts
 from lib import errors, files, flags, progress
 from lib.errors import UserError
+from lib.labels import POSITIVE, Label, balance, save_labels
 from lib.problems import Problem, load_problems
 from prepare import corpora, exposure
 from prepare import prompts as judge_prompts
@@ -195,7 +195,7 @@ def positive_plans(funnel: Funnel, problems: Sequence[Problem], per_problem: int
 
 
 def teacher_labels(funnel: Funnel, problems: Sequence[Problem], per_problem: int, wanted: int,
-                   seed: int) -> list[gate.Label]:
+                   seed: int) -> list[Label]:
     """Positives from the funnel and a made negative for each, about `wanted` labels in all."""
     plans = positive_plans(funnel, problems, per_problem, wanted // 2, seed)
     counts = funnel.counts
@@ -210,10 +210,10 @@ def teacher_labels(funnel: Funnel, problems: Sequence[Problem], per_problem: int
         rng = random.Random(f"{seed}:{problem.id}:{i}")
         foreign = foreign_plan(plans, i, rng)
         bad = spoiled(kinds[i], plan, rephrased.get(i), foreign, rng)
-        labels.append(gate.Label(problem.id, problem.statement, prompts.format_plan(plan), 1,
-                                 gate.POSITIVE))
-        labels.append(gate.Label(problem.id, problem.statement, prompts.format_plan(bad), 0,
-                                 kinds[i]))
+        labels.append(Label(problem.id, problem.statement, prompts.format_plan(plan), 1,
+                            POSITIVE))
+        labels.append(Label(problem.id, problem.statement, prompts.format_plan(bad), 0,
+                            kinds[i]))
         counts[f"labels made: {kinds[i]}"] += 1
     counts["labels made: positive"] = len(plans)
     return labels
@@ -248,7 +248,7 @@ def foreign_plan(plans: list[Plan], i: int, rng: random.Random) -> list[str]:
 
 
 def planner_labels(planner: Responder, judge: Responder | Judge, problems: Sequence[Problem],
-                   per_problem: int, k: int, counts: Counter) -> list[gate.Label]:
+                   per_problem: int, k: int, counts: Counter) -> list[Label]:
     """Judged samples of the planner under CPPO's own prompt (Appendix O)."""
     labels = []
     for attempt in range(per_problem):
@@ -261,33 +261,33 @@ def planner_labels(planner: Responder, judge: Responder | Judge, problems: Seque
             if faults is None:
                 continue
             # the first fault in the order of the contract names the kind
-            kind = faults[0] if faults else gate.POSITIVE
-            labels.append(gate.Label(p.id, p.statement, plan, int(not faults), kind))
+            kind = faults[0] if faults else POSITIVE
+            labels.append(Label(p.id, p.statement, plan, int(not faults), kind))
             counts[f"planner samples judged: {kind}"] += 1
     return labels
 
 
-def divide(labels: list[gate.Label], num_train: int, num_val: int,
-           seed: int) -> tuple[list[gate.Label], list[gate.Label]]:
+def divide(labels: list[Label], num_train: int, num_val: int,
+           seed: int) -> tuple[list[Label], list[Label]]:
     """Training and held-out labels, at most so many: as many Pass as Fail, no problem on both
     sides. The held-out side is filled first."""
-    balanced = gate.balance(labels, seed)
-    by_problem: dict[str, list[gate.Label]] = {}
+    balanced = balance(labels, seed)
+    by_problem: dict[str, list[Label]] = {}
     for label in balanced:
         by_problem.setdefault(label.problem_id, []).append(label)
-    train: list[gate.Label] = []
-    val: list[gate.Label] = []
+    train: list[Label] = []
+    val: list[Label] = []
     for name in sorted(by_problem, key=lambda name: corpora.order_key(seed, name)):
         full = all(len(of_label(val, label)) >= num_val // 2 for label in (0, 1))
         (train if full else val).extend(by_problem[name])
     return cut(train, num_train, seed), cut(val, num_val, seed)
 
 
-def of_label(labels: list[gate.Label], label: int) -> list[gate.Label]:
+def of_label(labels: list[Label], label: int) -> list[Label]:
     return [x for x in labels if x.label == label]
 
 
-def cut(labels: list[gate.Label], size: int, seed: int) -> list[gate.Label]:
+def cut(labels: list[Label], size: int, seed: int) -> list[Label]:
     """At most `size` labels, as many Pass as Fail, of the first problems; in random order."""
     failing, passing = of_label(labels, 0), of_label(labels, 1)
     half = min(size // 2, len(failing), len(passing))
@@ -391,7 +391,7 @@ def write_gold(funnel: Funnel, problems: list[Problem], args: argparse.Namespace
 def write_labels(funnel: Funnel, planner: Responder | None, problems: list[Problem],
                  args: argparse.Namespace) -> str:
     """Write labels_train.jsonl and labels_val.jsonl; return what came out short, "" if nothing."""
-    labels: list[gate.Label] = []
+    labels: list[Label] = []
     if args.teacher:
         labels += teacher_labels(funnel, problems, LABELS_PER_PROBLEM, args.train + args.val,
                                  args.seed)
@@ -402,7 +402,7 @@ def write_labels(funnel: Funnel, planner: Responder | None, problems: list[Probl
     short = ""
     for name, chosen, size in (("train", train, args.train), ("val", val, args.val)):
         funnel.counts[f"labels written: {name}"] = len(chosen)
-        gate.save_labels(str(args.out / f"labels_{name}.jsonl"), chosen)
+        save_labels(str(args.out / f"labels_{name}.jsonl"), chosen)
         if len(chosen) < size - 1:          # an odd size gives one less
             short = f"{len(chosen)} of {size} {name} labels"
     return short

@@ -180,6 +180,7 @@ def sample_draws(engine: Engine, draws: Iterable[Draw], setting: Setting,
         if draw.waiting:
             continue
         engine.push(next_jobs(draw, draw.replies, engine, setting))
+        # an ended draw makes room for the next one
         if draw.pairs is not None:
             for following in itertools.islice(draws, 1):
                 engine.push(next_jobs(following, None, engine, setting))

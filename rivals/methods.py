@@ -144,10 +144,12 @@ def plansearch(problem: Problem, number: int, setting: Setting) -> Recipe:
     combinations: list[tuple[str, ...]] = []
     for size in range(MAX_COMBINED + 1):
         combinations += itertools.combinations(observations, size)
+    # a text as seed: the order depends on the problem, never on its place in the file
     random.Random(f"{setting.seed} {problem.id} plansearch").shuffle(combinations)
 
     plans: dict[str, tuple] = {}    # normalised plan -> (plan, the observations it came from)
     while combinations and len(plans) < PLANS_SEARCHED:
+        # equal plans count once, so one round may not be enough
         missing = PLANS_SEARCHED - len(plans)
         batch, combinations = combinations[:missing], combinations[missing:]
         texts = [rival_prompts.plan_from_observations(problem, list(chosen))

@@ -53,6 +53,7 @@ def find_fault(row: dict, rows: dict[str, dict[int, dict]], kinds: dict[str, str
 def grade_programs(programs: dict[str, list[dict]], problems: list[Problem], seed: int,
                    grader: Grader) -> Iterator[list[Attempt]]:
     """The attempts at each problem. All programs go to the verifier at once."""
+    # no generator: the verifier's workers are busy only if they have all programs
     replies = {problem.id: [grade_row(problem, row, grader) for row in programs[problem.id]]
                for problem in problems}
     for problem in problems:

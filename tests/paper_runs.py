@@ -85,7 +85,8 @@ def read_lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def raw(folders: list[Path], stage: str, method: str, benchmark: str = "heldout") -> list[list[dict]]:
+def raw(folders: list[Path], stage: str, method: str,
+        benchmark: str = "heldout") -> list[list[dict]]:
     """Per seed, the lines of an attempts file, read without the code under test."""
     seeds = []
     for folder in folders:

@@ -27,8 +27,8 @@ def gemma2(folder):
     torch.manual_seed(0)
     made = transformers.Gemma2ForCausalLM(transformers.Gemma2Config(
         vocab_size=V, hidden_size=64, intermediate_size=128, num_hidden_layers=4,
-        num_attention_heads=4, head_dim=16, num_key_value_heads=2, sliding_window=16, query_pre_attn_scalar=16,
-        max_position_embeddings=512))
+        num_attention_heads=4, head_dim=16, num_key_value_heads=2, sliding_window=16,
+        query_pre_attn_scalar=16, max_position_embeddings=512))
     tiny.stir(made, 0).save_pretrained(folder)
     return folder
 
@@ -37,7 +37,8 @@ def mistral(folder):
     torch.manual_seed(0)
     made = transformers.MistralForCausalLM(transformers.MistralConfig(
         vocab_size=V, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, sliding_window=16, max_position_embeddings=512))
+        num_attention_heads=4, num_key_value_heads=2, sliding_window=16,
+        max_position_embeddings=512))
     tiny.stir(made, 0).save_pretrained(folder)
     return folder
 
@@ -106,9 +107,9 @@ def test_an_architecture_whose_cache_cannot_fork_says_so_once_and_decodes_in_wav
     torch.manual_seed(0)
     made = transformers.Qwen3NextForCausalLM(transformers.Qwen3NextConfig(
         vocab_size=V, hidden_size=64, intermediate_size=128, num_hidden_layers=4,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=16, linear_key_head_dim=16, linear_value_head_dim=16,
-        linear_num_key_heads=2, linear_num_value_heads=4, num_experts=4, num_experts_per_tok=2,
-        moe_intermediate_size=32, decoder_sparse_step=1,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=16, linear_key_head_dim=16,
+        linear_value_head_dim=16, linear_num_key_heads=2, linear_num_value_heads=4,
+        num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, decoder_sparse_step=1,
         shared_expert_intermediate_size=32))
     tiny.stir(made, 0).save_pretrained(tmp_path / "a")
     module, hf = model.load(tmp_path / "a"), tiny.hf(tmp_path / "a")

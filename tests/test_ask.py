@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-import gate
 from chat_server import MISBEHAVIOUR, N, PROBLEMS, Server, gold_from, reply_of, responder_at
 from lib.errors import UserError
+from lib.labels import Label, load_labels, save_labels
 from lib.problems import save_problems
 from prepare import ask
 from prepare import prompts as judge_prompts
@@ -88,8 +88,8 @@ def test_a_reply_with_half_a_character_can_be_written_to_every_file(tmp_path):
     with Server(reply=lambda text, seed: "A: \ud83d frogs\nB: \u2028\x00") as server:
         [reply] = responder_at(server.spec, tmp_path).ask(["x"])
     assert reply == "A: ? frogs\nB: \u2028\x00"
-    gate.save_labels(tmp_path / "x.jsonl", [gate.Label("p", "s", reply, 1)])
-    assert gate.load_labels(tmp_path / "x.jsonl")[0].plan == reply
+    save_labels(tmp_path / "x.jsonl", [Label("p", "s", reply, 1)])
+    assert load_labels(tmp_path / "x.jsonl")[0].plan == reply
 
 
 def test_an_unusable_reply_is_asked_for_again_with_another_seed_and_then_given_up(tmp_path):

@@ -102,7 +102,8 @@ def test_tuples_are_counted_by_what_is_wrong_with_them(tmp_path):
     for t in range(4):
         for i in range(4):
             rows.append({"problem_id": f"p{t}", "tuple": 0, "index": i,
-                         "strategy": strategies[t][i], "outcome": outcomes[t][i], "gate": p_pass[t]})
+                         "strategy": strategies[t][i], "outcome": outcomes[t][i],
+                         "gate": p_pass[t]})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     setting = {"method": "tuple", "num_strategies": 4}
     card = {"setting": setting, "tau": 0.5, "faults": {"leak": 0.25}}

@@ -28,6 +28,7 @@ import train_cppo
 from rivals import train_rivals
 from lib import checkpoints, diagnostics, files, progress, rl
 from lib import run as lib_run
+from lib.labels import Label, load_labels, save_labels
 from lib.verdicts import Submitter
 from lib.problems import Problem, save_problems
 
@@ -179,7 +180,7 @@ def test_a_gemma_policy_goes_through_stage_5_gated_by_a_qwen(run, world, tmp_pat
     pairs = [(p, f"A: use {a}\nB: use {b}") for p in problems() for a in WAYS for b in WAYS]
     judge.tau = sorted(judge.p_pass(pairs))[len(pairs) // 2]                # a random gate: half of the plans pass
     model.save(judge.module, tmp_path / "gate", judge.tokenizer)
-    gate.write_card(str(tmp_path / "gate"), judge, {"accepted": True, "failed": []})
+    judge.write_card(tmp_path / "gate", {"accepted": True, "failed": []})
     update, norms = grpo.update, {}
 
     def watched(policy, reference, optimizer, rows, **settings):
@@ -299,12 +300,12 @@ def test_a_gate_refresh_appends_labels_and_keeps_the_old_gate_if_the_new_one_fai
     prompts.TEMPLATES.update(SHORT)
     model.save(module, folder, tokenizer)
     old = gate.Gate(module, tokenizer, tau=0.0, k=2)
-    gate.write_card(str(folder), old, {"accepted": True, "failed": []}, base="none")
-    labels = [gate.Label(f"toy/{s}", s, f"A: use 1\nB: use {way}", int(way != "1")) for s in STATEMENTS for way in "12"]
-    labels += [gate.Label(f"other {i}", f"other {i}", f"A: use 1\nB: use {way}", int(way != "1"))
+    old.write_card(folder, {"accepted": True, "failed": []}, base="none")
+    labels = [Label(f"toy/{s}", s, f"A: use 1\nB: use {way}", int(way != "1")) for s in STATEMENTS for way in "12"]
+    labels += [Label(f"other {i}", f"other {i}", f"A: use 1\nB: use {way}", int(way != "1"))
                for i in range(10) for way in "13"]
     for part in ("train", "val"):
-        gate.save_labels(str(folder / f"labels_{part}.jsonl"), labels)
+        save_labels(str(folder / f"labels_{part}.jsonl"), labels)
     sys.modules["toy_judge"] = type(sys)("toy_judge")
     sys.modules["toy_judge"].judge = lambda statement, plan: [] if len(set(plan.split())) == 5 else ["duplicate"]
     flags = ("--steps", "2", "--problems-per-step", "1", "--skip-audit", "--gate", str(folder),
@@ -312,7 +313,7 @@ def test_a_gate_refresh_appends_labels_and_keeps_the_old_gate_if_the_new_one_fai
     status, stage = run(*flags)
     refresh = read(stage / "gate.jsonl")[0]
     assert status == 0 and not refresh["accepted"] and refresh["gate"] == str(folder)
-    pool = gate.load_labels(str(stage / "gate_pool" / "000001.jsonl"))
+    pool = load_labels(str(stage / "gate_pool" / "000001.jsonl"))
     assert len(pool) == len(labels) + refresh["fresh"] and refresh["fresh"] == 2 * len(problems())
     monkeypatch.setattr(gate, "ACCEPTANCE", {"auc": 0.0})
     status, stage = run(*flags, "--fresh")

@@ -1,4 +1,4 @@
-"""evaluate.py as it is called: attempts on disk, interrupted, continued, shared by processes, refused."""
+"""evaluate.py as it is called: attempts on disk, interrupted, continued, shared, refused."""
 
 import json
 from concurrent.futures import Future
@@ -22,9 +22,17 @@ def checkpoint(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def pool(tmp_path) -> Path:
-    save_problems(tmp_path / "pool.jsonl", [
-        Problem(f"p{i}", f"Read a number and print it plus {i}.",
-                tests=[{"input": f"{x}\n", "output": f"{x + i}\n"} for x in (3, 8)]) for i in range(5)])
+    save_problems(
+        tmp_path / "pool.jsonl",
+        [
+            Problem(
+                f"p{i}",
+                f"Read a number and print it plus {i}.",
+                tests=[{"input": f"{x}\n", "output": f"{x + i}\n"} for x in (3, 8)],
+            )
+            for i in range(5)
+        ],
+    )
     return tmp_path / "pool.jsonl"
 
 
@@ -47,29 +55,44 @@ def refused(capsys, *argv) -> str:
 
 
 def test_programs_from_elsewhere_are_judged_counted_and_compared(tmp_path, pool, capsys):
-    """p0: right at once; p1: right at the third; p2: a whole reply; p3: two wrong ones; p4: nothing."""
-    rows = [{"problem_id": "p0", "index": 0, "program": "print(int(input()) + 0)"},
-            {"problem_id": "p1", "index": 2, "program": "print(int(input()) + 1)"},
-            {"problem_id": "p1", "index": 0, "program": "print(int(input()) - 1)"},
-            {"problem_id": "p1", "index": 1, "program": "print(int(input()))"},
-            {"problem_id": "p2", "index": 0, "response": "```python\nprint(int(input()) + 2)\n```"},
-            {"problem_id": "p3", "index": 0, "program": "print("},
-            {"problem_id": "p3", "index": 1, "program": None}]
+    """p0: right at once; p1: at the third; p2: a whole reply; p3: two wrong ones; p4: nothing."""
+    rows = [
+        {"problem_id": "p0", "index": 0, "program": "print(int(input()) + 0)"},
+        {"problem_id": "p1", "index": 2, "program": "print(int(input()) + 1)"},
+        {"problem_id": "p1", "index": 0, "program": "print(int(input()) - 1)"},
+        {"problem_id": "p1", "index": 1, "program": "print(int(input()))"},
+        {"problem_id": "p2", "index": 0, "response": "```python\nprint(int(input()) + 2)\n```"},
+        {"problem_id": "p3", "index": 0, "program": "print("},
+        {"problem_id": "p3", "index": 1, "program": None},
+    ]
     theirs = write_programs(tmp_path / "theirs.jsonl", rows)
     out = tmp_path / "theirs-out.jsonl"
     shared = ("--method", "file", "--problems", pool, "--workers", 1)
     printed = call(*shared, "--programs", theirs, "--k", 1, 4, "--out", out, capsys=capsys)
     found = attempts.load(out)
     status = {name: [a["status"] for a in attempts] for name, attempts in found.problems.items()}
-    assert status == {"p0": ["accepted"], "p1": ["wrong_answer", "wrong_answer", "accepted"],
-                      "p2": ["accepted"], "p3": ["compile_error", "empty"], "p4": ["empty"]}
+    assert status == {
+        "p0": ["accepted"],
+        "p1": ["wrong_answer", "wrong_answer", "accepted"],
+        "p2": ["accepted"],
+        "p3": ["compile_error", "empty"],
+        "p4": ["empty"],
+    }
     assert attempts.outcomes(found, 1).tolist() == [1, 0, 1, 0, 0]
     assert attempts.outcomes(found, 4).tolist() == [1, 1, 1, 0, 0]
     assert "0.400" in printed and "0.600" in printed
 
     worse = write_programs(tmp_path / "worse.jsonl", rows[:1])
-    printed = call(*shared, "--programs", worse, "--out", tmp_path / "worse-out.jsonl", "--against", out,
-                   capsys=capsys)
+    printed = call(
+        *shared,
+        "--programs",
+        worse,
+        "--out",
+        tmp_path / "worse-out.jsonl",
+        "--against",
+        out,
+        capsys=capsys,
+    )
     gain = metrics.paired_bootstrap([1, 0, 0, 0, 0], [1, 1, 1, 0, 0])
     assert f"{gain.gain:.3f}" in printed and f"{gain.p:.3f}" in printed
 
@@ -82,11 +105,26 @@ def test_a_world_s_oracle_reaches_the_coordinated_ceiling(tmp_path, capsys):
     for p in problems:
         posterior = world.parse_statement(p.statement).posterior
         likeliest = sorted(posterior, key=posterior.get, reverse=True)[:4]
-        rows += [{"problem_id": p.id, "index": i, "program": world.program(combination)}
-                 for i, combination in enumerate(likeliest)]
+        rows += [
+            {"problem_id": p.id, "index": i, "program": world.program(combination)}
+            for i, combination in enumerate(likeliest)
+        ]
     write_programs(tmp_path / "oracle.jsonl", rows)
-    call("--method", "file", "--programs", tmp_path / "oracle.jsonl", "--problems", tmp_path / "world.jsonl",
-         "--out", tmp_path / "out.jsonl", "--workers", 1, "--k", 2, 4)
+    call(
+        "--method",
+        "file",
+        "--programs",
+        tmp_path / "oracle.jsonl",
+        "--problems",
+        tmp_path / "world.jsonl",
+        "--out",
+        tmp_path / "out.jsonl",
+        "--workers",
+        1,
+        "--k",
+        2,
+        4,
+    )
     found = attempts.load(tmp_path / "out.jsonl")
     for k in (2, 4):
         row = attempts.scores(found, k)
@@ -102,8 +140,9 @@ def attempts_of(path: Path) -> list[dict]:
 
 
 def agree(a: list[dict], b: list[dict]) -> bool:
-    """The same attempts but for rounding: other rows in the batch can change a token that was on the
-    edge, and the rest of that reply with it. Here 1 of 10 attempts does."""
+    """The same attempts but for rounding: other rows in the batch can change a token on the edge,
+    and the rest of that reply with it. Here 1 of 10 attempts does."""
+
     def place(attempt: dict) -> tuple:
         return attempt["problem_id"], attempt["tuple"], attempt["index"]
 
@@ -111,28 +150,32 @@ def agree(a: list[dict], b: list[dict]) -> bool:
     return sum(x == y for x, y in zip(a, b, strict=True)) >= 0.8 * len(a)
 
 
-def test_an_interrupted_evaluation_goes_on_and_comes_to_the_same_attempts(tmp_path, pool, checkpoint, capsys):
+def test_an_interrupted_evaluation_goes_on_and_comes_to_the_same_attempts(
+    tmp_path, pool, checkpoint, capsys
+):
     argv = ["--model", checkpoint, "--method", "direct", "--problems", pool, *SAMPLING]
     call(*argv, "--out", tmp_path / "whole.jsonl")
     whole = attempts_of(tmp_path / "whole.jsonl")
-    assert len({a["solver_tokens"] for a in whole}) > 3     # replies differ, so equality says something
+    assert (
+        len({a["solver_tokens"] for a in whole}) > 3
+    )  # replies differ, so equality says something
 
     out = tmp_path / "cut.jsonl"
     call(*argv, "--out", out)
     lines = out.read_text().splitlines(keepends=True)
-    out.unlink()                                            # as if killed within the lines of another problem
+    out.unlink()  # as if killed within the lines of another problem
     (tmp_path / "cut.jsonl.0.part").write_text("".join(lines[:4]))
     (tmp_path / "cut.jsonl.1.part").write_text("".join(lines[12:16] + lines[4:6]) + lines[6][:30])
     capsys.readouterr()
     call(*argv, "--out", out)
     assert "2 of 5 problems are done already" in capsys.readouterr().err
     made = attempts_of(out)
-    assert made[:4] == whole[:4] and made[12:16] == whole[12:16]    # these problems were on disk
+    assert made[:4] == whole[:4] and made[12:16] == whole[12:16]  # these problems were on disk
     assert agree(made, whole)
     assert sorted(p.name for p in tmp_path.glob("cut*")) == ["cut.json", "cut.jsonl"]
 
     before = out.stat().st_mtime_ns
-    call(*argv, "--out", out, "--k", 1, 2, "--attempts", 4)     # finished: counted again, nothing else
+    call(*argv, "--out", out, "--k", 1, 2, "--attempts", 4)  # finished: counted again, nothing else
     assert out.stat().st_mtime_ns == before
 
 
@@ -145,7 +188,9 @@ def test_one_process_and_two_come_to_the_same_attempts(tmp_path, pool, checkpoin
     assert json.loads((tmp_path / "two.json").read_text())["processes"] == 2
 
 
-def test_a_fault_of_the_sandbox_ends_the_evaluation_and_is_no_verdict(tmp_path, pool, capsys, monkeypatch):
+def test_a_fault_of_the_sandbox_ends_the_evaluation_and_is_no_verdict(
+    tmp_path, pool, capsys, monkeypatch
+):
     class Faulty(evaluate.Verifier):
         def submit(self, item):
             future = super().submit(item)
@@ -154,9 +199,24 @@ def test_a_fault_of_the_sandbox_ends_the_evaluation_and_is_no_verdict(tmp_path, 
                 future.set_exception(evaluate.SandboxError("the supervisor died"))
             return future
 
-    rows = [{"problem_id": f"p{i}", "index": 0, "program": f"print(int(input()) + {i})"} for i in range(5)]
-    argv = ["--method", "file", "--programs", write_programs(tmp_path / "x.jsonl", rows), "--problems", pool,
-            "--workers", 1, "--out", tmp_path / "out.jsonl", "--k", 1]
+    rows = [
+        {"problem_id": f"p{i}", "index": 0, "program": f"print(int(input()) + {i})"}
+        for i in range(5)
+    ]
+    argv = [
+        "--method",
+        "file",
+        "--programs",
+        write_programs(tmp_path / "x.jsonl", rows),
+        "--problems",
+        pool,
+        "--workers",
+        1,
+        "--out",
+        tmp_path / "out.jsonl",
+        "--k",
+        1,
+    ]
     monkeypatch.setattr(evaluate, "Verifier", Faulty)
     assert evaluate.main(evaluate.parse_args([str(a) for a in argv])) == 1
     assert "error: the supervisor died" in capsys.readouterr().err
@@ -167,7 +227,9 @@ def test_a_fault_of_the_sandbox_ends_the_evaluation_and_is_no_verdict(tmp_path, 
     assert {a["status"] for a in attempts_of(tmp_path / "out.jsonl")} == {"accepted"}
 
 
-def test_attempts_made_in_another_way_are_not_mixed_or_written_over(tmp_path, pool, checkpoint, capsys):
+def test_attempts_made_in_another_way_are_not_mixed_or_written_over(
+    tmp_path, pool, checkpoint, capsys
+):
     argv = ["--model", checkpoint, "--method", "direct", "--problems", pool, "--k", 1, *SAMPLING]
     out = tmp_path / "a.jsonl"
     call(*argv, "--out", out)
@@ -175,7 +237,9 @@ def test_attempts_made_in_another_way_are_not_mixed_or_written_over(tmp_path, po
     said = refused(capsys, *argv, "--out", out, "--temperature", "0.5")
     assert "temperature 1.0, now it is 0.5" in said and "--fresh" in said
     (tmp_path / "b.jsonl").write_text("mine\n")
-    assert "b.jsonl is there without b.json" in refused(capsys, *argv, "--out", tmp_path / "b.jsonl")
+    assert "b.jsonl is there without b.json" in refused(
+        capsys, *argv, "--out", tmp_path / "b.jsonl"
+    )
     assert (out.read_bytes(), (tmp_path / "a.json").read_bytes()) == before
     assert (tmp_path / "b.jsonl").read_text() == "mine\n"
     call(*argv, "--out", out, "--temperature", "0.5", "--fresh")
@@ -189,36 +253,65 @@ def test_of_a_hub_id_the_snapshot_is_hashed(pool, checkpoint, monkeypatch):
     monkeypatch.setattr(cards.model, "find", find)
     argv = ["--model", "a/b", "--revision", "v2", "--method", "direct"]
     setting = cards.made_with(evaluate.parse_args(argv))
-    assert setting["model_sha256"] == files.tree_hash(checkpoint) != "" and setting["revision"] == "v2"
+    assert (
+        setting["model_sha256"] == files.tree_hash(checkpoint) != "" and setting["revision"] == "v2"
+    )
 
 
-@pytest.mark.parametrize("argv, told", [
-    (["--method", "direct", "--model", "m", "--k", "0"], "--k: must be a whole number of 1 or more, not 0"),
-    (["--method", "tuple", "--model", "m", "--num-strategies", "0"], "--num-strategies: must be a whole number of 1 or more, not 0"),
-    (["--method", "direct", "--model", "m", "--attempts", "2"], "--attempts 2 is less than --k 4"),
-    (["--method", "file", "--model", "m"], "--method file takes --programs"),
-    (["--method", "direct"], "every other method the reverse"),
-    (["--method", "direct", "--model", "m", "--gate", "rule"], "not for direct"),
-    (["--method", "direct", "--model", "nowhere"], "nowhere"),
-    (["--method", "tuple", "--model", "m", "--judge", "nothing:here"], "'nothing'"),
-    (["--method", "direct", "--model", "m", "--against", "gone.jsonl"], "no attempts at gone.jsonl"),
-    (["--method", "direct", "--model", "m", "--benchmark", "no", "--problems", "gone.jsonl"], "gone.jsonl")])
-def test_a_wrong_command_is_one_line_and_writes_nothing(tmp_path, pool, capsys, monkeypatch, argv, told):
+@pytest.mark.parametrize(
+    "argv, told",
+    [
+        (
+            ["--method", "direct", "--model", "m", "--k", "0"],
+            "--k: must be a whole number of 1 or more, not 0",
+        ),
+        (
+            ["--method", "tuple", "--model", "m", "--num-strategies", "0"],
+            "--num-strategies: must be a whole number of 1 or more, not 0",
+        ),
+        (
+            ["--method", "direct", "--model", "m", "--attempts", "2"],
+            "--attempts 2 is less than --k 4",
+        ),
+        (["--method", "file", "--model", "m"], "--method file takes --programs"),
+        (["--method", "direct"], "every other method the reverse"),
+        (["--method", "direct", "--model", "m", "--gate", "rule"], "not for direct"),
+        (["--method", "direct", "--model", "nowhere"], "nowhere"),
+        (["--method", "tuple", "--model", "m", "--judge", "nothing:here"], "'nothing'"),
+        (
+            ["--method", "direct", "--model", "m", "--against", "gone.jsonl"],
+            "no attempts at gone.jsonl",
+        ),
+        (
+            ["--method", "direct", "--model", "m", "--benchmark", "no", "--problems", "gone.jsonl"],
+            "gone.jsonl",
+        ),
+    ],
+)
+def test_a_wrong_command_is_one_line_and_writes_nothing(
+    tmp_path, pool, capsys, monkeypatch, argv, told
+):
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     assert told in refused(capsys, "--problems", pool, *argv)
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("row, told", [
-    ({"problem_id": "p9", "index": 0, "program": "x"}, "no problem 'p9'"),
-    ({"problem_id": "p0", "index": "0", "program": "x"}, "index '0' is no whole number"),
-    ({"problem_id": "p0", "program": "x"}, "problem_id, index and program"),
-    ([1], "problem_id, index and program"),
-    ({"problem_id": "p0", "index": 0, "program": 7}, "7 is neither text nor null"),
-    ({"problem_id": "p1", "index": 5, "program": "x"}, "has an attempt 5 already")])
+@pytest.mark.parametrize(
+    "row, told",
+    [
+        ({"problem_id": "p9", "index": 0, "program": "x"}, "no problem 'p9'"),
+        ({"problem_id": "p0", "index": "0", "program": "x"}, "index '0' is no whole number"),
+        ({"problem_id": "p0", "program": "x"}, "problem_id, index and program"),
+        ([1], "problem_id, index and program"),
+        ({"problem_id": "p0", "index": 0, "program": 7}, "7 is neither text nor null"),
+        ({"problem_id": "p1", "index": 5, "program": "x"}, "has an attempt 5 already"),
+    ],
+)
 def test_a_broken_line_of_programs_is_named(tmp_path, pool, row, told):
-    path = write_programs(tmp_path / "x.jsonl", [{"problem_id": "p1", "index": 5, "program": "x"}, row])
+    path = write_programs(
+        tmp_path / "x.jsonl", [{"problem_id": "p1", "index": 5, "program": "x"}, row]
+    )
     with pytest.raises(ValueError, match="x.jsonl line 2: ") as error:
         read_programs(str(path), load_problems(pool))
     assert told in str(error.value)

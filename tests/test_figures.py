@@ -46,7 +46,8 @@ def test_figures_are_drawn(number, tmp_path):
 def test_a_figure_without_its_data_is_refused_in_one_line(tmp_path, capsys):
     run = tmp_path / "run"
     write_run(run, "base", "direct")
-    for number, needed in (("3", "cppo/samples.jsonl"), ("4", "D_alg"), ("8", "pkpo/metrics.jsonl")):
+    needs = {"3": "cppo/samples.jsonl", "4": "D_alg", "8": "pkpo/metrics.jsonl"}
+    for number, needed in needs.items():
         with pytest.raises(SystemExit) as end:
             tables.main(tables.parse_args(["figure", number, str(run)]))
         printed = capsys.readouterr().err

@@ -5,6 +5,7 @@ Two ranks import this file and do the updates of `work`, which writes what came 
 import functools
 import importlib
 import math
+import random
 
 import pytest
 import ranks
@@ -401,6 +402,17 @@ def test_every_row_is_in_one_micro_batch_within_the_budget():
             made = grpo.collate(batch, torch.device("cpu"), shared)
             tokens = made.ids.numel() + (made.suffixes.numel() if shared else 0)
             assert tokens <= 200 or len(batch) == 1
+
+
+def test_sequences_are_packed_once_each_within_the_budget_and_with_little_padding():
+    rng = random.Random(0)
+    lengths = [rng.randint(1, 90) for _ in range(200)] + [500]
+    batches = grpo.pack(lengths, 256)
+    assert sorted(i for b in batches for i in b) == list(range(201))
+    assert all(len(b) * max(lengths[i] for i in b) <= 256 or len(b) == 1 for b in batches)
+    padded = sum(len(b) * max(lengths[i] for i in b) for b in batches)
+    assert padded < 1.1 * sum(lengths)
+    assert grpo.pack([], 256) == []
 
 
 def test_rows_with_no_advantage_keep_their_pull_to_the_reference():

@@ -5,9 +5,9 @@ from collections import Counter
 
 import pytest
 
-import gate
 import prompts
 from chat_server import K, PLAN, PROBLEMS, Server, responder_at
+from lib.labels import Label
 from lib.problems import Problem
 from prepare import ask, rules
 from prepare.judge import judge_plans, open_source
@@ -35,7 +35,7 @@ def test_a_plug_in_judge_agrees_with_the_worlds_own_labels():
     from miniature import world
 
     judge = open_source("miniature.world:judge", "judge", None)
-    labels = [gate.Label(**row) for row in world.labels("val")[:80]]
+    labels = [Label(**row) for row in world.labels("val")[:80]]
     faults = judge_plans(judge, [(Problem(x.problem_id, x.statement), x.plan) for x in labels])
     for label, its_faults in zip(labels, faults, strict=True):
         assert label.label == int(not its_faults)

@@ -1,4 +1,4 @@
-"""memory.py: the count of what is alive, the plan's arithmetic, and the probe's decision."""
+"""memory.py: the count of what is alive, the estimate's arithmetic, and the probe's decision."""
 
 import functools
 import json
@@ -20,10 +20,10 @@ def skeleton(config, dtype):
 
 
 @functools.cache
-def planned(dtype=torch.bfloat16, checkpointing=False, world=8, **changes):
+def estimated(dtype=torch.bfloat16, checkpointing=False, world=8, **changes):
     module = skeleton(tiny.QWEN, dtype)
     module.checkpointing = checkpointing
-    return module, memory.plan(module, world=world, **SIZES | changes)
+    return module, memory.estimate(module, world=world, **SIZES | changes)
 
 
 def test_what_is_alive_is_counted_once_and_until_it_dies():
@@ -52,43 +52,43 @@ def test_the_meta_device_counts_what_a_real_one_uses():
 
 
 def test_weights_gradients_and_moments_by_hand():
-    module, plan = planned()
+    module, estimate = estimated()
     n = sum(p.numel() for p in module.parameters())
     small = sum(p.numel() for unit in module.fp32_units for p in unit.parameters())
-    assert plan["always"] == {"fp32 master weights": 4 * n // 8, "AdamW moments": 8 * n // 8,
+    assert estimate["always"] == {"fp32 master weights": 4 * n // 8, "AdamW moments": 8 * n // 8,
                               "sampler": 2 * n + 2 * small, "reference": (2 * n + 2 * small) // 8}
-    assert plan["update"]["gradients"] == plan["step"]["copy for step_norm"] == 4 * n // 8
+    assert estimate["update"]["gradients"] == estimate["step"]["copy for step_norm"] == 4 * n // 8
 
 
 def test_state_rows_by_hand():
     """Four layers, three of them linear: a conv tail of 3 and an fp32 matrix of 16 x 16 for each of 4 heads;
     one with keys and values. 110 tokens are rounded up to 128 columns and one to spare; the rest is rotary
     tables."""
-    _, plan = planned()
+    _, estimate = estimated()
     linear = 3 * (2 * 3 * (2 * 2 * 16 + 4 * 16) + 4 * 4 * 16 * 16)
     full = 2 * 2 * 2 * 16 * 129
     tables = 2 * 2 * 129 * 4 + 8 * 4
-    assert plan["rollout"]["state rows"] == pytest.approx(4 * (linear + full) + tables, rel=0.01)
+    assert estimate["rollout"]["state rows"] == pytest.approx(4 * (linear + full) + tables, rel=0.01)
 
 
 def test_checkpointing_and_a_smaller_budget_lower_activations():
-    whole, less = planned()[1], planned(checkpointing=True)[1]
+    whole, less = estimated()[1], estimated(checkpointing=True)[1]
     assert less["update"]["activations"] < 0.7 * whole["update"]["activations"]
-    assert planned(token_budget=200)[1]["update"]["activations"] < 0.7 * whole["update"]["activations"]
+    assert estimated(token_budget=200)[1]["update"]["activations"] < 0.7 * whole["update"]["activations"]
 
 
 def test_one_process_in_fp32_gathers_nothing_and_keeps_no_reference_without_kl():
-    plan = planned(torch.float32, world=1, reference=False)[1]
-    assert plan["update"].keys() == {"gradients", "activations"} and plan["always"]["reference"] == 0
+    estimate = estimated(torch.float32, world=1, reference=False)[1]
+    assert estimate["update"].keys() == {"gradients", "activations"} and estimate["always"]["reference"] == 0
 
 
 def test_the_report_names_the_flag_where_it_does_not_fit():
-    plan = planned()[1]
-    fixed = sum(plan["always"].values()) + memory.CUDA_CONTEXT
-    assert "WARNING" not in memory.report(plan, 80 * memory.GIB)
-    tight = memory.report(plan, fixed + 10000)
+    estimate = estimated()[1]
+    fixed = sum(estimate["always"].values()) + memory.CUDA_CONTEXT
+    assert "WARNING" not in memory.report(estimate, 80 * memory.GIB)
+    tight = memory.report(estimate, fixed + 10000)
     assert "--token-budget" in tight and "--slots" in tight
-    assert "more GPUs, or a smaller model" in memory.report(plan, fixed - 1)
+    assert "more GPUs, or a smaller model" in memory.report(estimate, fixed - 1)
 
 
 def test_the_command_reads_nothing_but_config_json(tmp_path, monkeypatch, capsys):
@@ -100,13 +100,13 @@ def test_the_command_reads_nothing_but_config_json(tmp_path, monkeypatch, capsys
     assert "AdamW moments" in printed and "WARNING: always does not fit into 0 GiB" in printed
 
 
-def test_other_architectures_are_planned_too_without_their_frozen_table(tmp_path):
+def test_other_architectures_are_estimated_too_without_their_frozen_table(tmp_path):
     """Plain rows: four of 50 + 50 tokens are 400, and the table of per-layer embeddings has no moments."""
     module = memory.skeleton(tiny.gemma4(tmp_path), torch.bfloat16)
-    plan = memory.plan(module, world=1, prompt_tokens=50, new_tokens=50, token_budget=400, slots=8)
+    estimate = memory.estimate(module, world=1, prompt_tokens=50, new_tokens=50, token_budget=400, slots=8)
     table = module.per_layer_tables[0].weight.numel()
-    assert plan["always"]["AdamW moments"] == 8 * (sum(p.numel() for p in module.parameters()) - table)
-    assert plan["rollout"]["state rows"] > 0 and plan["update"]["activations"] > 400 * tiny.VOCAB * 4
+    assert estimate["always"]["AdamW moments"] == 8 * (sum(p.numel() for p in module.parameters()) - table)
+    assert estimate["rollout"]["state rows"] > 0 and estimate["update"]["activations"] > 400 * tiny.VOCAB * 4
     assert [memory.largest_micro_batch(50, 50, 400, shared) for shared in (True, False)] == [7, 4]
 
 
@@ -118,7 +118,7 @@ def test_what_fits_is_worked_out_before_it_is_tried(available, rows):
 
 
 @pytest.mark.gpu
-def test_the_plan_is_within_ten_percent_of_what_a_gpu_uses():
+def test_the_estimate_is_within_ten_percent_of_what_a_gpu_uses():
     """One micro-batch at the hidden sizes of the 2B model, four blocks of it."""
     config = dict(vocab_size=248320, hidden_size=2048, intermediate_size=6144, num_hidden_layers=4,
                   num_attention_heads=8, num_key_value_heads=2, head_dim=256, linear_num_value_heads=16)

@@ -19,8 +19,13 @@ PLAN = "A: add them\nB: count them\nC: sort them\nD: print them"
 
 
 def problem(name: str = "p", **fields) -> Problem:
-    return Problem(name, f"Statement of {name}.", tests=[{"input": "1\n", "output": "2\n"}],
-                   public_tests=[{"input": "3\n", "output": "4\n"}], **fields)
+    return Problem(
+        name,
+        f"Statement of {name}.",
+        tests=[{"input": "1\n", "output": "2\n"}],
+        public_tests=[{"input": "3\n", "output": "4\n"}],
+        **fields,
+    )
 
 
 def tokens(text: str) -> dict:
@@ -29,6 +34,7 @@ def tokens(text: str) -> dict:
 
 class Engine:
     """Answers prompts by a function of the text, in an order of its own; tokens are bytes."""
+
     tokenizer, slots = staticmethod(tokens), 3
 
     def __init__(self, answer, seed: int = 0):
@@ -52,15 +58,23 @@ class Engine:
 
 @dataclass
 class Verifier:
-    """Accepts the programs that hold `right`; a program prints itself. Keeps what it was asked to run."""
+    """Accepts programs that hold `right`; a program prints itself. Keeps the items it was given."""
+
     items: list
 
     def submit(self, item) -> Future:
         self.items.append(item)
         right = "right" in item["code"]
         future = Future()
-        future.set_result(Verdict(right, "accepted" if right else "wrong_answer", int(right), 0.5,
-                                  outputs=[item["code"]] if item.get("want_outputs") else None))
+        future.set_result(
+            Verdict(
+                right,
+                "accepted" if right else "wrong_answer",
+                int(right),
+                0.5,
+                outputs=[item["code"]] if item.get("want_outputs") else None,
+            )
+        )
         return future
 
 
@@ -68,7 +82,9 @@ def program(text: str) -> str:
     return f"Here it is.\n```python\n{text}\n```\n"
 
 
-def run(method: str, answer, problems=None, n: int = 4, order: int = 0, gate=None, **grader) -> tuple:
+def run(
+    method: str, answer, problems=None, n: int = 4, order: int = 0, gate=None, **grader
+) -> tuple:
     """-> attempts by problem id, the jobs that were sampled, the items that were judged"""
     engine, verifier, problems = Engine(answer, order), Verifier([]), problems or [problem()]
     setting = Setting(k=4, n=n, donors=grader.pop("donors", {}))
@@ -85,6 +101,7 @@ def model(text: str) -> str:
 
 # ---------------------------------------------------------------------------------------- methods
 
+
 def test_a_tuple_is_one_plan_and_one_branch_for_each_of_its_strategies():
     found, jobs, _ = run("tuple", model)
     assert [a.strategy for a in found["p"]] == ["add them", "count them", "sort them", "print them"]
@@ -92,7 +109,9 @@ def test_a_tuple_is_one_plan_and_one_branch_for_each_of_its_strategies():
     assert [(a.tuple, a.index) for a in found["p"]] == [(0, 0), (0, 1), (0, 2), (0, 3)]
     assert len(jobs) == 5 and [j.max_new_tokens for j in jobs] == [512, 2048, 2048, 2048, 2048]
     assert [a.planner_tokens for a in found["p"]] == [len(PLAN), 0, 0, 0]
-    assert [a.solver_tokens for a in found["p"]] == [len(program(s)) for s in prompts.parse_plan(PLAN)]
+    assert [a.solver_tokens for a in found["p"]] == [
+        len(program(s)) for s in prompts.parse_plan(PLAN)
+    ]
 
 
 def test_the_branches_of_a_tuple_share_all_of_the_prompt_but_the_strategy():
@@ -129,24 +148,36 @@ def test_iid_inference_draws_each_strategy_alone_and_stops_before_the_second_lab
 def test_shuffled_strategies_are_another_problem_s_tuple_drawn_from_that_problem_s_stream():
     problems = [problem(name) for name in "abc"]
     donors = shuffled_donors(problems, seed=0)
-    assert all(donors[p.id].id != p.id for p in problems) and len({d.id for d in donors.values()}) == 3
+    assert (
+        all(donors[p.id].id != p.id for p in problems) and len({d.id for d in donors.values()}) == 3
+    )
 
     def own(text):
-        return PLAN.replace("them", text[13]) if "Propose" in text else program(text.strip().split("\n")[-1])
+        return (
+            PLAN.replace("them", text[13])
+            if "Propose" in text
+            else program(text.strip().split("\n")[-1])
+        )
 
     plain, plain_jobs, _ = run("tuple", own, problems)
     shuffled, jobs, _ = run("tuple", own, problems, donors=donors)
     for p in problems:
         assert [a.strategy for a in shuffled[p.id]] == [a.strategy for a in plain[donors[p.id].id]]
     assert {j.key for j in jobs} == {j.key for j in plain_jobs}
-    assert all(f"Statement of {j.tag[0].problem.id}." in bytes(j.prompt).decode() for j in jobs if j.tag[2])
+    assert all(
+        f"Statement of {j.tag[0].problem.id}." in bytes(j.prompt).decode() for j in jobs if j.tag[2]
+    )
 
 
-@pytest.mark.parametrize("method, expected", [
-    ("direct", [prompts.direct(problem())] * 4),
-    ("plan-and-solve", [rival_prompts.plan_and_solve(problem())] * 4),
-    ("skills", [rival_prompts.skill(problem(), z) for z in (1, 2, 3, 4)]),
-    ("fixed", [prompts.solve(problem(), s) for s in rival_prompts.fixed_strategies()])])
+@pytest.mark.parametrize(
+    "method, expected",
+    [
+        ("direct", [prompts.direct(problem())] * 4),
+        ("plan-and-solve", [rival_prompts.plan_and_solve(problem())] * 4),
+        ("skills", [rival_prompts.skill(problem(), z) for z in (1, 2, 3, 4)]),
+        ("fixed", [prompts.solve(problem(), s) for s in rival_prompts.fixed_strategies()]),
+    ],
+)
 def test_methods_without_a_planner_ask_once_for_each_attempt(method, expected):
     found, jobs, _ = run(method, lambda text: program("right"))
     asked = {job.key: bytes(job.prompt).decode() for job in jobs}
@@ -156,7 +187,9 @@ def test_methods_without_a_planner_ask_once_for_each_attempt(method, expected):
 
 def test_a_sketch_is_made_without_sight_of_the_others_and_an_empty_one_is_a_failed_attempt():
     plans = iter(["First\nidea.", "", "<think>no</think> Third."])
-    found, _, _ = run("sketch", lambda text: next(plans) if "one method" in text else program("right"), n=3)
+    found, _, _ = run(
+        "sketch", lambda text: next(plans) if "one method" in text else program("right"), n=3
+    )
     assert Counter(a.strategy for a in found["p"]) == Counter(["First idea.", None, "Third."])
     assert Counter(a.status for a in found["p"]) == Counter({"accepted": 2, "empty": 1})
 
@@ -175,8 +208,8 @@ def test_plansearch_asks_for_plans_until_eight_are_distinct_and_pays_for_all_of_
 
     found, jobs, _ = run("plansearch", answer)
     plans = [job for job in jobs if "Using these" in bytes(job.prompt).decode()]
-    assert len(plans) == 10        # three replies are one plan, so eight distinct ones take ten
-    assert len({bytes(job.prompt) for job in plans}) == len(plans)      # each from another combination
+    assert len(plans) == 10  # three replies are one plan, so eight distinct ones take ten
+    assert len({bytes(job.prompt) for job in plans}) == len(plans)  # each from another combination
     assert max(bytes(job.prompt).decode().count("\n- ") for job in plans) == 2
     assert len({a.strategy for a in found["p"]}) == 4 == len(found["p"])
     replies = [len("Same plan.") if i in (2, 3, 5) else len(f"Plan {i}.") for i in range(1, 11)]
@@ -184,7 +217,13 @@ def test_plansearch_asks_for_plans_until_eight_are_distinct_and_pays_for_all_of_
 
 
 def test_plansearch_takes_plans_from_unused_observations_first():
-    plans = [("one", ("a", "b")), ("two", ("a",)), ("three", ("c", "d")), ("four", ()), ("five", ("a", "c"))]
+    plans = [
+        ("one", ("a", "b")),
+        ("two", ("a",)),
+        ("three", ("c", "d")),
+        ("four", ()),
+        ("five", ("a", "c")),
+    ]
     assert spread(plans) == ["one", "three", "four", "two", "five"]
 
 
@@ -208,8 +247,15 @@ def test_attempts_do_not_depend_on_the_order_in_which_replies_come(method):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", ["execution", "test_output"])
 def test_every_method_predicts_outputs_from_a_prompt_that_shows_the_call(method, kind):
-    asked = Problem("p", "What does `f(1)` return?" if kind == "execution" else "Double it.", kind=kind,
-                    starter_code="def f(x):", code="def f(x): return [x]", call="f(1)", answer="[1, 2]")
+    asked = Problem(
+        "p",
+        "What does `f(1)` return?" if kind == "execution" else "Double it.",
+        kind=kind,
+        starter_code="def f(x):",
+        code="def f(x): return [x]",
+        call="f(1)",
+        answer="[1, 2]",
+    )
 
     def answer(text):
         assert "f(1)" in text
@@ -223,6 +269,7 @@ def test_every_method_predicts_outputs_from_a_prompt_that_shows_the_call(method,
 
 
 # ---------------------------------------------------------------------------------------- judging
+
 
 def test_equal_programs_for_one_problem_are_run_once_and_for_two_problems_twice():
     _, _, items = run("direct", lambda text: program("same"), [problem("a"), problem("b")])

@@ -10,9 +10,14 @@ import prompts
 from lib import metrics
 
 ZIPF = [1 / i for i in range(1, 9)]
-POSTERIORS = [[0.25] * 4, [0.4, 0.3, 0.2, 0.1], [0.5, 0.2, 0.1, 0.1, 0.05, 0.05], [0.9, 0.05, 0.03],
-              [p / sum(ZIPF) for p in ZIPF],
-              [0.3, 0.2, 0.1]]  # 0.4 is left to outcomes that nobody writes
+POSTERIORS = [
+    [0.25] * 4,
+    [0.4, 0.3, 0.2, 0.1],
+    [0.5, 0.2, 0.1, 0.1, 0.05, 0.05],
+    [0.9, 0.05, 0.03],
+    [p / sum(ZIPF) for p in ZIPF],
+    [0.3, 0.2, 0.1],
+]  # 0.4 is left to outcomes that nobody writes
 
 
 def test_pass_at_k_equals_enumeration_over_subsets():
@@ -52,22 +57,36 @@ def test_posterior_pass_counts_each_class_hit_once_and_others_never():
     assert metrics.posterior_pass(["a", "b"], {"a": 0.4, "b": 0.6}) == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("answers, label, right", [
-    (["1", "2", "2", "3"], "2", 1),
-    (["1", "2", "2", "1"], "1", 1), (["1", "2", "2", "1"], "2", 0),  # a tie: first seen wins
-    (["[1,2]", "[1, 2]", "3", "4"], "[1, 2]", 1), (["'a'", '"a"', "b", "c"], "'a'", 1),  # one value
-    (["3", "3", "{8, 0}", "{0,8}", "{0, 8}"], "{8,0}", 1), (["{'b': 1, 'a': [2.0]}"], "{'a':[2],'b':True}", 1),
-    (["(1,)"], "[1]", 0), (["set()"], "{}", 0),
-    ([None, None, "", "7"], "7", 1), ([None] * 4, "7", 0), ([], "7", 0),  # no answer is no vote
-    ([" abc", "abc ", "d", "d"], "abc", 1)])
-def test_the_majority_is_the_most_frequent_answer_and_ties_go_to_the_first_seen(answers, label, right):
+@pytest.mark.parametrize(
+    "answers, label, right",
+    [
+        (["1", "2", "2", "3"], "2", 1),
+        (["1", "2", "2", "1"], "1", 1),
+        (["1", "2", "2", "1"], "2", 0),  # a tie: first seen wins
+        (["[1,2]", "[1, 2]", "3", "4"], "[1, 2]", 1),
+        (["'a'", '"a"', "b", "c"], "'a'", 1),  # one value
+        (["3", "3", "{8, 0}", "{0,8}", "{0, 8}"], "{8,0}", 1),
+        (["{'b': 1, 'a': [2.0]}"], "{'a':[2],'b':True}", 1),
+        (["(1,)"], "[1]", 0),
+        (["set()"], "{}", 0),
+        ([None, None, "", "7"], "7", 1),
+        ([None] * 4, "7", 0),
+        ([], "7", 0),  # no answer is no vote
+        ([" abc", "abc ", "d", "d"], "abc", 1),
+    ],
+)
+def test_the_majority_is_the_most_frequent_answer_and_ties_go_to_the_first_seen(
+    answers, label, right
+):
     votes = [metrics.canonical_answer(answer) for answer in answers]
     winner = metrics.majority(votes)
     is_right = winner is not None and votes[winner] == metrics.canonical_answer(label)
     assert is_right == bool(right)
 
 
-@pytest.mark.parametrize("text", ["[" * 5000, "9" * 5000, "{[1]: 2}", "a\0b", "", "lambda: 1", "1 +"])
+@pytest.mark.parametrize(
+    "text", ["[" * 5000, "9" * 5000, "{[1]: 2}", "a\0b", "", "lambda: 1", "1 +"]
+)
 def test_any_text_has_a_canonical_spelling(text):
     assert metrics.canonical_answer(text) == (text.strip() or None)
 
@@ -100,7 +119,7 @@ def test_four_equal_readings_are_worth_0_68_to_independent_draws_and_everything_
 
 def test_the_constant_ceiling_takes_the_k_heaviest_outcomes_of_each_family_of_equal_inputs():
     posteriors = [{"a": 0.7, "b": 0.3}, {"b": 0.8, "c": 0.2}, {"a": 1.0}]
-    inputs = ["1 2", "1 2", "3 4"]          # the first two problems cannot be told apart
+    inputs = ["1 2", "1 2", "3 4"]  # the first two problems cannot be told apart
     assert metrics.constant_ceiling(posteriors, inputs, 1) == pytest.approx((1.1 + 1.0) / 3)
     assert metrics.constant_ceiling(posteriors, inputs, 2) == pytest.approx((1.8 + 1.0) / 3)
 
@@ -118,14 +137,16 @@ def test_no_distribution_over_tuples_beats_the_pooled_ceiling(p, tuples):
     member = np.zeros((len(subsets), len(p)))
     for row, subset in zip(member, subsets):
         row[list(subset)] = 1
-    weights = np.concatenate([rng.dirichlet(np.full(len(subsets), a), size=2000) for a in (0.05, 0.3, 1, 5)])
+    weights = np.concatenate(
+        [rng.dirichlet(np.full(len(subsets), a), size=2000) for a in (0.05, 0.3, 1, 5)]
+    )
     reached = ((1 - (1 - weights @ member) ** tuples) @ np.array(p)).max()
     ceiling = metrics.coordinated_ceiling(p, 4 * tuples)
     assert reached <= ceiling + 1e-12 and reached > ceiling - 0.05
 
 
 def test_two_pooled_tuples_over_five_outcomes_reach_the_worked_ceiling():
-    """Leave outcome i out with probability w_i: sum p w^2 is least at w ~ 1/p, where it is 1 / sum(1/p)."""
+    """Leave outcome i out with probability w_i: sum p w^2 is least at w ~ 1/p, and 1 / sum(1/p)."""
     p = np.array([0.3, 0.25, 0.2, 0.15, 0.1])
     assert metrics.coordinated_ceiling(p, 8) == pytest.approx(1 - 1 / (1 / p).sum(), abs=1e-12)
 
@@ -143,13 +164,15 @@ def test_ceilings_do_not_fall_with_more_attempts_and_coordination_never_costs():
 
 
 def sign_flip_p(difference):
-    """Exact one-sided test of paired 0/1 outcomes: each discordant pair is as likely to go either way."""
+    """Exact one-sided test of paired 0/1 outcomes: a discordant pair goes either way alike."""
     wins, discordant = int((difference > 0).sum()), int((difference != 0).sum())
     return sum(comb(discordant, i) for i in range(wins, discordant + 1)) / 2**discordant
 
 
 @pytest.mark.parametrize("discordance", [0.1, 0.3])
-def test_the_paired_bootstrap_has_its_size_under_the_null_and_agrees_with_the_sign_flip_test(discordance):
+def test_the_paired_bootstrap_has_its_size_under_the_null_and_agrees_with_the_sign_flip_test(
+    discordance,
+):
     rng = np.random.default_rng(1)
     rejected = excluded = apart = 0.0
     trials, problems = 600, 300
@@ -172,7 +195,9 @@ def test_the_paired_bootstrap_sees_a_real_gain_and_not_its_opposite():
     assert forward.p == pytest.approx(1 / 1001) and backward.p == 1
     assert forward.low > 0 and backward.high < 0
     assert forward.gain == pytest.approx(a.mean() - b.mean()) == -backward.gain
-    assert metrics.paired_bootstrap(a, b, seed=0) == forward != metrics.paired_bootstrap(a, b, seed=1)
+    assert (
+        metrics.paired_bootstrap(a, b, seed=0) == forward != metrics.paired_bootstrap(a, b, seed=1)
+    )
 
 
 def test_equal_outcomes_are_no_evidence():
@@ -196,7 +221,9 @@ def test_the_bootstrap_interval_has_the_width_of_the_normal_one():
     outcomes = np.arange(400) < 120
     low, high = metrics.bootstrap_interval(outcomes, resamples=4000)
     half = 1.96 * (0.3 * 0.7 / 400) ** 0.5
-    assert low == pytest.approx(0.3 - half, abs=0.006) and high == pytest.approx(0.3 + half, abs=0.006)
+    assert low == pytest.approx(0.3 - half, abs=0.006) and high == pytest.approx(
+        0.3 + half, abs=0.006
+    )
 
 
 def test_seed_std_is_unbiased_and_unknown_for_one_seed():
@@ -206,9 +233,18 @@ def test_seed_std_is_unbiased_and_unknown_for_one_seed():
 
 def test_bleu_gives_a_number_worked_by_hand():
     reference, candidate = "the cat is on the mat now".split(), "the cat is on a mat".split()
-    precisions = [5 / 6, 3 / 5, 2 / 4, 1 / 3]  # five words, three pairs, two triples, "the cat is on"
-    assert metrics.bleu4(candidate, reference) == pytest.approx(np.prod(precisions) ** 0.25 * exp(1 - 7 / 6))
-    assert metrics.bleu4("the the the the the the the".split(), "the cat is on the mat".split()) == 0
+    precisions = [
+        5 / 6,
+        3 / 5,
+        2 / 4,
+        1 / 3,
+    ]  # five words, three pairs, two triples, "the cat is on"
+    assert metrics.bleu4(candidate, reference) == pytest.approx(
+        np.prod(precisions) ** 0.25 * exp(1 - 7 / 6)
+    )
+    assert (
+        metrics.bleu4("the the the the the the the".split(), "the cat is on the mat".split()) == 0
+    )
     clipped = [4 / 8, 3 / 7, 2 / 6, 1 / 5]  # and a longer candidate pays no brevity penalty
     assert metrics.bleu4(list("abcdabcd"), list("abcd")) == pytest.approx(np.prod(clipped) ** 0.25)
     assert metrics.bleu4(["sort", "it"], ["sort", "it", "then", "scan"]) == 0  # no 4-gram to share
@@ -218,7 +254,11 @@ def test_surface_diversity_is_0_for_equal_texts_and_1_without_a_common_4_gram():
     assert metrics.d_surf(["Sort, then scan the list."] * 4) == pytest.approx(0)
     assert metrics.d_surf(["greedy"] * 2) == metrics.d_surf(["", ""]) == 0
     assert metrics.d_surf(["one two three four", "five six seven eight", "one two three nine"]) == 1
-    texts = ["keep the small numbers and add them", "keep the small numbers and count them", "sort all"]
+    texts = [
+        "keep the small numbers and add them",
+        "keep the small numbers and count them",
+        "sort all",
+    ]
     pairs = [metrics.bleu4(metrics.words(a), metrics.words(b)) for a, b in permutations(texts, 2)]
     assert metrics.d_surf(texts) == pytest.approx(1 - sum(pairs) / 6) and 0 < sum(pairs) < 6
     with pytest.raises(ValueError, match="at least two"):
@@ -227,20 +267,26 @@ def test_surface_diversity_is_0_for_equal_texts_and_1_without_a_common_4_gram():
 
 def test_semantic_diversity_is_the_mean_cosine_distance_over_pairs():
     vectors = {"a": [1.0, 0.0], "b": [0.0, 2.0], "c": [3.0, 3.0]}
+
     def encode(texts):
         return np.array([vectors[text] for text in texts])
+
     assert metrics.d_sem(["a", "a"], encode) == pytest.approx(0)
     assert metrics.d_sem(["a", "b", "c"], encode) == pytest.approx(1 - (0 + 2 * 0.5**0.5) / 3)
 
 
 def test_algorithmic_diversity_is_the_share_of_distinct_categories():
-    assert metrics.d_alg(["dp", "dp", "greedy", "graph"]) == 0.75 and metrics.d_alg(["dp"] * 4) == 0.25
+    assert (
+        metrics.d_alg(["dp", "dp", "greedy", "graph"]) == 0.75 and metrics.d_alg(["dp"] * 4) == 0.25
+    )
 
 
 def test_literal_duplicates_differ_only_in_case_white_space_and_final_punctuation():
     assert metrics.is_literal_duplicate(["Count them.", "add them", " count  them"])
     pair = ["Sort ALL;", "sort all"]
-    assert metrics.is_literal_duplicate(pair) and len(set(map(prompts.normalise, pair))) == 1   # one rule for all
+    assert (
+        metrics.is_literal_duplicate(pair) and len(set(map(prompts.normalise, pair))) == 1
+    )  # one rule for all
     assert not metrics.is_literal_duplicate(["Count them.", "Count them all."])
 
 
@@ -251,7 +297,9 @@ def test_kappa_accuracy_and_macro_f1_give_worked_numbers():
     assert metrics.accuracy(first, second) == pytest.approx(0.7)
     f1_yes, f1_no = 2 * 20 / (2 * 20 + 10 + 5), 2 * 15 / (2 * 15 + 5 + 10)
     assert metrics.macro_f1(first, second) == pytest.approx((f1_yes + f1_no) / 2)
-    assert metrics.macro_f1(["a", "a"], ["a", "b"]) == pytest.approx((2 / 3 + 0) / 2)  # b was never right
+    assert metrics.macro_f1(["a", "a"], ["a", "b"]) == pytest.approx(
+        (2 / 3 + 0) / 2
+    )  # b was never right
 
 
 def test_a_classifier_is_validated_only_above_both_bars():

@@ -204,72 +204,80 @@ def below(weights, prefix):
     return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
 
 
+def norm(x, weight, c):
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + c.rms_norm_eps) * weight
+
+
 def recurrence(w, c, ids):
     """The architecture as its papers write it, token by token where it has a memory. Names are
     those of the checkpoint, nothing of model.py is used. ids (B, T) -> logits."""
-    def norm(x, weight):
-        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + c.rms_norm_eps) * weight
-
-    B, T = ids.shape
     x = w["embed_tokens.weight"][ids]
     for i, kind in enumerate(c.layer_types):
         p = below(w, f"layers.{i}.")
-        y = norm(x, 1 + p["input_layernorm.weight"])
+        y = norm(x, 1 + p["input_layernorm.weight"], c)
         if kind == "full_attention":
-            h, kv, d = c.num_attention_heads, c.num_key_value_heads, c.head_dim
-            q, gate = (y @ p["self_attn.q_proj.weight"].T).view(B, T, h, 2, d).unbind(3)
-            q = norm(q, 1 + p["self_attn.q_norm.weight"])
-            k = (y @ p["self_attn.k_proj.weight"].T).view(B, T, kv, d)
-            k = norm(k, 1 + p["self_attn.k_norm.weight"])
-            v = (y @ p["self_attn.v_proj.weight"].T).view(B, T, kv, d)
-            r = int(d * c.partial_rotary_factor)
-            # frequencies are fp32 numbers by definition of the checkpoint, whatever the arithmetic
-            f = (1 / c.rope_theta ** (torch.arange(0, r, 2).float() / r)).to(x.dtype)
-            angle = torch.arange(T).to(x.dtype)[:, None] * f
-            turn = torch.polar(torch.ones_like(angle), angle)
-
-            def rotated(z):
-                pair = torch.complex(z[..., :r // 2], z[..., r // 2:r]) * turn[:, None]
-                return torch.cat([pair.real, pair.imag, z[..., r:]], -1)
-            q, k = rotated(q), rotated(k).repeat_interleave(h // kv, 2)
-            score = torch.einsum("bihd,bjhd->bhij", q, k) / math.sqrt(d)
-            future = torch.ones(T, T, dtype=torch.bool).triu(1)
-            score = score.masked_fill(future, -torch.inf).softmax(-1)
-            v = v.repeat_interleave(h // kv, 2)
-            o = torch.einsum("bhij,bjhd->bihd", score, v) * gate.sigmoid()
-            y = o.reshape(B, T, -1) @ p["self_attn.o_proj.weight"].T
+            x = x + softmax_attention(y, below(p, "self_attn."), c)
         else:
-            p |= below(p, "linear_attn.")
-            hk, hv = c.linear_num_key_heads, c.linear_num_value_heads
-            dk, dv = c.linear_key_head_dim, c.linear_value_head_dim
-            u, kernel = y @ p["in_proj_qkv.weight"].T, p["conv1d.weight"][:, 0]
-            n = kernel.shape[1]
-            sums = []
-            for t in range(T):
-                last = range(min(n, t + 1))
-                sums.append(sum(u[:, t - j] * kernel[:, n - 1 - j] for j in last))
-            u = F.silu(torch.stack(sums, 1))
-            q, k, v = u.split([hk * dk, hk * dk, hv * dv], -1)
-            q, k = (z.view(B, T, hk, dk) for z in (q, k))
-            q, k = (z / (z.square().sum(-1, keepdim=True) + 1e-6).sqrt() for z in (q, k))
-            q, k = (z.repeat_interleave(hv // hk, 2) for z in (q / math.sqrt(dk), k))
-            v, z = v.view(B, T, hv, dv), (y @ p["in_proj_z.weight"].T).view(B, T, hv, dv)
-            beta = (y @ p["in_proj_b.weight"].T).sigmoid()
-            rate = F.softplus(y @ p["in_proj_a.weight"].T + p["dt_bias"])
-            share = torch.exp(-p["A_log"].exp() * rate)
-            S, out = x.new_zeros(B, hv, dk, dv), []
-            for t in range(T):
-                S = S * share[:, t, :, None, None]
-                held = (S * k[:, t, :, :, None]).sum(2)
-                S = S + k[:, t, :, :, None] * (beta[:, t, :, None] * (v[:, t] - held))[:, :, None]
-                out.append((S * q[:, t, :, :, None]).sum(2))
-            o = norm(torch.stack(out, 1), p["norm.weight"]) * F.silu(z)
-            y = o.reshape(B, T, -1) @ p["out_proj.weight"].T
-        x = x + y
-        y = norm(x, 1 + p["post_attention_layernorm.weight"])
+            x = x + gated_delta_net(y, below(p, "linear_attn."), c)
+        y = norm(x, 1 + p["post_attention_layernorm.weight"], c)
         y = F.silu(y @ p["mlp.gate_proj.weight"].T) * (y @ p["mlp.up_proj.weight"].T)
         x = x + y @ p["mlp.down_proj.weight"].T
-    return norm(x, 1 + w["norm.weight"]) @ w["embed_tokens.weight"].T
+    return norm(x, 1 + w["norm.weight"], c) @ w["embed_tokens.weight"].T
+
+
+def softmax_attention(y, p, c):
+    B, T, _ = y.shape
+    h, kv, d = c.num_attention_heads, c.num_key_value_heads, c.head_dim
+    q, gate = (y @ p["q_proj.weight"].T).view(B, T, h, 2, d).unbind(3)
+    q = norm(q, 1 + p["q_norm.weight"], c)
+    k = (y @ p["k_proj.weight"].T).view(B, T, kv, d)
+    k = norm(k, 1 + p["k_norm.weight"], c)
+    v = (y @ p["v_proj.weight"].T).view(B, T, kv, d)
+    r = int(d * c.partial_rotary_factor)
+    # frequencies are fp32 numbers by definition of the checkpoint, whatever the arithmetic
+    f = (1 / c.rope_theta ** (torch.arange(0, r, 2).float() / r)).to(y.dtype)
+    angle = torch.arange(T).to(y.dtype)[:, None] * f
+    turn = torch.polar(torch.ones_like(angle), angle)
+
+    def rotated(z):
+        pair = torch.complex(z[..., :r // 2], z[..., r // 2:r]) * turn[:, None]
+        return torch.cat([pair.real, pair.imag, z[..., r:]], -1)
+    q, k = rotated(q), rotated(k).repeat_interleave(h // kv, 2)
+    score = torch.einsum("bihd,bjhd->bhij", q, k) / math.sqrt(d)
+    future = torch.ones(T, T, dtype=torch.bool).triu(1)
+    score = score.masked_fill(future, -torch.inf).softmax(-1)
+    v = v.repeat_interleave(h // kv, 2)
+    o = torch.einsum("bhij,bjhd->bihd", score, v) * gate.sigmoid()
+    return o.reshape(B, T, -1) @ p["o_proj.weight"].T
+
+
+def gated_delta_net(y, p, c):
+    B, T, _ = y.shape
+    hk, hv = c.linear_num_key_heads, c.linear_num_value_heads
+    dk, dv = c.linear_key_head_dim, c.linear_value_head_dim
+    u, kernel = y @ p["in_proj_qkv.weight"].T, p["conv1d.weight"][:, 0]
+    n = kernel.shape[1]
+    sums = []
+    for t in range(T):
+        last = range(min(n, t + 1))
+        sums.append(sum(u[:, t - j] * kernel[:, n - 1 - j] for j in last))
+    u = F.silu(torch.stack(sums, 1))
+    q, k, v = u.split([hk * dk, hk * dk, hv * dv], -1)
+    q, k = (z.view(B, T, hk, dk) for z in (q, k))
+    q, k = (z / (z.square().sum(-1, keepdim=True) + 1e-6).sqrt() for z in (q, k))
+    q, k = (z.repeat_interleave(hv // hk, 2) for z in (q / math.sqrt(dk), k))
+    v, z = v.view(B, T, hv, dv), (y @ p["in_proj_z.weight"].T).view(B, T, hv, dv)
+    beta = (y @ p["in_proj_b.weight"].T).sigmoid()
+    rate = F.softplus(y @ p["in_proj_a.weight"].T + p["dt_bias"])
+    share = torch.exp(-p["A_log"].exp() * rate)
+    S, out = y.new_zeros(B, hv, dk, dv), []
+    for t in range(T):
+        S = S * share[:, t, :, None, None]
+        held = (S * k[:, t, :, :, None]).sum(2)
+        S = S + k[:, t, :, :, None] * (beta[:, t, :, None] * (v[:, t] - held))[:, :, None]
+        out.append((S * q[:, t, :, :, None]).sum(2))
+    o = norm(torch.stack(out, 1), p["norm.weight"], c) * F.silu(z)
+    return o.reshape(B, T, -1) @ p["out_proj.weight"].T
 
 
 def weights(folder, dtype):

@@ -1,5 +1,6 @@
 """README and docs promise files, functions, commands and flags; each must be there."""
 
+import ast
 import importlib
 import re
 import shlex
@@ -57,6 +58,26 @@ def test_every_name_of_the_paper_to_code_table_exists():
             value = getattr(value, attribute, None)
         checked += 1
     assert checked >= 20
+
+
+def keys_of(module: str, *functions: str) -> set[str]:
+    """The text keys of the dicts that these functions of a file build."""
+    keys = set()
+    for node in ast.walk(ast.parse((ROOT / module).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef) and node.name in functions:
+            for inner in ast.walk(node):
+                if isinstance(inner, ast.Dict):
+                    keys |= {key.value for key in inner.keys if isinstance(key, ast.Constant)}
+    return keys
+
+
+def test_the_glossary_explains_every_metric_of_a_training_step():
+    logged = keys_of("lib/diagnostics.py", "tuple_metrics", "outcome_metrics", "branch_metrics",
+                     "attempt_metrics")
+    logged |= keys_of("lib/rl.py", "timings") | keys_of("grpo.py", "update")
+    assert len(logged) >= 25
+    page = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    assert sorted(name for name in logged if f"`{name}`" not in page) == []
 
 
 # --------------------------------------------------------------------------------------------

@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import gate
 import grpo
 import model
 import prompts
@@ -28,6 +27,7 @@ import train_rm
 import train_sft
 from lib import checkpoints
 from lib import run as lib_run
+from lib.labels import Label, save_labels
 from lib.problems import Problem
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -328,10 +328,10 @@ def test_two_processes_train_both_stages_like_one(folder, runs):
     """Losses and weights of two gloo ranks, FSDP-sharded, beside those of a plain process, up to the order of
     summation."""
     sft = arguments(folder, runs, "--steps", "2", "--token-budget", "150")
-    labels = [gate.Label(f"q{i}", f"Problem {i}.", f"{word} {i}", z)
+    labels = [Label(f"q{i}", f"Problem {i}.", f"{word} {i}", z)
               for i in range(8) for z, word in ((1, "sort"), (0, "code"))]
-    gate.save_labels("labels.jsonl", labels)
-    gate.save_labels("val.jsonl", [gate.Label("v", "Another.", x.plan, x.label) for x in labels])
+    save_labels("labels.jsonl", labels)
+    save_labels("val.jsonl", [Label("v", "Another.", x.plan, x.label) for x in labels])
     rm = ["--model", str(folder), "--labels", "labels.jsonl", "--val", "val.jsonl", "--lr", "1e-3",
           "--batch-size", "6", "--steps", "2", "--token-budget", "400", "--device", "cpu"]
     ranks.run(2, "import train_rm, train_sft, torch._dynamo",

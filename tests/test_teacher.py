@@ -6,7 +6,6 @@ from collections import Counter
 import numpy as np
 import pytest
 
-import gate
 import prompts
 from chat_server import (
     K,
@@ -20,6 +19,7 @@ from chat_server import (
     responder_at,
 )
 from lib import files
+from lib.labels import load_labels
 from lib.errors import UserError
 from lib.problems import save_problems
 from prepare import corpora, teacher
@@ -197,8 +197,8 @@ def test_rules_alone_make_labels_that_stage_2_reads(tmp_path, pool):
     flags = ["labels", "--train", "12", "--val", "4", *RULES, *pool]
     command(*flags)
     first = (tmp_path / "labels_train.jsonl").read_bytes()
-    train = gate.load_labels(str(tmp_path / "labels_train.jsonl"))
-    val = gate.load_labels(str(tmp_path / "labels_val.jsonl"))
+    train = load_labels(str(tmp_path / "labels_train.jsonl"))
+    val = load_labels(str(tmp_path / "labels_val.jsonl"))
     assert (len(train), len(val)) == (12, 4) and sum(x.label for x in train + val) == 8
     assert not {x.problem_id for x in train} & {x.problem_id for x in val}
     command(*flags)
