@@ -311,12 +311,17 @@ class Log:
         return lengths
 
 
-def start_wandb(project: str, folder: Path):
+def import_wandb():
     try:
         import wandb
     except ImportError:
         raise UserError("--wandb needs a package: pip install wandb, or leave it out") from None
-    return wandb.init(project=project, name="/".join(folder.parts[-2:]), dir=str(folder))
+    return wandb
+
+
+def start_wandb(project: str, folder: Path):
+    name = "/".join(folder.parts[-2:])
+    return import_wandb().init(project=project, name=name, dir=str(folder))
 
 
 # ----------------------------------------------------------------------------------------------
@@ -328,6 +333,8 @@ class Run:
 
     def __init__(self, args: argparse.Namespace, stage: str):
         self.args = args
+        if getattr(args, "wandb", None):
+            import_wandb()                  # a missing package is said before anything is deleted
         self.ranks = setup(args.seed, args.device)
         self.rank, self.world, self.device = self.ranks.rank, self.ranks.world, self.ranks.device
         self.main, self.any, self.gather = self.ranks.main, self.ranks.any, self.ranks.gather
@@ -359,9 +366,11 @@ class Run:
         final = self.folder / "final"
         if self.args.fresh or not (final / "config.json").exists():
             return False
-        made_with = json.loads((self.folder / "config.json").read_text())["flags"]
+        config = self.folder / "config.json"
+        made_with = json.loads(config.read_text())["flags"] if config.exists() else {}
         for name in ("model", "seed"):
-            old, new = made_with[name], getattr(self.args, name)
+            new = getattr(self.args, name)
+            old = made_with.get(name, new)
             if old != new:
                 raise UserError(f"{final} was made with --{name} {old}, not {new}: name another "
                                 f"--run, or start over with --fresh")

@@ -346,6 +346,16 @@ def test_a_finished_stage_goes_on_for_more_steps_and_names_another_seed(stage, c
         run.finished()
 
 
+def test_a_missing_package_is_named_before_fresh_deletes_anything(stage, monkeypatch):
+    run = stage()
+    steps_saved(run, 1)
+    run.lock_file.close()
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(errors.UserError, match="pip install wandb"):
+        stage(wandb="project", fresh=True)
+    assert checkpoints.newest(run.folder).name == "step_000001"
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signals_ask_a_run_to_stop_and_a_second_interrupt_ends_it(number):
     before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
