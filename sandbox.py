@@ -1370,10 +1370,12 @@ class Sandbox:
                 explanation = message[1:].decode("utf-8", "replace").strip()
                 result = Result("compile_error", explanation)
             else:
+                # not after "C": on a busy machine `end` may itself kill what has said so and not
+                # yet exited, and then the status is that of our own SIGKILL
+                killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+                if killed and alone and self.report["seccomp"] == "active":
+                    raise Fault("a process of the sandbox was killed from outside")
                 result = self.result(status, output, errors, allowance)
-            killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-            if killed and alone and self.report["seccomp"] == "active":
-                raise Fault("a process of the sandbox was killed from outside")
         allowance.cpu_seconds -= max(0.0, spent)
         result.seconds = seconds
         return result, ends

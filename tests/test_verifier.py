@@ -935,6 +935,20 @@ def test_a_test_that_is_killed_from_outside_has_no_verdict():
             assert status(judge, code) == "runtime_error"
 
 
+def test_a_program_that_does_not_compile_is_no_kill_however_slowly_it_ends(monkeypatch):
+    """On a busy machine the sandbox's own SIGKILL may be quicker than the end of a program that has
+    said that it does not compile; that counted as a kill from outside and ended a training run."""
+    box = object.__new__(sandbox.Sandbox)
+    box.report, box.confined = {"seccomp": "active"}, False
+    monkeypatch.setattr(box, "next_message", lambda allowance: b"Cline 1: SyntaxError")
+    monkeypatch.setattr(box, "end", lambda: int(signal.SIGKILL))
+    files = [sandbox.memory_file() for _ in range(3)]
+    result, ends = box.await_test(tuple(files), True, sandbox.Allowance())
+    for descriptor in files:
+        os.close(descriptor)
+    assert ends and (result.status, result.message) == ("compile_error", "line 1: SyntaxError")
+
+
 def test_a_fault_is_retried_once_and_then_raised_never_scored():
     with Verifier(1) as judge:
         future = judge.submit(one("import time\ntime.sleep(30)\nprint('ok')"))
