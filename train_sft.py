@@ -177,12 +177,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def load_data(args: argparse.Namespace, run: Run) -> tuple[list[Gold], list[Gold]]:
     """Training and held-out gold tuples. UserError if one is an evaluation problem."""
     problems = {}
-    with errors.user_input():
-        if args.problems:
-            problems = {problem.id: problem for problem in load_problems(args.problems)}
-        gold = load_gold(args.gold, args.num_strategies, problems)
-        held_out = load_gold(args.val, args.num_strategies, problems) if args.val else []
-        unknown_exposure = exposure.check_pools(args.gold, args.val, args.problems)
+    if args.problems:
+        problems = {problem.id: problem for problem in load_problems(args.problems)}
+    gold = load_gold(args.gold, args.num_strategies, problems)
+    held_out = load_gold(args.val, args.num_strategies, problems) if args.val else []
+    unknown_exposure = exposure.check_pools(args.gold, args.val, args.problems)
     if unknown_exposure:
         run.warn(unknown_exposure)
     breaches = Counter()

@@ -73,9 +73,8 @@ def load_pool(args: argparse.Namespace, run: Run, name: str) -> list[Problem]:
             args.problems = str(corpora.default_pool(name))
         run.barrier()
         args.problems = args.problems or str(corpora.default_pool(name))
-    with errors.user_input():
-        problems = load_problems(args.problems)
-        unknown_exposure = exposure.check_pool(args.problems)
+    problems = load_problems(args.problems)
+    unknown_exposure = exposure.check_pool(args.problems)
     if unknown_exposure:
         run.warn(unknown_exposure)
     return problems
