@@ -285,9 +285,10 @@ def d_sem(texts: Sequence[str], encoder: Callable[[Sequence[str]], np.ndarray]) 
     return _mean_distance(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.dot)
 
 
-def d_alg(categories: Sequence[str]) -> float:
-    """Eq. 16: share of distinct algorithmic categories, in (0, 1]."""
-    return len(set(categories)) / len(categories)
+def d_alg(categories: Sequence[str], k: int | None = None) -> float:
+    """Eq. 16: distinct algorithmic categories over K, in [0, 1]. K is larger than the number of
+    categories where an attempt has no text to classify."""
+    return len(set(categories)) / (k or len(categories))
 
 
 def is_literal_duplicate(strategies: Sequence[str]) -> bool:

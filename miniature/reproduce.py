@@ -28,9 +28,13 @@ MANY = attempts.SWEEP       # K of direct, CPPO and PKPO (Table 20)
 PROMPTS, JUDGE = "miniature/prompts.json", "miniature.world:judge"
 BASELINES = ("direct", "plan-and-solve", "plansearch", "sketch", "self-consistency", "fixed")
 # stage -> method of evaluate.py; these are swept
-TRAINED = {"cppo": "tuple", "grpo": "direct", "passk": "direct", "pkpo": "direct",
-           "upskill": "skills"}
-# ablations of CPPO (Table 6) -> (flags, solver attempts per step relative to CPPO's)
+TRAINED = {"cppo": "tuple", "cppo-marginal": "tuple", "cppo-marginal-place": "tuple",
+           "grpo": "direct", "passk": "direct", "pkpo": "direct", "upskill": "skills"}
+# CPPO's credits (docs/credit.md) and ablations (Table 6) -> (flags, solver attempts per step
+# relative to CPPO's)
+MARGINAL = ("--solver-credit", "marginal")
+CREDITS = {"cppo": ((), 1), "cppo-marginal": (MARGINAL, 1),
+           "cppo-marginal-place": ((*MARGINAL, "--planner-credit", "place"), 1)}
 VARIANTS = {"cppo-outcome": (("--reward", "outcome"), 1),
             "cppo-gate": (("--reward", "gate"), 1),
             "cppo-m4": (("--num-tuples", "4"), 1 / 2),
@@ -88,7 +92,7 @@ class Reproduction:
         """A run of stage 5 or of a rival. CPPO and its ablations start from the seed's warm-up,
         rivals from the base."""
         # an ablation with fewer tuples takes fewer attempts, for as many steps
-        more, share = VARIANTS.get(stage, ((), 1))
+        more, share = (CREDITS | VARIANTS).get(stage, ((), 1))
         if stage.startswith("cppo"):
             script = ("train_cppo.py", "--model", f"runs/{self.run(seed)}/warmup/final",
                       *self.flags["CPPO"], "--judge", JUDGE, "--gate", self.gate(seed),
@@ -145,7 +149,7 @@ class Reproduction:
         for stage, method in TRAINED.items():
             for lr in self.grid:
                 run = f"{self.name}-lr{lr}"
-                after = ("warmup-0",) if stage == "cppo" else ("base", "world")
+                after = ("warmup-0",) if stage in CREDITS else ("base", "world")
                 self.add_training(f"sweep-{stage}-{lr}", run, 0, stage, lr, after)
                 self.add_evaluation(f"dev-{stage}-{lr}", 0, f"runs/{run}/{stage}/final", method,
                                     "--out", f"runs/{run}/dev/{stage}.jsonl", ks=(K,), split="dev",
@@ -163,17 +167,19 @@ class Reproduction:
             evaluate(f"base-{method}", self.base, method, "--run-name", run,
                      ks=MANY if method == "direct" else (1, 2, K), after=("base", "world"))
         sft = f"runs/{run}/sft/final"
-        evaluate("sft", sft, "tuple", after=(f"sft-{seed}",))
+        # four plans, for iid inference that takes any of their strategies
+        evaluate("sft", sft, "tuple", ks=(1, 2, K, 4 * K), after=(f"sft-{seed}",))
         evaluate("warmup", f"runs/{run}/warmup/final", "tuple", after=(f"warmup-{seed}",))
         evaluate("sft-iid", sft, "tuple-iid", after=(f"sft-{seed}",))
         for stage, method in TRAINED.items():
             self.add_best(seed, stage)
-            gate = ("--gate", self.gate(seed)) if stage == "cppo" else ()
-            evaluate(stage, f"runs/{run}/{stage}/final", method, *gate,
-                     ks=MANY if stage in ("cppo", "pkpo") else (1, 2, K),
-                     after=(f"{stage}-{seed}",))
+            gate = ("--gate", self.gate(seed)) if stage in CREDITS else ()
+            final, after = f"runs/{run}/{stage}/final", (f"{stage}-{seed}",)
+            evaluate(stage, final, method, *gate,
+                     ks=MANY if stage in (*CREDITS, "pkpo") else (1, 2, K), after=after)
+            if stage in CREDITS:
+                evaluate(f"{stage}-iid", final, "tuple-iid", after=after)
         cppo, after = f"runs/{run}/cppo/final", (f"cppo-{seed}",)
-        evaluate("cppo-iid", cppo, "tuple-iid", after=after)
         evaluate("cppo-shuffled", cppo, "tuple", "--shuffle-strategies", after=after)
         for stage in VARIANTS:
             self.add_training(f"{stage}-{seed}", run, seed, stage, "{lr:cppo}", after)
@@ -189,7 +195,7 @@ class Reproduction:
             self.add(f"{stage}-{seed}", "cp", "-rT", f"runs/{self.name}-lr{best}/{stage}",
                      f"runs/{run}/{stage}", after=swept, minutes=0.01)
             return
-        after = (*swept, f"warmup-{seed}") if stage == "cppo" else swept
+        after = (*swept, f"warmup-{seed}") if stage in CREDITS else swept
         self.add_training(f"{stage}-{seed}", run, seed, stage, best, after)
 
     def add_diversity(self, seed: int) -> None:
@@ -204,7 +210,7 @@ class Reproduction:
     def fill(self, word: str) -> str:
         """A word of a command with what was not known when the jobs were listed."""
         word = word.replace("{python}", shlex.quote(sys.executable))
-        return re.sub(r"\{lr:(\w+)\}", lambda m: report.best_lr(self.name, m[1]), word)
+        return re.sub(r"\{lr:([^}]+)\}", lambda m: report.best_lr(self.name, m[1]), word)
 
 
 def make_queue(name: str, quick: bool) -> Queue:

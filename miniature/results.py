@@ -9,6 +9,7 @@ the tables show.
 """
 
 import argparse
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -19,16 +20,27 @@ from lib.problems import outcome_hash
 from miniature import world
 from paper import attempts, numbers
 from paper.attempts import Evaluation
-from paper.runs import SYSTEMS, VARIANTS, Runs, find
+from paper.runs import (
+    CREDITS,
+    READINGS,
+    SYSTEMS,
+    VARIANTS,
+    Runs,
+    algorithmic,
+    find,
+    semantic,
+    surface,
+)
 
 K = 4
 PAPER_MODEL = "Qwen3.5-2B"
 PAPER_BENCHMARKS = ("APPS", "CodeContests", "LCBv6")
-IID = {"Tuple Planner SFT, iid": "sft/tuple-iid", "CPPO, iid": "cppo/tuple-iid"}
+IID = {f"{row}, {reading}": SYSTEMS[row].replace("tuple", inference)
+       for row in ("Tuple Planner SFT", *CREDITS) for reading, inference in READINGS.items()}
 # Methods whose attempts at a problem are identically distributed: none can pass the independent
 # ceiling.
 IDENTICAL = ("Direct Solve", "Plan-and-Solve", "Sketch-then-Solve", "Self-Consistency", "GRPO",
-             "Pass@K Training", "PKPO", *IID)
+             "MaxRL", "Pass@K Training", "PKPO", "PKPO, leave-one-out", *IID)
 ALL_SYSTEMS = SYSTEMS | VARIANTS | IID
 # Appendix G of the paper: pass@2 by which two of four attempts count.
 SELECTED = {"first": "0.518 ±0.048", "last": "0.514 ±0.049", "random": "0.516 ±0.048"}
@@ -55,21 +67,18 @@ def repeats(evaluation: Evaluation) -> Iterator[tuple[str, float]]:
         yield group[0]["problem_id"], float(world.duplicates(strategies) > 0)
 
 
-def surface(evaluation: Evaluation) -> Iterator[tuple[str, float]]:
-    """D_surf."""
-    for group in attempts.tuples(evaluation):
-        texts = attempts.texts(evaluation, group)
-        if len(texts) > 1:
-            yield group[0]["problem_id"], metrics.d_surf(texts)
-
-
-def recorded(name: str) -> Measure:
-    """D_alg or D_sem, as paper/diversity.py wrote it."""
+def per_tuple(of_tuples: Callable[[Evaluation], np.ndarray]) -> Measure:
+    """A diversity of paper/runs.py, of the tuples that have one."""
     def measure(evaluation: Evaluation) -> Iterator[tuple[str, float]]:
-        for group in (evaluation.diversity or {}).get("groups", []):
-            if name in group:
-                yield group["problem_id"], group[name]
+        values = of_tuples(evaluation)
+        for group, value in zip(attempts.tuples(evaluation), values, strict=True):
+            if not np.isnan(value):
+                yield group[0]["problem_id"], value
     return measure
+
+
+DIVERSITY = {"D_surf": per_tuple(surface), "D_sem": per_tuple(semantic),
+             "D_alg": per_tuple(algorithmic)}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -131,13 +140,12 @@ def planned_comparisons() -> Iterator[tuple]:
         yield "pass@4", a, b, printed_difference(numbers.ABLATION, a, b, "pass@4"), passing()
     theirs = printed_difference(numbers.ABLATION, full, ungated, "duplicates")
     yield "tuples with a repeat", full, ungated, theirs, repeats
-    for row in ("Tuple Planner SFT", "CPPO"):
+    for row, reading in itertools.product(("Tuple Planner SFT", "CPPO"), READINGS):
         theirs = printed(numbers.INFERENCE, row, "difference")
-        yield "pass@4", row, f"{row}, iid", theirs, passing()
+        yield "pass@4", row, f"{row}, {reading}", theirs, passing()
         theirs = printed(numbers.INFERENCE_DIVERSITY, row, "difference")
-        yield "D_alg", row, f"{row}, iid", theirs, recorded("D_alg")
-    measures = {"D_surf": surface, "D_sem": recorded("D_sem"), "D_alg": recorded("D_alg")}
-    for name, measure in measures.items():
+        yield "D_alg", row, f"{row}, {reading}", theirs, DIVERSITY["D_alg"]
+    for name, measure in DIVERSITY.items():
         for row in ("Tuple Planner SFT", "PKPO", "Direct Solve"):
             theirs = printed_difference(numbers.DIVERSITY, "CPPO", row, name)
             yield name, "CPPO", row, theirs, measure

@@ -146,6 +146,45 @@ def tuples(evaluation: Evaluation) -> Iterable[list[dict]]:
             yield attempts[start:start + size]
 
 
+def num_tuples(evaluation: Evaluation) -> int:
+    """Plans that were drawn for every problem."""
+    return min(len({attempt["tuple"] for attempt in attempts})
+               for attempts in evaluation.problems.values())
+
+
+def any_label(evaluation: Evaluation) -> Evaluation:
+    """iid inference in its other reading: of each independent plan of a tuple method the attempt
+    at a random place. `evaluate.py --method tuple-iid` takes the first.
+
+    A plan counts with all its tokens. The categories that diversity.py found stay.
+    """
+    rng = np.random.default_rng(0)
+    found = {(record["problem_id"], record["tuple"]): record.get("categories", [])
+             for record in (evaluation.diversity or {}).get("groups", [])}
+    problems, categories = {}, {}
+    for name, attempts in evaluation.problems.items():
+        plans = defaultdict(list)
+        for attempt in attempts:
+            plans[attempt["tuple"]].append(attempt)
+        problems[name] = []
+        for number, branches in plans.items():
+            place = rng.integers(len(branches))
+            tokens = sum(attempt["planner_tokens"] for attempt in branches)
+            problems[name].append(branches[place] | {"index": 0, "planner_tokens": tokens})
+            if len(found.get((name, number), [])) == len(branches):
+                categories[name, number] = found[name, number][place]
+    card = evaluation.card | {"setting": evaluation.setting | {"method": "tuple-iid"}}
+    iid = Evaluation(evaluation.path, card, problems)
+    records = []
+    for group in tuples(iid):
+        keys = [(attempt["problem_id"], attempt["tuple"]) for attempt in group]
+        records.append({"problem_id": keys[0][0], "tuple": keys[0][1],
+                        "categories": [categories[key] for key in keys if key in categories]})
+    if categories:
+        iid.diversity = {"groups": records}
+    return iid
+
+
 def texts(evaluation: Evaluation, group: list[dict]) -> list[str]:
     """What diversity is measured on: strategies if the model wrote them, else programs (F.1)."""
     field = "strategy" if evaluation.method in PLANNED else "program"

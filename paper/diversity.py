@@ -11,7 +11,8 @@ and, for a plan, "statement"; it adds "predicted" and writes NAME.predicted.json
 and 14 read.
 
 Where the paper is silent: a reply that names no category, or several, counts as "other"; the vector
-of a text is the mean over its tokens; a tuple of fewer than two texts has neither D_sem nor D_alg.
+of a text is the mean over its tokens; a tuple of fewer than two texts is not written: it has no
+D_sem, and the tables know its D_alg, which is of all K attempts (Eq. 16), without a classifier.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from lib import run as lib_run
 from lib.errors import UserError
 from lib.problems import load_problems
 from paper import attempts
+from paper.runs import algorithmic, semantic
 from prepare import prompts as judge_prompts
 
 Pair = tuple[str, str | None]                   # a text, and the statement if the text is a plan
@@ -89,7 +91,8 @@ def load_encoder(spec: str, device: torch.device) -> Encoder:
 
 def measure(evaluation: attempts.Evaluation, statements: dict[str, str],
             classify: Classifier | None, encode: Encoder | None) -> list[dict]:
-    """A record per tuple: its categories and D_alg, its D_sem, as far as there are models."""
+    """A record per tuple of two texts or more: their categories, their D_sem, as far as there are
+    models."""
     records, groups = [], []
     for group in attempts.tuples(evaluation):
         texts = attempts.texts(evaluation, group)
@@ -97,14 +100,14 @@ def measure(evaluation: attempts.Evaluation, statements: dict[str, str],
             groups.append(texts)
             records.append({"problem_id": group[0]["problem_id"], "tuple": group[0]["tuple"]})
     if classify:
-        add_d_alg(records, groups, statements, evaluation.method in attempts.PLANNED, classify)
+        add_categories(records, groups, statements, evaluation.method in attempts.PLANNED, classify)
     if encode:
         add_d_sem(records, groups, encode)
     return records
 
 
-def add_d_alg(records: list[dict], groups: list[list[str]], statements: dict[str, str],
-              planned: bool, classify: Classifier) -> None:
+def add_categories(records: list[dict], groups: list[list[str]], statements: dict[str, str],
+                   planned: bool, classify: Classifier) -> None:
     """planned: the texts are plans, which are classified together with their statements."""
     pairs = []
     for record, texts in zip(records, groups, strict=True):
@@ -114,7 +117,6 @@ def add_d_alg(records: list[dict], groups: list[list[str]], statements: dict[str
     categories = dict(zip(distinct, classify(distinct), strict=True))
     for record, group in zip(records, pairs, strict=True):
         record["categories"] = [categories[pair] for pair in group]
-        record["D_alg"] = metrics.d_alg(record["categories"])
 
 
 def add_d_sem(records: list[dict], groups: list[list[str]], encode: Encoder) -> None:
@@ -128,13 +130,15 @@ def measure_file(evaluation: attempts.Evaluation, statements: dict[str, str],
                  classify: Classifier | None, encode: Encoder | None, models: dict) -> None:
     """Write NAME.diversity.json and print the means. models: what is recorded of the models."""
     groups = measure(evaluation, statements, classify, encode)
+    evaluation.diversity = models | {"groups": groups}
     out = attempts.beside(evaluation.path, ".diversity.json")
-    files.write_file(out, json.dumps(models | {"groups": groups}) + "\n")
+    files.write_file(out, json.dumps(evaluation.diversity) + "\n")
     means = []
-    for name in ("D_alg", "D_sem"):
-        if groups and name in groups[0]:
-            means.append(f"{name} {np.mean([group[name] for group in groups]):.3f}")
-    print(f"{out}: {len(groups)} tuples", *means)
+    for name, of_tuples in (("D_alg", algorithmic(evaluation)), ("D_sem", semantic(evaluation))):
+        known = of_tuples[~np.isnan(of_tuples)]
+        if len(known):
+            means.append(f"{name} {known.mean():.3f} of {len(known)} tuples")
+    print(f"{out}:", ", ".join(means) or "no tuple has two texts")
 
 
 def classify_labels(path: Path, classify: Classifier) -> None:

@@ -29,7 +29,7 @@ from gate import auc, roc
 from lib import files
 from lib.errors import UserError
 from paper.attempts import SWEEP, decoded
-from paper.runs import SYSTEMS, Place, Runs, mean, recorded
+from paper.runs import SYSTEMS, Place, Runs, algorithmic, having, mean
 
 METHODS = [method for method in SYSTEMS if method != "CPPO, shuffled"]      # no controls
 ABOUT = {"2": "LCBv6", "5": "LCBv6", "6": "APPS", "7": "APPS"}
@@ -185,15 +185,14 @@ def two_or_five(x: float, _) -> str:
 
 def draw_gain(axis: Axes, runs: Runs) -> None:
     """Figure 4: gain in pass@4 over direct solving against D_alg."""
-    d_alg = recorded("D_alg")
     xs, ys = [], []
     for place in runs.places():
         direct = runs.get(place, "Direct Solve", 4)
         for method in METHODS:
-            seeds = [seed for seed in runs.get(place, method, 4) if len(d_alg(seed))]
+            seeds = having(runs.get(place, method, 4), algorithmic)
             if not direct or not seeds or method == "Direct Solve":
                 continue
-            xs.append(mean(seeds, d_alg))
+            xs.append(mean(seeds, algorithmic))
             ys.append(mean(seeds, runs.passing(4)) - mean(direct, runs.passing(4)))
             axis.scatter(xs[-1], ys[-1], s=16, color=style(method)["color"], label=method)
     if len(xs) < 3:

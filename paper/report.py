@@ -185,7 +185,7 @@ def evaluation_rows(held: runs.Runs, notes: list[str]) -> list[dict]:
     for (model, benchmark, system), seeds in held.evaluations.items():
         try:
             row = {"model": model, "benchmark": benchmark, "method": names.get(system, system),
-                   "seeds": len(seeds)} | measured(held, seeds, not system.startswith("base/"))
+                   "seeds": len(seeds)} | measured(held, seeds)
         except (ValueError, LookupError, TypeError) as error:
             notes.append(f"{seeds[0].path} is left out: {error or type(error).__name__}.")
             continue
@@ -193,13 +193,13 @@ def evaluation_rows(held: runs.Runs, notes: list[str]) -> list[dict]:
     return sorted(rows, key=lambda row: (row["model"], row["benchmark"], -row["value"]))
 
 
-def measured(held: runs.Runs, seeds: list[attempts.Evaluation], trained: bool) -> dict:
+def measured(held: runs.Runs, seeds: list[attempts.Evaluation]) -> dict:
     """Numbers of one row, each by the function that paper/tables.py uses."""
     most = min(seed.made for seed in seeds)
     row = {}
     for k in (1, 2, 4, 8, 16):
         if k <= most:
-            row[f"pass@{k}"] = runs.cell(seeds, held.passing(k), trained)
+            row[f"pass@{k}"] = runs.cell(seeds, held.passing(k))
     k = min(K, most)
     outcomes = runs.values(seeds, held.passing(k))
     low, high = metrics.bootstrap_interval(outcomes)

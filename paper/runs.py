@@ -3,7 +3,7 @@
     runs = find(["runs/Qwen3.5-2B", "runs/Qwen3.5-2B-seed1"])
     for place in runs.places():                     # a model on a benchmark
         seeds = runs.get(place, "CPPO", k=4)        # its evaluations, one per training seed
-        print(cell(seeds, runs.passing(4)))         # mean ± std over seeds, as text
+        print(cell(seeds, runs.passing(4)))         # mean ± std over runs [interval over problems]
 """
 
 import math
@@ -30,14 +30,24 @@ SYSTEMS = {
     "Self-Consistency": "base/self-consistency",
     "Fixed-Strategy Ensemble": "base/fixed",
     "GRPO": "grpo/direct",
+    "MaxRL": "maxrl/direct",
     "Pass@K Training": "passk/direct",
     "PKPO": "pkpo/direct",
+    "PKPO, leave-one-out": "pkpo-loo/direct",
     "UpSkill": "upskill/skills",
+    "UpSkill, alpha 0.5": "upskill-a0.5/skills",
+    "UpSkill, alpha 0.1": "upskill-a0.1/skills",
+    "UpSkill, sequence": "upskill-sequence/skills",
     "Tuple Planner SFT": "sft/tuple",
     "+ RM warm-up": "warmup/tuple",
     "CPPO": "cppo/tuple",
+    "CPPO, marginal": "cppo-marginal/tuple",
+    "CPPO, marginal, by place": "cppo-marginal-place/tuple",
     "CPPO, shuffled": "cppo/tuple-shuffled",
 }
+CREDITS = ("CPPO", "CPPO, marginal", "CPPO, marginal, by place")    # Eq. 11 and 12; docs/credit.md
+# Appendix G does not say which strategy of a plan an iid draw takes: the first, or any of the K
+READINGS = {"iid, first": "tuple-iid", "iid, any": "tuple-iid-any"}
 # Table 6
 VARIANTS = {
     "CPPO (J R_out)": "cppo/tuple",
@@ -51,11 +61,13 @@ BENCHMARKS = {"apps": "APPS", "cc": "CodeContests", "lcb": "LCBv6", "apps-500": 
               "lcb-500": "LCBv6-500"}
 NOT_APPS = ("CodeContests", "LCBv6", "LCBv6-500", "execution", "test-output")
 CEILINGS = ("constant", "independent", "coordinated")
+TUPLES = 4          # independent plans that an iid draw of four attempts takes a strategy each from
 # seeds of one method must agree in these
 SAMPLED_BY = ("num_strategies", "temperature", "top_k", "top_p", "max_plan_tokens",
               "max_solve_tokens", "prompts_sha256")
 
-Measure = Callable[[Evaluation], np.ndarray]    # one number per problem, or per tuple
+# one number per problem, or per tuple: nan where a tuple has too few texts
+Measure = Callable[[Evaluation], np.ndarray]
 
 
 class Place(NamedTuple):
@@ -97,7 +109,7 @@ class Runs:
         return measure
 
     def pass_cell(self, place: Place, method: str, k: int = 4) -> str | None:
-        return cell(self.get(place, method, k), self.passing(k), is_trained(method))
+        return cell(self.get(place, method, k), self.passing(k))
 
     def ceiling(self, place: Place, k: int, name: str) -> float | None:
         """The best possible pass@K of a policy class, where a world knows it."""
@@ -156,6 +168,11 @@ def find(runs: Iterable[str | Path], realised: bool = False, paper_model: str | 
             # one order for all seeds and methods: comparisons are paired by place
             evaluation.problems = dict(sorted(evaluation.problems.items()))
             seeds.append(evaluation)
+    for key, seeds in list(evaluations.items()):
+        enough = all(attempts.num_tuples(evaluation) >= TUPLES for evaluation in seeds)
+        if key[2].endswith("/tuple") and enough:
+            other_reading = (*key[:2], key[2] + "-iid-any")
+            evaluations[other_reading] = [attempts.any_label(evaluation) for evaluation in seeds]
     return Runs(dict(evaluations), realised, paper_model, labels)
 
 
@@ -208,17 +225,38 @@ def reliability(path: str) -> dict[str, float]:
 # Measures of a file
 
 def surface(evaluation: Evaluation) -> np.ndarray:
-    """D_surf per tuple."""
+    """D_surf per tuple; nan of fewer than two texts."""
     groups = [attempts.texts(evaluation, group) for group in attempts.tuples(evaluation)]
-    return np.array([metrics.d_surf(texts) for texts in groups if len(texts) > 1])
+    return np.array([metrics.d_surf(texts) if len(texts) > 1 else math.nan for texts in groups])
 
 
-def recorded(name: str) -> Measure:
-    """D_sem or D_alg per tuple, as diversity.py wrote it beside the attempts."""
-    def measure(evaluation: Evaluation) -> np.ndarray:
-        groups = (evaluation.diversity or {}).get("groups", [])
-        return np.array([group[name] for group in groups if group.get(name) is not None])
-    return measure
+def records(evaluation: Evaluation) -> list[tuple[list[dict], dict]]:
+    """Each tuple with what diversity.py wrote about it: {} of fewer than two texts."""
+    found = {}
+    for record in (evaluation.diversity or {}).get("groups", []):
+        found[record["problem_id"], record.get("tuple", 0)] = record
+    pairs = []
+    for group in attempts.tuples(evaluation):
+        pairs.append((group, found.get((group[0]["problem_id"], group[0]["tuple"]), {})))
+    return pairs
+
+
+def semantic(evaluation: Evaluation) -> np.ndarray:
+    """D_sem per tuple, as diversity.py wrote it; nan of fewer than two texts."""
+    return np.array([record.get("D_sem", math.nan) for _, record in records(evaluation)])
+
+
+def algorithmic(evaluation: Evaluation) -> np.ndarray:
+    """D_alg per tuple by Eq. 16: categories that differ, over K. An attempt without a text has no
+    category and stays in the denominator; nan everywhere if diversity.py classified nothing."""
+    pairs = records(evaluation)
+    if not any("categories" in record for _, record in pairs):
+        return np.full(len(pairs), math.nan)
+    shares = []
+    for group, record in pairs:
+        categories = record.get("categories") or attempts.texts(evaluation, group)[:1]
+        shares.append(metrics.d_alg(categories, len(group)))
+    return np.array(shares)
 
 
 def duplicates(evaluation: Evaluation) -> np.ndarray:
@@ -235,21 +273,28 @@ def values(seeds: list[Evaluation], measure: Measure) -> np.ndarray:
     return np.array([measure(evaluation) for evaluation in seeds])
 
 
+def having(seeds: list[Evaluation], measure: Measure) -> list[Evaluation]:
+    """The evaluations for which there is something to measure."""
+    return [evaluation for evaluation in seeds if not np.isnan(measure(evaluation)).all()]
+
+
 def mean(seeds: list[Evaluation], measure: Measure) -> float | None:
     if not seeds:
         return None
-    return float(np.mean([measure(evaluation).mean() for evaluation in seeds]))
+    return float(np.mean([np.nanmean(measure(evaluation)) for evaluation in seeds]))
 
 
-def cell(seeds: list[Evaluation], measure: Measure, trained: bool = True) -> str | None:
-    """Mean ± std over training seeds; of one seed, or without training, mean [interval over
-    problems]."""
+def cell(seeds: list[Evaluation], measure: Measure) -> str | None:
+    """Mean ± std over runs [95 % bootstrap interval over problems]; no ± of a single run.
+
+    Runs of an untrained method differ in the seed of sampling alone.
+    """
     if not seeds:
         return None
-    if trained and len(seeds) > 1:
-        return mean_std([measure(evaluation).mean() for evaluation in seeds])
-    low, high = metrics.bootstrap_interval(values(seeds, measure))
-    return f"{mean(seeds, measure):.3f} [{low:.3f}, {high:.3f}]"
+    by_problem = values(seeds, measure)
+    measured = by_problem[:, ~np.isnan(by_problem).all(axis=0)]
+    low, high = metrics.bootstrap_interval(np.nanmean(measured, axis=0))
+    return f"{mean_std(list(np.nanmean(by_problem, axis=1)))} [{low:.3f}, {high:.3f}]"
 
 
 def mean_std(numbers: list[float]) -> str | None:
@@ -261,8 +306,3 @@ def mean_std(numbers: list[float]) -> str | None:
 
 def difference(a: float | None, b: float | None) -> str | None:
     return None if a is None or b is None else f"{a - b:+.3f}"
-
-
-def is_trained(method: str) -> bool:
-    """Whether seeds of the method are seeds of training."""
-    return not SYSTEMS.get(method, method).startswith("base/")

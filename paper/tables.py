@@ -10,10 +10,14 @@ RUN is a folder or a .zip archive of one. Tables: 1, 4 to 8 and 12 to 20 of the 
 own numbers stand in columns marked (paper), or (paper, APPS) where it measured on APPS alone,
 beside the model of the same name or the one that --paper-model names. What is absent prints `-`.
 
-A cell is mean ± standard deviation over training seeds; of an inference-only method, or of one
-seed, mean [95 % bootstrap interval over problems]. Where a world makes posteriors known, pass@K is
-posterior-averaged (--realised: of the verdicts) and the ceilings stand with it. A * marks CPPO
-above the strongest other method, p < 0.05, paired bootstrap.
+A cell is mean ± standard deviation over runs [95 % bootstrap interval over problems]; one run has
+no ±, and runs of an untrained method differ in the seed of sampling alone. Where a world makes
+posteriors known, pass@K is posterior-averaged (--realised: of the verdicts) and the ceilings stand
+with it. A * marks CPPO above the strongest other method, p < 0.05, paired bootstrap over problems.
+
+iid inference stands in both readings that Appendix G leaves open: `iid, first` takes the first
+strategy of each plan, `iid, any` a random one of the K of each of four plans (from runs that have
+drawn as many).
 """
 
 import argparse
@@ -31,26 +35,30 @@ from paper import attempts, numbers
 from paper.attempts import SWEEP, TOKENS_PER, Evaluation, render
 from paper.runs import (
     CEILINGS,
+    CREDITS,
+    READINGS,
     SYSTEMS,
     VARIANTS,
     Measure,
     Place,
     Runs,
+    algorithmic,
     cell,
     difference,
     duplicates,
     find,
-    is_trained,
+    having,
     mean,
     mean_std,
-    recorded,
     reliability,
+    semantic,
     surface,
     values,
 )
 
 K = 4                                                                   # attempts that count
-STAGES = ("Direct Solve", "Tuple Planner SFT", "+ RM warm-up", "CPPO")  # Table 5
+# Table 5
+STAGES = ("Direct Solve", "Tuple Planner SFT", "+ RM warm-up", *CREDITS)
 BUDGETS = (2, 4, 8)                                                     # Table 6
 WIDTH = 48                                                              # Table 12: of a column
 
@@ -67,16 +75,20 @@ def add_row(rows: list[Row], names: Row, ours: Row, theirs: Row) -> None:
 # pass@4
 
 def main_table(runs: Runs, methods: Iterable[str] = SYSTEMS) -> list[Row]:
-    """Tables 1, 8, 19: pass@4 of every method, a column per benchmark."""
+    """Tables 1, 8, 19: pass@4 of every method, and pass@1 beside it: the first attempt."""
     cells: dict[tuple[str, str], Row] = defaultdict(dict)       # (model, method) -> its columns
     for place in runs.places():
         for method in methods:
             text = runs.pass_cell(place, method)
-            if method == "CPPO" and text and is_best(runs, place):
+            if method in CREDITS and text and is_best(runs, place, method):
                 text += " *"
             cells[place.model, method][place.benchmark] = text
-        for name, value in runs.ceilings(place, K).items():
-            cells[place.model, name][place.benchmark] = value
+            first = runs.pass_cell(place, method, 1)
+            cells[place.model, method][f"{place.benchmark} pass@1"] = first
+        for kind in CEILINGS:
+            name = f"ceiling: {kind}"
+            cells[place.model, name][place.benchmark] = runs.ceiling(place, K, kind)
+            cells[place.model, name][f"{place.benchmark} pass@1"] = runs.ceiling(place, 1, kind)
     rows = []
     for (model, method), ours in cells.items():
         theirs = runs.paper_cells(numbers.MAIN, method, model)
@@ -89,10 +101,10 @@ def stage_table(runs: Runs) -> list[Row]:
     return main_table(runs, STAGES)
 
 
-def is_best(runs: Runs, place: Place) -> bool:
+def is_best(runs: Runs, place: Place, ours_by: str = "CPPO") -> bool:
     """CPPO above the strongest other method at p < 0.05, training seeds held fixed (4.3)."""
     measure = runs.passing(K)
-    ours = runs.get(place, "CPPO", K)
+    ours = runs.get(place, ours_by, K)
     others = []
     for method in SYSTEMS:
         seeds = runs.get(place, method, K)
@@ -152,7 +164,8 @@ def sweep_table(runs: Runs) -> list[Row]:
     rows = []
     for place in runs.places():
         for k in BUDGETS:
-            ours = {method: runs.pass_cell(place, method, k) for method in ("Direct Solve", "CPPO")}
+            ours = {method: runs.pass_cell(place, method, k)
+                    for method in ("Direct Solve", *CREDITS)}
             theirs = runs.paper_apps_cells(numbers.BUDGET, str(k), place)
             if theirs or any(ours.values()):
                 ceilings = runs.ceilings(place, k)
@@ -192,7 +205,7 @@ def majority_table(runs: Runs) -> list[Row]:
     for place in runs.places(of_programs=False):
         for method in SYSTEMS:
             seeds = [seed for seed in runs.get(place, method, K) if attempts.has(seed, "answer")]
-            text = cell(seeds, majorities, is_trained(method))
+            text = cell(seeds, majorities)
             cells[place.model, method][place.benchmark] = text
             if seeds and place not in of_programs:
                 averaged[place.model, method].append(mean(seeds, majorities))
@@ -210,23 +223,27 @@ def majorities(evaluation: Evaluation) -> np.ndarray:
 
 
 def diversity_table(runs: Runs) -> list[Row]:
-    """Table 14: averaged over tuples, then over seeds (F.3)."""
-    measures = {"D_surf": surface, "D_sem": recorded("D_sem"), runs.d_alg(): recorded("D_alg")}
+    """Table 14: averaged over tuples, then over seeds (F.3). D_surf and D_sem are of the tuples
+    with two texts or more, whose number stands beside them; D_alg is of all."""
+    measures = {"D_surf": surface, "D_sem": semantic, runs.d_alg(): algorithmic}
     rows = []
     for place in runs.places():
         for method in SYSTEMS:
             ours = {}
             for name, measure in measures.items():
-                seeds = having(runs.get(place, method), measure)
-                ours[name] = cell(seeds, measure, is_trained(method))
+                ours[name] = cell(having(runs.get(place, method), measure), measure)
+            ours["tuples with two texts"] = counts(runs.get(place, method))
             theirs = runs.paper_apps_cells(numbers.DIVERSITY, method, place)
             add_row(rows, {"method": method} | place._asdict(), ours, theirs)
     return rows
 
 
-def having(seeds: list[Evaluation], measure: Measure) -> list[Evaluation]:
-    """The evaluations for which there is something to measure."""
-    return [evaluation for evaluation in seeds if len(measure(evaluation))]
+def counts(seeds: list[Evaluation]) -> str | None:
+    """Tuples that have a D_surf, of how many, over all runs."""
+    if not seeds:
+        return None
+    found = np.concatenate([surface(evaluation) for evaluation in seeds])
+    return f"{np.count_nonzero(~np.isnan(found)):,} of {len(found):,}"
 
 
 def inference_table(runs: Runs) -> list[Row]:
@@ -236,17 +253,24 @@ def inference_table(runs: Runs) -> list[Row]:
 
 def inference_diversity_table(runs: Runs) -> list[Row]:
     """Table 16: D_alg of one checkpoint with joint and with iid inference."""
-    return joint_and_iid(runs, runs.d_alg(), recorded("D_alg"), numbers.INFERENCE_DIVERSITY)
+    return joint_and_iid(runs, runs.d_alg(), algorithmic, numbers.INFERENCE_DIVERSITY)
+
+
+# Tables 15 to 17: checkpoint -> its stage
+CHECKPOINTS = {name: SYSTEMS[name].removesuffix("/tuple")
+               for name in ("Tuple Planner SFT", *CREDITS)}
 
 
 def joint_and_iid(runs: Runs, name: str, measure: Measure, table: dict) -> list[Row]:
     rows = []
     for place in runs.places():
-        for method, stage in (("Tuple Planner SFT", "sft"), ("CPPO", "cppo")):
+        for method, stage in CHECKPOINTS.items():
             joint = having(runs.get(place, f"{stage}/tuple", K), measure)
-            iid = having(runs.get(place, f"{stage}/tuple-iid", K), measure)
-            gap = difference(mean(joint, measure), mean(iid, measure))
-            ours = {"joint": cell(joint, measure), "iid": cell(iid, measure), "difference": gap}
+            ours = {"joint": cell(joint, measure)}
+            for reading, inference in READINGS.items():
+                iid = having(runs.get(place, f"{stage}/{inference}", K), measure)
+                ours[reading] = cell(iid, measure)
+                ours[f"joint - {reading}"] = difference(mean(joint, measure), mean(iid, measure))
             theirs = runs.paper_apps_cells(table, method, place)
             names = {"checkpoint": method} | place._asdict() | {"of": name}
             add_row(rows, names, ours, theirs)
@@ -255,20 +279,26 @@ def joint_and_iid(runs: Runs, name: str, measure: Measure, table: dict) -> list[
 
 def decomposition_table(runs: Runs) -> list[Row]:
     """Table 17: CPPO's gain over direct solving: what iid inference keeps, what joint inference
-    adds."""
+    adds. A row per reading of iid inference."""
     rows = []
     measure = runs.passing(K)
     for place in runs.places():
         direct = mean(runs.get(place, "Direct Solve", K), measure)
-        iid = mean(runs.get(place, "cppo/tuple-iid", K), measure)
-        joint = mean(runs.get(place, "CPPO", K), measure)
-        share = None
-        if None not in (direct, iid, joint) and joint != direct:
-            share = f"{(joint - iid) / (joint - direct):.0%}"
-        ours = {"total gain": difference(joint, direct), "training share": difference(iid, direct),
-                "joint-inference share": difference(joint, iid), "inference %": share}
-        theirs = runs.paper_apps_cells(numbers.DECOMPOSITION, "CPPO", place)
-        add_row(rows, place._asdict(), ours, theirs)
+        for method, stage in CHECKPOINTS.items():
+            if method == "Tuple Planner SFT":
+                continue
+            joint = mean(runs.get(place, method, K), measure)
+            for reading, inference in READINGS.items():
+                iid = mean(runs.get(place, f"{stage}/{inference}", K), measure)
+                share = None
+                if None not in (direct, iid, joint) and joint != direct:
+                    share = f"{(joint - iid) / (joint - direct):.0%}"
+                ours = {"total gain": difference(joint, direct) if share else None,
+                        "training share": difference(iid, direct),
+                        "joint-inference share": difference(joint, iid), "inference %": share}
+                theirs = runs.paper_apps_cells(numbers.DECOMPOSITION, method, place)
+                names = {"checkpoint": method, "reading": reading} | place._asdict()
+                add_row(rows, names, ours, theirs)
     return rows
 
 

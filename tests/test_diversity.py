@@ -68,6 +68,34 @@ def test_table_14_shows_the_means_over_tuples_beside_the_paper(run):
     assert line["D_alg (paper, APPS)"] == "0.79 ±0.04"
 
 
+def test_an_attempt_without_a_text_stays_in_the_denominator_of_d_alg(tmp_path):
+    """Eq. 16 divides by K = 4. D_surf is of the tuples with two texts, whose number is shown."""
+    run = tmp_path / "m"
+    path = write_run(run, "base", "direct")
+    lines = read_lines(path)
+    kept = {0: "abcd", 1: "a", 2: "", 3: "aab"}           # by problem: of its first four programs
+    rows = []
+    for line in lines:
+        number = PROBLEMS.index(line["problem_id"])
+        texts = kept.get(number, "aabb")
+        place = line["tuple"] % 4
+        rows.append(line | {"program": texts[place] if place < len(texts) else None})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pool = tmp_path / "pool.jsonl"
+    tests = [{"input": "", "output": ""}]
+    save_problems(pool, [Problem(name, "Statement.", tests=tests) for name in PROBLEMS])
+    argv = ["--classifier", "test_diversity:letter", "--problems", pool, "--device", "cpu", path]
+    assert diversity.main(diversity.parse_args([str(word) for word in argv])) == 0
+    line = line_of(tables.diversity_table(find([run])), "Direct Solve")
+    expected = (1 + 1 / 4 + 0 + 2 / 4 + 26 * 2 / 4) / 30
+    assert line["D_alg (unvalidated)"].startswith(f"{expected:.3f} [")
+    assert line["tuples with two texts"] == "56 of 60"
+
+
+def letter(text: str, statement: str | None) -> str:
+    return text
+
+
 def test_programs_are_classified_where_a_method_has_no_plan(run):
     assert line_of(tables.diversity_table(find([run])), "Direct Solve")["D_alg (unvalidated)"]
 
@@ -76,7 +104,7 @@ def test_table_16_sets_joint_beside_iid_inference(run):
     runs = find([run])
     line = line_of(tables.inference_diversity_table(runs), "CPPO")
     joint = line_of(tables.diversity_table(runs), "CPPO")["D_alg (unvalidated)"]
-    assert line["joint"] == joint and line["iid"] and line["of"] == "D_alg (unvalidated)"
+    assert line["joint"] == joint and line["iid, first"] and line["of"] == "D_alg (unvalidated)"
     assert line["difference (paper, APPS)"] == "+0.19"
 
 

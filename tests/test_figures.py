@@ -34,8 +34,9 @@ def test_figures_are_drawn(number, tmp_path):
     systems = (("base", "direct"), ("base", "sketch"), ("cppo", "tuple"), ("sft", "tuple"))
     for stage, method in systems:
         path = write_run(run, stage, method)
-        d_alg = 0.25 * (1 + len(method + stage) % 4)
-        groups = [{"problem_id": problem, "D_alg": d_alg} for problem in PROBLEMS]
+        categories = [str(i % (1 + len(method + stage) % 4)) for i in range(4)]
+        groups = [{"problem_id": problem, "tuple": 0, "categories": categories}
+                  for problem in PROBLEMS]
         path.with_suffix(".diversity.json").write_text(json.dumps({"groups": groups}))
     write_logs(run)
     out = tmp_path / "figure.png"

@@ -258,6 +258,7 @@ def test_semantic_diversity_is_the_mean_cosine_distance_over_pairs():
 def test_algorithmic_diversity_is_the_share_of_distinct_categories():
     assert metrics.d_alg(["dp", "dp", "greedy", "graph"]) == 0.75
     assert metrics.d_alg(["dp"] * 4) == 0.25
+    assert metrics.d_alg(["dp", "greedy"], k=4) == 0.5      # two attempts without a text
 
 
 def test_literal_duplicates_differ_only_in_case_white_space_and_final_punctuation():

@@ -32,7 +32,7 @@ SCRIPTS = {"train_cppo.py": "train_cppo", "train_sft.py": "train_sft", "train_rm
 def parsed(job: Job):
     """(module, args) of a job's command; a learning rate that the sweep chooses reads 1e-4."""
     module = importlib.import_module(SCRIPTS[job.command[0]])
-    words = [re.sub(r"\{lr:\w+\}", "1e-4", word) for word in job.command[1:]]
+    words = [re.sub(r"\{lr:[^}]+\}", "1e-4", word) for word in job.command[1:]]
     return module, module.parse_args(words)
 
 
@@ -62,7 +62,7 @@ def test_every_rival_takes_as_many_solver_attempts_per_step_as_cppo():
     for stage in reproduce.TRAINED:
         job = next(job for job in jobs if job.name.startswith(f"sweep-{stage}"))
         _, args = parsed(job)
-        if stage == "cppo":
+        if stage in reproduce.CREDITS:
             attempts = args.num_tuples * args.num_strategies
         else:
             attempts = args.num_attempts
