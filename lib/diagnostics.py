@@ -32,6 +32,7 @@ def branch_record(branch: rollout.Branch, advantage: float) -> dict:
             "blocks": len(blocks), "block_cut": cut,
             "tokens": len(branch.sample.ids), "finish": branch.sample.finish,
             "status": branch.verdict.status, "tests_passed": branch.verdict.tests_passed,
+            "message": branch.verdict.message,      # what the first failing test said
             "r": float(branch.verdict.passed), "a": advantage}
 
 

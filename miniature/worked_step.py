@@ -2,6 +2,7 @@
 
     python -m miniature.worked_step                               # recompute worked_step.jsonl
     python -m miniature.worked_step record runs/NAME/cppo/samples.jsonl    # keep a step of your run
+    python -m miniature.worked_step draw results/tuple.png                 # tuple 4; matplotlib
 
 The record holds what train_cppo.py wrote into samples.jsonl for one problem in its first step.
 Everything from the verdicts on is computed again, by the functions that train (grpo.py, reward.py)
@@ -24,8 +25,10 @@ import grpo
 import prompts
 import reward
 from lib import files
+from miniature import world
 
 RECORD = Path(__file__).with_name("worked_step.jsonl")
+DRAWN = 4           # the tuple that docs/tutorial.md follows
 
 
 def standardize(values: list[float]) -> list[float]:
@@ -55,6 +58,17 @@ def record(samples: str) -> None:
     files.save_lines(RECORD, max(by_problem.values(), key=interest))
 
 
+def draw(tuples: list[dict], out: str) -> None:
+    """The tuple that the tutorial follows, as paper/figures.py draws Figure 1."""
+    import matplotlib  # optional, as figures is
+
+    from paper import figures
+    chosen = tuples[DRAWN]
+    [problem] = [p for p in world.problems("train") if p.id == chosen["problem_id"]]
+    with matplotlib.rc_context(figures.STYLE):
+        figures.overview(chosen, problem.statement).savefig(out, dpi=120)
+
+
 def show(tuples: list[dict], R_out: Tensor, R_plan: Tensor, a: Tensor, A: Tensor) -> None:
     for m, t in enumerate(tuples):
         print(f"tuple {m}: p(Pass) {t['p_pass']:.2f}  J {t['J']:.0f}  R_out {R_out[0, m]:.0f}  "
@@ -73,8 +87,12 @@ def compare(name: str, ours: list[float], by_hand: list[float], used: list[float
     assert worst < 1e-9
 
 
+def read() -> list[dict]:
+    return [json.loads(line) for line in RECORD.read_text(encoding="utf-8").splitlines()]
+
+
 def main() -> None:
-    tuples = [json.loads(line) for line in RECORD.read_text(encoding="utf-8").splitlines()]
+    tuples = read()
     rewards = [[branch["r"] for branch in t["branches"]] for t in tuples]
     r = torch.tensor([rewards], dtype=torch.float64)                        # (1, M, K)
     J = torch.tensor([[t["J"] for t in tuples]], dtype=torch.float64)       # (1, M)
@@ -101,4 +119,6 @@ def main() -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["record"] and len(sys.argv) == 3:
         record(sys.argv[2])
+    if sys.argv[1:2] == ["draw"] and len(sys.argv) == 3:
+        draw(read(), sys.argv[2])
     main()

@@ -14,12 +14,17 @@ rest.
 
 import argparse
 import base64
+import contextlib
 import gzip
 import hashlib
 import json
 import math
 import re
 import statistics
+import tempfile
+import time
+import zipfile
+from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -28,7 +33,7 @@ import numpy as np
 from lib import errors, files, flags, metrics
 from lib.errors import UserError
 from lib.run import commit
-from paper import attempts, runs
+from paper import attempts, report_sources, runs
 from paper import report_data as data
 from paper.report_data import Stage, Step
 
@@ -80,9 +85,13 @@ def read_glossary() -> dict[str, dict]:
             continue
         if cells[-1] != "the same":
             healthy = plain(cells[-1])
-        entry = {"formula": plain(" | ".join(cells[1:-1])), "healthy": healthy}
-        for name in re.findall(r"`([^`]+)`", cells[0]):
-            entries[name] = entry
+        formula = plain(" | ".join(cells[1:-1]))
+        names = re.findall(r"`([^`]+)`", cells[0])
+        parts = formula.split("; ")
+        # "the step; sampling; ..." explains as many names, one each
+        formulas = parts if len(parts) == len(names) else [formula] * len(names)
+        for name, formula in zip(names, formulas, strict=True):
+            entries[name] = {"formula": formula, "healthy": healthy}
     return entries
 
 
@@ -139,7 +148,7 @@ def pack(steps: list[Step], share: float, statements: dict[str, str]) -> str:
         groups += held[:max(1, math.ceil(share * len(held)))]
     used = {group["problem"] for group in groups}
     shown = {name: text for name, text in statements.items() if name in used}
-    text = json.dumps({"groups": groups, "statements": shown}, separators=(",", ":"))
+    text = data.without_secrets(as_json({"groups": groups, "statements": shown}))
     return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
 
 
@@ -181,6 +190,9 @@ def read_evaluations(folders: list[Path], notes: list[str]) -> runs.Runs:
 def evaluation_rows(held: runs.Runs, notes: list[str]) -> list[dict]:
     """A row per model, benchmark and system: pass@K with its interval, and what it cost."""
     names = {system: name for name, system in (runs.VARIANTS | runs.SYSTEMS).items()}
+    for name, system in runs.SYSTEMS.items():
+        if system.endswith("/tuple"):
+            names[f"{system}-iid"] = f"{name}, iid"
     rows = []
     for (model, benchmark, system), seeds in held.evaluations.items():
         try:
@@ -269,26 +281,56 @@ def describe(stage: Stage, most: int) -> dict:
             "refreshes": stage.refreshes, "gate": stage.gate, **curves(stage, most)}
 
 
-def build(folders: list[Path], problems: str | None = None, limit: int = LIMIT) -> str:
+def build(given: list[Path], problems: str | None = None, limit: int = LIMIT) -> str:
     """The page of one run or of several. UserError where there is nothing to show."""
-    notes: list[str] = []
+    with tempfile.TemporaryDirectory() as space:
+        folders = [folder_of(run, Path(space) / str(i)) for i, run in enumerate(given)]
+        notes: list[str] = []
+        stages = read_stages(folders, notes)
+        evaluation = evaluation_part(folders, notes)
+        if not stages and not evaluation["rows"]:
+            raise UserError(f"{', '.join(map(str, given))}: no stage with metrics.jsonl and no "
+                            f"eval/*.jsonl: give a folder that a training script has written")
+        page = {"title": ", ".join(folder.resolve().name for folder in folders),
+                "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", "commit": commit()[:12],
+                "charts": chart_list(stages),
+                "stages": [describe(stage, max(100, POINTS // len(stages))) for stage in stages],
+                "sources": report_sources.sources(stages, notes),
+                "evaluation": evaluation, "headlines": headlines(stages, evaluation)}
+        blobs = add_tuples(page, stages, problems, limit, notes)
+        inside = re.compile(rf"{re.escape(space)}/\d+/")        # an archive's files by their names
+        page["notes"] = [inside.sub("", note) for note in dict.fromkeys(notes)]
+        return fill(page, blobs)
+
+
+def folder_of(run: Path, space: Path) -> Path:
+    """The run's folder; of an archive (RUN.zip, as in results/) what is in it, under `space`."""
+    if run.suffix == ".zip" and run.is_file():
+        try:
+            with zipfile.ZipFile(run) as archive:
+                archive.extractall(space / run.stem)
+        except (zipfile.BadZipFile, OSError) as error:
+            raise UserError(f"{run} cannot be unpacked ({error})") from None
+        return space / run.stem
+    if not run.is_dir():
+        raise UserError(f"{run} is no folder and no archive: give a run, as in runs/NAME")
+    return run
+
+
+def read_stages(folders: list[Path], notes: list[str]) -> list[Stage]:
     stages = []
     for folder in folders:
-        if not folder.is_dir():
-            raise UserError(f"{folder} is no folder: give a run, as in runs/NAME")
         stages += [data.read_stage(stage, notes) for stage in data.stage_folders(folder)]
+    names = Counter(stage.name for stage in stages)
     for stage in stages:
-        if sum(stage.name == other.name for other in stages) > 1:
+        if names[stage.name] > 1:
             stage.name = str(stage.folder)          # runs of one name under two roots
-    evaluation = evaluation_part(folders, notes)
-    if not stages and not evaluation["rows"]:
-        raise UserError(f"{', '.join(map(str, folders))}: no stage with metrics.jsonl and no "
-                        f"eval/*.jsonl: give a folder that a training script has written")
-    page = {"title": ", ".join(folder.resolve().name for folder in folders),
-            "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", "commit": commit()[:12],
-            "charts": chart_list(stages),
-            "stages": [describe(stage, max(100, POINTS // len(stages))) for stage in stages],
-            "evaluation": evaluation, "headlines": headlines(stages, evaluation)}
+    return stages
+
+
+def add_tuples(page: dict, stages: list[Stage], problems: str | None, limit: int,
+               notes: list[str]) -> dict[str, str]:
+    """Stage name -> its tuples, packed, as many as fit beside the page; says how many on it."""
     sampled = [stage for stage in stages if stage.tuples]
     if not sampled:
         notes.append("No samples.jsonl with tuples: there is nothing to browse.")
@@ -300,7 +342,7 @@ def build(folders: list[Path], problems: str | None = None, limit: int = LIMIT) 
         packed, kept = pick_tuples(stage, statements, max(0, room // len(sampled)))
         blobs[stage.name] = packed
         page["stages"][stages.index(stage)]["kept"] = kept
-    return fill(page | {"notes": notes}, blobs)
+    return blobs
 
 
 def fill(page: dict, blobs: dict[str, str]) -> str:
@@ -310,14 +352,18 @@ def fill(page: dict, blobs: dict[str, str]) -> str:
     style = (HERE / "report_page.css").read_text(encoding="utf-8")
     text = (HERE / "report_page.html").read_text(encoding="utf-8")
     parts = {"SCRIPT-HASH": digest(script), "STYLE-HASH": digest(style), "SCRIPT": script,
-             "STYLE": style, "PAGE": embed(data.clean_all(page)), "TUPLES": embed(blobs)}
+             "STYLE": style, "TUPLES": embed(as_json(blobs)),
+             "PAGE": embed(data.without_secrets(as_json(data.clean_all(page))))}
     # one pass: what a value holds is not looked into again
     return re.sub(r"\{\{([A-Z-]+)\}\}", lambda match: parts[match[1]], text)
 
 
-def embed(value) -> str:
+def as_json(value) -> str:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+
+
+def embed(text: str) -> str:
     """JSON that no HTML parser takes for the end of its element, or for a comment."""
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
@@ -333,22 +379,47 @@ def digest(text: str) -> str:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = flags.Parser(__doc__.split("\n\n")[0])
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN",
-                        help="a run's folder, as in runs/NAME, or one of its stages")
+                        help="a run's folder, as in runs/NAME, one of its stages, or an archive "
+                             "of one (RUN.zip)")
     parser.add_argument("--problems", metavar="FILE",
                         help="problems, for their statements; by default the file that the run "
                              "was trained on")
     parser.add_argument("--out", type=Path, metavar="FILE",
-                        help="where the page goes; by default report.html in the first RUN")
+                        help="where the page goes; by default report.html in the first RUN, or "
+                             "beside it if that is an archive")
+    parser.add_argument("--watch", type=flags.above_zero, metavar="SECONDS",
+                        help="write it again after so many seconds, while the run trains, until "
+                             "^C")
     return parser.parse_args(argv)
+
+
+def write(args: argparse.Namespace) -> None:
+    page = build(args.runs, args.problems)
+    first = args.runs[0]
+    beside = first.with_suffix(".html") if first.suffix == ".zip" else first / "report.html"
+    out = args.out or beside
+    with errors.user_input():
+        files.write_file(out, page)
+    print(f"{out}: {len(page.encode()) / 1e6:.2f} MB", flush=True)
+
+
+def watch(args: argparse.Namespace) -> None:
+    """Writes the page again and again. A run that has not logged its first step is waited for."""
+    while True:
+        try:
+            write(args)
+        except UserError as error:
+            print(f"waiting: {error}", flush=True)
+        time.sleep(args.watch)
 
 
 @errors.one_line()
 def main(args: argparse.Namespace) -> None:
-    page = build(args.runs, args.problems)
-    out = args.out or args.runs[0] / "report.html"
-    with errors.user_input():
-        files.write_file(out, page)
-    print(f"{out}: {len(page.encode()) / 1e6:.2f} MB")
+    if not args.watch:
+        write(args)
+        return
+    with contextlib.suppress(KeyboardInterrupt):
+        watch(args)
 
 
 if __name__ == "__main__":

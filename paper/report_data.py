@@ -8,8 +8,10 @@ Nothing here raises for a bad file: what cannot be read is left out and noted. T
 and made visible by `clean` before it goes anywhere.
 """
 
+import functools
 import json
 import math
+import os
 import re
 import unicodedata
 import zlib
@@ -27,7 +29,12 @@ WINDOW = 20                     # steps that the headline figures are means of
 BINS = 10                       # of the reliability diagram
 ROC_POINTS = 150
 HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")     # categories of Unicode
-SECRET = re.compile(r"(?<=//)[^/@\s]+(?=@)|(?<=[?&]key=)[^&\s]+")       # of an address
+ADDRESS_SECRET = re.compile(r"(?<=://)[^/@\s]+(?=@)|(?<=[?&]key=)[^&\s]+")
+SECRET_NAME = re.compile("KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)   # of a variable
+SHORTEST_SECRET = 8             # characters; a shorter value is a setting ("false", "1")
+# as they are issued by Hugging Face, OpenAI and its likes, GitHub, AWS
+KEYS = (r"\bhf_[A-Za-z0-9]{20,}", r"\bsk-[A-Za-z0-9_-]{20,}", r"\bgh[pousr]_[A-Za-z0-9]{30,}",
+        r"\bAKIA[A-Z0-9]{16}")
 
 
 # ----------------------------------------------------------------------------------------------
@@ -47,13 +54,17 @@ def visible(character: str) -> str:
 
 
 def clean(text: str, most: int = TEXT) -> str:
-    """Text that a browser shows as it is: cut, without characters that reorder or hide others."""
+    """Text that a browser shows as it is: cut, without characters that reorder or hide others, and
+    without passwords of addresses."""
     shown = text[:most]
+    if "://" in shown:
+        shown = ADDRESS_SECRET.sub("***", shown)
     lines = []
     for line in shown.split("\n"):
         more = len(line) - LINE
         line = line[:LINE]
-        line = "".join(visible(c) if is_hidden(c) else c for c in line)
+        if not line.isprintable():          # most lines are, and this is forty times faster
+            line = "".join(visible(c) if is_hidden(c) else c for c in line)
         lines.append(f"{line} … ({more:,} more characters)" if more > 0 else line)
     if len(text) > most:
         lines.append(f"… ({len(text) - most:,} more characters)")
@@ -72,6 +83,22 @@ def clean_all(value):
         # six digits: 300 steps of 60 metrics then take 150 kB
         return float(f"{value:.6g}") if math.isfinite(value) else None
     return value
+
+
+@functools.cache
+def secret_words() -> re.Pattern:
+    """Keys as they are issued, and the values of this environment's variables that hold one."""
+    held = [value for name, value in os.environ.items()
+            if SECRET_NAME.search(name) and len(value) >= SHORTEST_SECRET]
+    # as they stand in JSON; the longest first, since one may begin with another
+    written = sorted((json.dumps(value)[1:-1] for value in held), key=len, reverse=True)
+    return re.compile("|".join([*KEYS, *map(re.escape, written)]))
+
+
+def without_secrets(text: str) -> str:
+    """JSON text without what must not leave this machine, wherever it stands: a model that was
+    shown a key may repeat it."""
+    return secret_words().sub("***", text)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -402,8 +429,7 @@ def facts(stage: Stage) -> list[tuple[str, str]]:
     command = stage.config.get("command")
     if isinstance(command, list):
         shown.append(("command", " ".join(map(str, command))))
-    return [(name, SECRET.sub("***", str(value))) for name, value in shown
-            if value not in (None, "")]
+    return [(name, str(value)) for name, value in shown if value not in (None, "")]
 
 
 def method(stage: Stage) -> str:

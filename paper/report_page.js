@@ -75,6 +75,15 @@ function drawHead() {
   const what = page.stages.map((stage) => `${stage.name.split("/").pop()}: ${stage.state}`);
   head.append(element("p", {class: "soft"}, what.join(" · ")));
   head.append(...page.headlines.map(headline));
+  for (const stage of coloured.filter((s) => s.values.R_out).slice(0, 4)) {
+    const facts = Object.fromEntries(stage.facts);
+    const words = ["method", "model", "problems", "commit"].filter((name) => facts[name])
+      .map((name) => (name === "method" ? facts[name] : `${name} ${facts[name]}`));
+    if (words.length) {
+      head.append(element("p", {class: "small"}, element("strong", {}, stage.name),
+        `: ${words.join(" · ")}`));
+    }
+  }
   if (page.notes.length) {
     const items = page.notes.map((note) => element("li", {}, note));
     head.append(element("div", {class: "notes"}, element("strong", {}, "What is missing here"),
@@ -166,8 +175,12 @@ function legend(stages, changed) {
   return box;
 }
 
+// the stages that most curves are of have the colours that are told apart best
+const coloured = page.stages.filter((stage) => stage.values.R_out)
+  .concat(page.stages.filter((stage) => !stage.values.R_out));
+
 function colour(stage) {
-  return COLOURS[page.stages.indexOf(stage) % COLOURS.length];
+  return COLOURS[coloured.indexOf(stage) % COLOURS.length];
 }
 
 function redraw(area, stages) {
@@ -198,6 +211,8 @@ function drawChart(chart, stages) {
   const hover = element("div", {class: "hover"});
   const scale = scaleOf(chart, stages);
   drawAxes(svg, chart, scale);
+  const alone = stages.length === 1;
+  if (chart.metric === "seconds" && alone) about.push(drawPhases(svg, stages[0], scale));
   for (const stage of stages) {
     const points = pointsOf(stage, chart.metric);
     const options = {stroke: colour(stage)};
@@ -218,6 +233,22 @@ function drawChart(chart, stages) {
   return element("div", {class: "chart", "data-metric": chart.metric},
     element("h4", {}, chart.metric),
     element("div", {class: "about"}, about.filter(Boolean).join(". ")), svg, hover);
+}
+
+const PHASES = {seconds_sampling: ["sampling", "#56b4e9"], seconds_verifying: ["verifying",
+  "#e69f00"], seconds_update: ["update", "#009e73"]};
+
+function drawPhases(svg, stage, scale) {
+  // stacked from below, as areas; what is left below the line is everything else
+  const held = Object.entries(PHASES).filter(([name]) => stage.values[name]);
+  let floor = stage.steps.map((step) => [step, 0]);
+  for (const [name, [, fill]] of held) {
+    const tops = floor.map(([step, y], i) => [step, y + (stage.values[name][i] || 0)]);
+    const around = smoothed(tops).concat(smoothed(floor).reverse());
+    svg.append(drawn("path", {d: `${path(around, scale)}z`, fill, "fill-opacity": 0.35}));
+    floor = tops;
+  }
+  return held.length ? `Areas from below: ${held.map(([, [words]]) => words).join(", ")}` : "";
 }
 
 function pointsOf(stage, metric) {
@@ -356,7 +387,7 @@ function drawTuples() {
       oninput: (event) => toStep(Number(event.target.value), parts)}),
     number: element("output", {class: "small"}),
     problem: element("select", {"aria-label": "problem",
-      onchange: (event) => go(Number(event.target.value), parts)}),
+      onchange: (event) => visit(Number(event.target.value), parts)}),
     search: element("input", {type: "search", placeholder: "search all text",
       "aria-label": "search", oninput: (event) => refine(parts, {search: event.target.value})}),
     filters: element("div", {class: "row", role: "group", "aria-label": "filter"}),
@@ -368,16 +399,36 @@ function drawTuples() {
     "data-filter": name, onclick: () => refine(parts, {filter: name})}, name)));
   box.append(introduction(), controls(parts), parts.kept, parts.shown);
   document.addEventListener("keydown", (event) => onKey(event, parts));
-  const last = stages[stages.length - 1].name;
-  parts.stage.value = last;
-  return open(last, parts);
+  const asked = new URLSearchParams(location.hash.slice(1));
+  const known = stages.find((stage) => stage.name === asked.get("stage"));
+  const name = (known || stages[stages.length - 1]).name;
+  parts.stage.value = name;
+  return open(name, parts).then(() => {
+    const at = view.groups.findIndex((group) => String(group.step) === asked.get("step") &&
+      group.problem === asked.get("problem"));
+    if (known && at >= 0) {
+      go(at, parts);
+      box.scrollIntoView();
+    }
+  });
+}
+
+function remember(group) {
+  // the address leads to this problem again: to send, and after a reload
+  const words = new URLSearchParams({stage: view.stage.name, step: group.step,
+    problem: group.problem});
+  try {
+    history.replaceState(null, "", `#${words}`);
+  } catch {
+    // a browser may refuse that to a file from disk
+  }
 }
 
 function introduction() {
   return element("p", {class: "small"},
     "Each card is a tuple: one plan, its strategies, a program for each. The bar on top is what ",
     "the planner is paid (A), the ground of a branch what the solver is paid (a): ",
-    element("span", {}, "charged "), element("span", {class: "scale"}), " paid.");
+    element("span", {class: "key"}, "charged ", element("span", {class: "scale"}), " paid."));
 }
 
 function controls(parts) {
@@ -453,14 +504,19 @@ function refine(parts, change) {
 
 function move(by, parts) {
   const next = by > 0 ? view.hits.find((i) => i > view.at) : view.hits.findLast((i) => i < view.at);
-  if (next !== undefined) go(next, parts);
+  if (next !== undefined) visit(next, parts);
+}
+
+function visit(at, parts) {
+  go(at, parts);
+  remember(view.groups[at]);
 }
 
 function toStep(place, parts) {
   const step = view.steps[Math.min(view.steps.length - 1, Math.max(0, place))];
   const inside = (i) => view.groups[i].step === step;
   const hit = view.hits.find(inside);
-  go(hit ?? view.groups.findIndex((group) => group.step === step), parts);
+  visit(hit ?? view.groups.findIndex((group) => group.step === step), parts);
 }
 
 function onKey(event, parts) {
@@ -567,7 +623,8 @@ function drawBranch(tuple, i) {
   const verdict = element("div", {class: "verdict"}, element("span",
     {class: branch.r ? "pass" : null}, (branch.r ? "✓ " : "✗ ") + shown(branch.status)));
   if (!branch.r && branch.tests_passed) {
-    verdict.append(element("span", {}, `${branch.tests_passed} tests passed`));
+    const tests = branch.tests_passed === 1 ? "test" : "tests";
+    verdict.append(element("span", {}, `${branch.tests_passed} ${tests} passed`));
   }
   verdict.append(element("span", {}, `r ${shown(branch.r)}`), element("span", {},
     `a ${signed(branch.a)}`), element("span", {}, `${shown(branch.tokens)} tokens`));
@@ -679,6 +736,33 @@ function joint(shares) {
 }
 
 // --------------------------------------------------------------------------------------------
+// Where the data comes from
+
+function drawSources() {
+  if (!page.sources.length) return;
+  const box = section("Data", "data");
+  box.append(element("p", {class: "soft small"}, "How many there were, and what was dropped and " +
+    "why, as prepare/ recorded it beside the files, and what the files hold."));
+  for (const source of page.sources) {
+    box.append(element("h3", {}, source.title), source.cleaned ? "" :
+      element("p", {class: "soft small"}, "No manifest.json lies beside it (prepare.corpora " +
+        "writes one), so whether it shares problems with evaluation sets is not known."),
+    funnel(source.rows));
+  }
+}
+
+function funnel(rows) {
+  const most = Math.max(...rows.map((row) => row.count));
+  const lines = rows.map((row) => {
+    const bar = element("div", {class: row.lost ? "bar lost" : "bar"});
+    bar.style.width = `${100 * row.count / most}%`;
+    return element("tr", {class: row.lost ? "lost" : null}, element("td", {}, row.what),
+      element("td", {class: "number"}, shown(row.count)), element("td", {class: "bars"}, bar));
+  });
+  return element("div", {class: "scroll"}, element("table", {class: "funnel"}, ...lines));
+}
+
+// --------------------------------------------------------------------------------------------
 // Evaluation
 
 function drawEvaluation() {
@@ -740,6 +824,7 @@ function matrix(rows) {
   const order = problems.map((_, p) => p).filter((p) => rows.some((row) => row.matrix[p] !== "-"))
     .sort((a, b) => ease[b] - ease[a]);
   const svg = picture(900, 16 * rows.length + 4, "which method solves which problem");
+  const hover = element("div", {class: "hover"}, "Point at a column for its problem.");
   const wide = 690 / order.length;
   rows.forEach((row, i) => {
     svg.append(drawn("text", {x: 200, y: 16 * i + 12, "text-anchor": "end"}, row.name));
@@ -751,8 +836,19 @@ function matrix(rows) {
         "fill-opacity": 0.04 + 0.1 * Number(digit)}));
     }
   });
+  const point = (event) => {
+    const frame = svg.getBoundingClientRect();
+    const place = Math.floor(((event.clientX - frame.left) / frame.width * 900 - 210) / wide);
+    if (order[place] === undefined) return;
+    const solve = rows.filter((row) => Number(row.matrix[order[place]]) >= 5);
+    hover.textContent = `${problems[order[place]]}: ` + (solve.length
+      ? `${solve.map((row) => row.name).join(", ")} solve at least half of it`
+      : "no method solves half of it");
+  };
+  svg.addEventListener("pointermove", point);
+  svg.addEventListener("pointerdown", point);
   return element("div", {class: "scroll"}, element("div", {class: "wide"},
-    element("h4", {}, "Which method solves which problem"), svg,
+    element("h4", {}, "Which method solves which problem"), svg, hover,
     element("p", {class: "soft small"}, `${order.length} problems from left to right, the ` +
       "easiest first; the darker, the more is solved. A dark cell below pale ones is a problem " +
       "that one method alone solves.")));
@@ -766,6 +862,7 @@ drawEvaluation();
 drawCurves();
 const opened = drawTuples();
 drawGate();
+drawSources();
 document.getElementById("foot").append(element("p", {class: "soft small"},
   `Made ${page.made} by python -m paper.report, commit ${page.commit}. docs/glossary.md explains ` +
   "every metric."));

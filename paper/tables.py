@@ -378,7 +378,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     table.add_argument("--problem", metavar="ID", help="table 12; by default one that CPPO alone "
                        "solves")
     figure = commands.add_parser("figure", description="a figure of the paper, or `cost`")
-    figure.add_argument("number", choices=["2", "3", "4", "5", "6", "7", "8", "9", "cost"])
+    figure.add_argument("number", choices=["1", "2", "3", "4", "5", "6", "7", "8", "9", "cost"])
     figure.add_argument("--out", metavar="FILE", help="the picture; by default figure-N.png")
     for command in (table, figure):
         command.add_argument("runs", nargs="+", metavar="RUN", help="run folders or archives, "

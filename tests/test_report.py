@@ -5,7 +5,9 @@ import gzip
 import json
 import math
 import re
+import shutil
 import time
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -162,6 +164,21 @@ def test_passwords_in_addresses_are_left_out(run):
     assert "hunter2" not in report.build([run])
 
 
+def test_secrets_of_the_environment_are_left_out_wherever_they_stand(run, monkeypatch):
+    monkeypatch.setenv("JUDGE_API_KEY", 'swordfish "42"')
+    report_data.secret_words.cache_clear()
+    issued = "hf_" + "Ab1" * 12
+    write_stage(run / "cppo", tuples=[make_tuple(1, "p", 0, plan='swordfish "42"', strategies=None,
+                                                 error=issued)])
+    config = {"warnings": [f'swordfish "42" {issued}']}
+    (run / "cppo" / "config.json").write_text(json.dumps(config))
+    html = report.build([run])
+    report_data.secret_words.cache_clear()
+    [group] = tuples_of(html, "mini/cppo")["groups"]
+    assert group["tuples"][0]["plan"] == group["tuples"][0]["error"] == "***"
+    assert data_of(html, "page")["stages"][0]["warnings"] == ["*** ***"]
+
+
 def test_characters_that_hide_or_reorder_text_become_visible():
     assert report_data.clean("a\u202eb\x00\x1b\x7f") == "a⟨U+202E⟩b␀␛⟨U+007F⟩"
     assert report_data.clean("tab\tand\nline, Ümläut 漢字") == "tab\tand\nline, Ümläut 漢字"
@@ -240,6 +257,37 @@ def test_two_runs_of_one_name_keep_their_own_tuples(tmp_path):
     html = report.build([tmp_path / "a" / "mini", tmp_path / "b" / "mini"])
     stages = [stage["name"] for stage in data_of(html, "page")["stages"]]
     assert [tuples_of(html, name)["groups"][0]["problem"] for name in stages] == ["a", "b"]
+
+
+def test_an_archive_is_read_like_the_folder_that_it_holds(run, tmp_path):
+    write_run(run, "cppo", "tuple", world=True)
+    (run / "cppo" / "samples.jsonl").write_text("[")
+    archive = Path(shutil.make_archive(str(tmp_path / "packed" / "mini"), "zip", run))
+    pages = [data_of(report.build([place]), "page") for place in (run, archive)]
+    for page in pages:
+        page.pop("made")
+        page["notes"] = [note.rpartition("/")[2] for note in page["notes"]]
+        page["stages"][0].pop("state")          # when the file was written
+    assert pages[0] == pages[1]
+    archive.write_bytes(b"PK")
+    with pytest.raises(UserError, match="cannot be unpacked"):
+        report.build([archive])
+
+
+def test_watching_waits_for_a_run_and_writes_it_again(tmp_path, monkeypatch, capsys):
+    run, naps = tmp_path / "mini", []
+
+    def sleep(seconds):
+        naps.append(seconds)
+        if len(naps) == 3:
+            raise KeyboardInterrupt
+        write_stage(run / "cppo", steps=len(naps))
+
+    monkeypatch.setattr(report.time, "sleep", sleep)
+    report.main(report.parse_args([str(run), "--watch", "9"]))
+    assert naps == [9, 9, 9] and "waiting: " in capsys.readouterr().out
+    [stage] = data_of((run / "report.html").read_text(), "page")["stages"]
+    assert stage["steps"] == [1, 2] and "at step 2 of 2" in stage["state"]
 
 
 def test_a_folder_without_anything_is_the_users_mistake(tmp_path):
