@@ -58,8 +58,8 @@ RESAMPLES = 1000            # figure 4's band
 # are more methods than colours: markers tell those of one colour apart.
 BLUE, ORANGE = "#0072b2", "#d55e00"
 COLOURS = (BLUE, ORANGE, "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-MARKERS = "os^"
-HATCHES = {"o": "", "s": "////", "^": "...."}      # the same of bars
+MARKERS = "os^D"
+HATCHES = {"o": "", "s": "////", "^": "....", "D": "xxxx"}    # of bars
 STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
          "grid.color": "#e4e8ec", "grid.linewidth": 0.7, "axes.axisbelow": True,
          "axes.titlesize": 9, "legend.frameon": False,

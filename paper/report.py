@@ -191,8 +191,9 @@ def evaluation_rows(held: runs.Runs, notes: list[str]) -> list[dict]:
     """A row per model, benchmark and system: pass@K with its interval, and what it cost."""
     names = {system: name for name, system in (runs.VARIANTS | runs.SYSTEMS).items()}
     for name, system in runs.SYSTEMS.items():
-        if system.endswith("/tuple"):
-            names[f"{system}-iid"] = f"{name}, iid"
+        for reading, method in runs.READINGS.items():
+            if system.endswith("/tuple"):
+                names[system.replace("/tuple", f"/{method}")] = f"{name}, {reading}"
     rows = []
     for (model, benchmark, system), seeds in held.evaluations.items():
         try:
