@@ -1,11 +1,19 @@
 """miniature/curve.py: what it prints is the mean of what was logged."""
 
 import json
+import random
 import sys
+from pathlib import Path
 
 import pytest
+import tiny
+import torch
+import torch.distributed.checkpoint as dcp
 
-from miniature import curve
+import model
+from lib.errors import UserError
+from lib.problems import outcome_hash, save_problems
+from miniature import curve, world
 
 
 def test_each_step_is_in_one_part_and_a_part_shows_means_of_what_it_has():
@@ -37,3 +45,65 @@ def test_the_command_reads_stages_3_and_5_and_refuses_a_folder_without_them(
     with pytest.raises(SystemExit) as e:
         curve.main()
     assert e.value.code == 2 and capsys.readouterr().err.startswith("error: no metrics.jsonl")
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory) -> list[Path]:
+    """Two runs of a stage with checkpoints at steps 2 and 4 and a log."""
+    made = []
+    for seed in (0, 1):
+        stage = tmp_path_factory.mktemp(f"run{seed}") / "cppo"
+        tiny.qwen(stage / "final")
+        module = model.load(str(stage / "final"), torch.float32, torch.device("cpu"))
+        for step in (2, 4):
+            with torch.no_grad():
+                next(module.parameters()).fill_(step + seed)
+            dcp.save({"module": module.state_dict()}, checkpoint_id=stage / f"step_00000{step}",
+                     no_dist=True)
+            (stage / f"step_00000{step}" / "state.json").write_text("{}")
+        log = [{"step": step, "strategy_use": step / 10} for step in (1, 2, 3, 4)]
+        (stage / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
+        made.append(stage)
+    return made
+
+
+def test_a_checkpoint_is_exported_with_its_own_weights(stages, tmp_path):
+    curve.export(stages[1] / "step_000004", str(tmp_path))
+    module = model.load(str(tmp_path), torch.float32, torch.device("cpu"))
+    assert next(module.parameters()).unique().tolist() == [5.0]
+
+
+def test_checkpoints_of_several_runs_become_a_table_and_a_picture(stages, tmp_path, capsys):
+    """Attempts that are there are not made again: here they are an oracle's."""
+    problems = world.problems("heldout")[:5]
+    save_problems(tmp_path / "heldout.jsonl", problems)
+    for seed, stage in enumerate(stages):
+        for step in (2, 4):
+            write_oracle(stage / "curve" / f"step_00000{step}.jsonl", problems, step + seed)
+    curve.print_checkpoints(stages, tmp_path / "heldout.jsonl", 2, [], tmp_path / "curve.png")
+    table, pooled = capsys.readouterr().out.split("\nmean ±")
+    assert [line.split()[1] for line in table.splitlines()[2:]] == ["2", "4", "2", "4"]
+    assert "0.350" in table and "0.150" in table                # strategy use, means of two steps
+    last = pooled.splitlines()[4].split()
+    assert last[:3] == ["cppo", "4", "2"]                        # two runs
+    assert (tmp_path / "curve.png").stat().st_size > 5000
+    with pytest.raises(UserError, match="no checkpoint of every 3th step"):
+        curve.steps_of(stages[0], 3)
+
+
+def write_oracle(path: Path, problems: list, right: int) -> None:
+    """Four attempts per problem: the `right` likeliest readings, the first of them repeated."""
+    path.parent.mkdir(exist_ok=True)
+    rows = []
+    for problem in problems:
+        posterior = world.parse_statement(problem.statement).posterior
+        combos = sorted(posterior, key=posterior.get, reverse=True)[:min(right, 4)]
+        for i, combo in enumerate((combos * 4)[:4]):
+            outcome = outcome_hash(list(world.outcome(combo)))
+            rows.append({"problem_id": problem.id, "tuple": 0, "index": i, "status": "empty",
+                         "strategy": world.write_strategy(combo, random.Random(0)),
+                         "program": world.program(combo), "outcome": outcome,
+                         "posterior": problem.classes[outcome]})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    setting = {"method": "tuple", "num_strategies": 4}
+    path.with_suffix(".json").write_text(json.dumps({"setting": setting}))
