@@ -55,6 +55,8 @@ HEALTHY = {
     "solve/ratio_max": (1, 1), "skipped": (0, 0), "idle_share": (0, 0.4)}
 
 CHARTS = {
+    "Dev problems, which no step trains on": (
+        "dev/pass_at_k", "dev/pass_at_1", "dev/duplicate", "dev/J"),
     "Reward": ("R_out", "J", "R_plan", "pass_rate", "solved_given_valid", "sparsity"),
     "Do the strategies differ, and does the solver listen?": (
         "strategy_use", "duplicate_judged", "duplicate_literal", "valid_judged",
@@ -109,14 +111,18 @@ def chart_list(stages: list[Stage]) -> list[dict]:
     named = {name for _, name in charts}
     charts += [("All other metrics", name) for name in present if name not in named]
     return [{"section": section, "metric": name, "band": HEALTHY.get(name),
-             **glossary.get(name, {})} for section, name in charts]
+             **glossary.get(name, glossary.get(name.removeprefix("dev/"), {}))}
+            for section, name in charts]
 
 
 def curves(stage: Stage, most: int) -> dict:
-    """Steps and values, every n-th where there are more than `most`."""
+    """Steps and values; where there are more than `most`, every n-th and those of dev
+    evaluations."""
     stride = max(1, math.ceil(len(stage.steps) / most))
-    values = {name: column[::stride] for name, column in stage.values.items()}
-    return {"steps": stage.steps[::stride], "values": values, "stride": stride}
+    dev = stage.values.get("dev/pass_at_k", [None] * len(stage.steps))
+    kept = [i for i, value in enumerate(dev) if i % stride == 0 or value is not None]
+    values = {name: [column[i] for i in kept] for name, column in stage.values.items()}
+    return {"steps": [stage.steps[i] for i in kept], "values": values, "stride": stride}
 
 
 # ----------------------------------------------------------------------------------------------
@@ -279,7 +285,8 @@ def describe(stage: Stage, most: int) -> dict:
     """A stage without its tuples, as the page takes it."""
     return {"name": stage.name, "state": data.state(stage), "facts": data.facts(stage),
             "warnings": data.as_list(stage.config.get("warnings")), "audit": stage.audit,
-            "refreshes": stage.refreshes, "gate": stage.gate, **curves(stage, most)}
+            "refreshes": stage.refreshes, "best": stage.best, "gate": stage.gate,
+            **curves(stage, most)}
 
 
 def build(given: list[Path], problems: str | None = None, limit: int = LIMIT) -> str:

@@ -319,6 +319,7 @@ class Stage:
     values: dict[str, list]             # metric -> a number or None per step
     audit: dict
     refreshes: list[dict]               # of the gate
+    best: int | None                    # step of best/, chosen on dev problems
     written: str                        # when metrics.jsonl was last written, UTC
     finished: bool
     tuples: list[Step] = field(default_factory=list)
@@ -352,12 +353,14 @@ def read_stage(folder: Path, notes: list[str]) -> Stage:
                 if is_number(row.get("step"))]
         seconds = (folder / "metrics.jsonl").stat().st_mtime
         written = f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M}"
-    steps, values = columns(rows)
+    dev = [row for row in all_rows(folder / "dev.jsonl", notes) if is_number(row.get("step"))]
+    steps, values = columns(rows, dev)
     stage = Stage(
         f"{folder.resolve().parent.name}/{folder.resolve().name}", folder,
         read_object(folder / "config.json", notes), steps, values,
         audit=last_row(folder / "audit.jsonl", notes),
         refreshes=all_rows(folder / "gate.jsonl", notes),
+        best=dev[-1].get("best") if dev else None,
         written=written, finished=(folder / "final").exists())
     read_samples(stage, notes)
     if (folder / "final" / "gate.json").exists():
@@ -374,16 +377,24 @@ def last_row(path: Path, notes: list[str]) -> dict:
     return rows[-1] if rows else {}
 
 
-def columns(rows: list[dict]) -> tuple[list[int], dict[str, list]]:
-    """Steps, and the values of every metric at them; None where a step has none."""
-    rows = sorted(rows, key=lambda row: row["step"])
-    names = dict.fromkeys(name for row in rows for name in row if name != "step")
+def columns(rows: list[dict], dev: list[dict]) -> tuple[list[int], dict[str, list]]:
+    """Steps, and the values of every metric at them; None where a step has none. What dev.jsonl
+    has stands under dev/."""
+    by_step: dict[int, dict] = {}
+    for row in rows:
+        by_step.setdefault(row["step"], {}).update(row)
+    for row in dev:
+        named = {f"dev/{name}": value for name, value in row.items()
+                 if name not in ("step", "problems", "best", "seconds")}
+        by_step.setdefault(row["step"], {}).update(named)
+    names = dict.fromkeys(name for row in by_step.values() for name in row if name != "step")
+    steps = sorted(by_step)
     values = {}
     for name in names:
-        column = [row.get(name) for row in rows]
+        column = [by_step[step].get(name) for step in steps]
         if any(is_number(value) for value in column):
             values[name] = [value if is_number(value) else None for value in column]
-    return [row["step"] for row in rows], values
+    return steps, values
 
 
 def read_samples(stage: Stage, notes: list[str]) -> None:
@@ -426,6 +437,9 @@ def facts(stage: Stage) -> list[tuple[str, str]]:
              ("gate", stage.config.get("gate")), ("commit", commit(stage.config)),
              ("versions", versions(stage.config)), ("GPU", stage.config.get("gpu")),
              ("processes", stage.config.get("processes"))]
+    if is_number(stage.best):
+        chosen_on = flags.get("dev") or "dev problems"
+        shown.append(("best/", f"of step {stage.best}, chosen on {chosen_on}"))
     command = stage.config.get("command")
     if isinstance(command, list):
         shown.append(("command", " ".join(map(str, command))))

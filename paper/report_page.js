@@ -218,6 +218,7 @@ function drawChart(chart, stages) {
     const options = {stroke: colour(stage)};
     svg.append(drawn("path", {...options, class: "raw", d: path(points, scale)}));
     svg.append(drawn("path", {...options, class: "mean", d: path(smoothed(points), scale)}));
+    if (chart.metric.startsWith("dev/")) svg.append(...marked(stage, points, scale));
   }
   const cross = drawn("line", {class: "cross", y1: CHART.top, y2: CHART.height - CHART.bottom,
     visibility: "hidden"});
@@ -233,6 +234,13 @@ function drawChart(chart, stages) {
   return element("div", {class: "chart", "data-metric": chart.metric},
     element("h4", {}, chart.metric),
     element("div", {class: "about"}, about.filter(Boolean).join(". ")), svg, hover);
+}
+
+function marked(stage, points, scale) {
+  // a dot an evaluation, and a large one at the checkpoint that was chosen
+  return points.map(([step, value]) => drawn("circle", {cx: scale.x(step), cy: scale.y(value),
+    r: step === stage.best ? 6 : 2.5, fill: colour(stage)},
+  drawn("title", {}, step === stage.best ? `step ${step}: best/` : `step ${step}`)));
 }
 
 const PHASES = {seconds_sampling: ["sampling", "#56b4e9"], seconds_verifying: ["verifying",

@@ -119,6 +119,18 @@ def test_an_evaluation_stands_with_its_interval_and_ceilings(run):
     assert page["headlines"][0]["ceilings"]["coordinated"] == 1.0
 
 
+def test_dev_evaluations_stand_at_their_steps_with_the_checkpoint_chosen(run):
+    rows = [{"step": step, "problems": 9, "pass_at_k": 0.1 * step, "best": min(step, 3)}
+            for step in (0, 3, 5)]
+    write_lines(run / "cppo" / "dev.jsonl", rows)
+    [stage] = data_of(report.build([run]), "page")["stages"]
+    assert stage["steps"] == [0, 1, 2, 3, 4, 5] and stage["best"] == 3
+    assert stage["values"]["dev/pass_at_k"] == pytest.approx([0, None, None, 0.3, None, 0.5])
+    assert stage["values"]["R_out"][0] is None
+    thinned = report.curves(report_data.read_stage(run / "cppo", []), most=2)
+    assert thinned["steps"] == [0, 3, 5]
+
+
 def test_statements_come_from_the_problem_file(run, tmp_path):
     write_lines(tmp_path / "problems.jsonl", [{"id": "p0", "statement": "Add two numbers."},
                                               {"id": "unused", "statement": "Something."}])
@@ -235,7 +247,8 @@ ODD = {"step": 1, "problem_id": 3, "branches": 7, "plan": None, "strategies": {}
 @pytest.mark.parametrize("text", ["[]\n", "\x00\xff\n", '{"step": "one"}\n{"step": null}\n',
                                   "{}\n", json.dumps(ODD) + "\n", "[" * 9999])
 def test_files_of_another_version_are_read_as_far_as_they_go(run, text):
-    for name in ("config.json", "metrics.jsonl", "samples.jsonl", "audit.jsonl", "gate.jsonl"):
+    for name in ("config.json", "metrics.jsonl", "samples.jsonl", "audit.jsonl", "gate.jsonl",
+                 "dev.jsonl"):
         (run / "cppo" / name).write_text(text)
     (run / "cppo" / "eval").mkdir()
     (run / "cppo" / "eval" / "heldout-tuple.jsonl").write_text(text)
