@@ -14,8 +14,9 @@ import matplotlib.pyplot as plt
 HERE = Path(__file__).resolve().parent
 BUDGETS = [1, 2, 4, 8, 16, 20, 24]
 CEILINGS = {"coordinated": "--", "independent": ":", "constant": "-."}
-METHODS = {"CPPO": "black", "Tuple Planner SFT": "tab:red", "PKPO": "tab:blue",
-           "Direct Solve": "tab:gray"}
+# Okabe and Ito's colours, as in paper/figures.py
+METHODS = {"CPPO": "black", "Tuple Planner SFT": "#d55e00", "PKPO": "#0072b2",
+           "Direct Solve": "#cc79a7"}
 # pass@4 of every run of the recipe on record: README, "Results"
 RUNS = [0.753, 0.727, 0.742, 0.753, 0.679, 0.742, 0.663, 0.652, 0.657]
 
@@ -37,7 +38,7 @@ def main() -> None:
     figure, axes = plt.subplots(figsize=(6.4, 4.0), dpi=150)
     for name, style in CEILINGS.items():
         values = rows[f"ceiling: {name}"]
-        axes.plot(BUDGETS, values, style, color="tab:green", label=f"ceiling: {name}")
+        axes.plot(BUDGETS, values, style, color="gray", label=f"ceiling: {name}")
     for name, color in METHODS.items():
         values = rows[name]
         axes.plot(BUDGETS[:len(values)], values, "o-", color=color, markersize=3, label=name)

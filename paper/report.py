@@ -54,13 +54,18 @@ HEALTHY = {
     "plan/clip_fraction": (0, 0), "solve/clip_fraction": (0, 0), "plan/ratio_max": (1, 1),
     "solve/ratio_max": (1, 1), "skipped": (0, 0), "idle_share": (0, 0.4)}
 
+# made from samples.jsonl by report_data.distinct_tuples, so no metric of the log
+OURS = {"formula": "of a problem's M tuples, the share whose set of programs no tuple before has "
+                   "(from samples.jsonl)",
+        "healthy": "well above 1 / M: where all tuples are one, Eq. 12 compares nothing"}
+
 CHARTS = {
     "Dev problems, which no step trains on": (
         "dev/pass_at_k", "dev/pass_at_1", "dev/duplicate", "dev/J"),
     "Reward": ("R_out", "J", "R_plan", "pass_rate", "solved_given_valid", "sparsity"),
     "Do the strategies differ, and does the solver listen?": (
-        "strategy_use", "duplicate_judged", "duplicate_literal", "valid_judged",
-        "zero_spread_plan", "zero_spread_solve", "advantage_nonzero", "r_mi"),
+        "strategy_use", "distinct_tuples", "duplicate_judged", "duplicate_literal",
+        "valid_judged", "zero_spread_plan", "zero_spread_solve", "advantage_nonzero", "r_mi"),
     "Is the update healthy?": (
         "plan/kl", "solve/kl", "plan/entropy", "solve/entropy", "grad_norm", "plan/gap_mean",
         "solve/gap_mean", "loss", "correct", "val_auc"),
@@ -78,7 +83,7 @@ def read_glossary() -> dict[str, dict]:
     """metric -> {"formula", "healthy"} as docs/glossary.md has them; {} where it is not there."""
     if not GLOSSARY.exists():
         return {}
-    entries = {}
+    entries = {"distinct_tuples": OURS}
     healthy = ""
     for line in GLOSSARY.read_text(encoding="utf-8").splitlines():
         cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
@@ -328,7 +333,10 @@ def folder_of(run: Path, space: Path) -> Path:
 def read_stages(folders: list[Path], notes: list[str]) -> list[Stage]:
     stages = []
     for folder in folders:
-        stages += [data.read_stage(stage, notes) for stage in data.stage_folders(folder)]
+        found = data.stage_folders(folder)
+        if not found and not attempts.paths(folder):
+            notes.append(f"{folder} holds nothing that a training script or evaluate.py writes.")
+        stages += [data.read_stage(stage, notes) for stage in found]
     names = Counter(stage.name for stage in stages)
     for stage in stages:
         if names[stage.name] > 1:

@@ -246,19 +246,28 @@ class GateCount:
     judged: Decisions = field(default_factory=list)
     solved: Decisions = field(default_factory=list)
     outcomes: list[tuple[float, int]] = field(default_factory=list)     # (J, 1 if solved)
+    kinds: dict[str, list[bool]] = field(default_factory=dict)  # fault -> decided rightly
 
     def add(self, row: dict) -> None:
         try:
             add_sample(row, self.judged, self.solved)
         except (LookupError, TypeError):
             return                      # the warm-up, or another version
-        if is_number(row.get("R_out")) and is_number(row.get("J")):
+        if not is_number(row.get("J")):
+            return
+        if is_number(row.get("R_out")):
             self.outcomes.append((row["J"], int(row["R_out"] > 0)))
+        if isinstance(row["faults"], list) and is_number(row["p_pass"]):
+            for kind in row["faults"] or ["none"]:
+                right = (row["J"] == 0) == bool(row["faults"])
+                self.kinds.setdefault(str(kind), []).append(right)
 
     def summary(self) -> dict:
         """Curves against judge and solver, and the joint table of decisions and outcomes."""
         curves = [curves_of(self.judged, "the judge"), curves_of(self.solved, "the solver")]
-        found = {"kinds": [], "curves": [curve for curve in curves if curve]}
+        kinds = sorted(self.kinds.items(), key=lambda kind: -len(kind[1]))
+        found = {"kinds": [[kind, sum(right) / len(right), len(right)] for kind, right in kinds],
+                 "curves": [curve for curve in curves if curve]}
         if self.outcomes:
             J, solved = zip(*self.outcomes, strict=True)
             # the decisions themselves: any tau between 0 and 1 takes them as they are
@@ -406,12 +415,14 @@ def read_samples(stage: Stage, notes: list[str]) -> None:
         return
     count = GateCount()
     groups: dict[str, list[dict]] = {}
+    distinct: dict[int, float] = {}
     current = None
     for row in read_rows(path, notes):
         if not is_number(row.get("step")) or "problem_id" not in row:
             continue
         if row["step"] != current and groups:
             stage.tuples.append(pack_step(current, groups))
+            distinct[current] = distinct_tuples(groups)
             groups = {}
         current = row["step"]
         tuples = groups.setdefault(clean(str(row["problem_id"]), 200), [])
@@ -422,7 +433,23 @@ def read_samples(stage: Stage, notes: list[str]) -> None:
             tuples.extend(compact_attempts(row))
     if groups:
         stage.tuples.append(pack_step(current, groups))
+        distinct[current] = distinct_tuples(groups)
     stage.gate = count.summary()
+    column = [distinct.get(step) for step in stage.steps]
+    if any(map(is_number, column)):
+        stage.values["distinct_tuples"] = column
+
+
+def distinct_tuples(groups: dict[str, list[dict]]) -> float | None:
+    """Of a problem's tuples, the share whose programs, as a set of texts, no tuple before has; mean
+    over problems. None where there are no programs, or attempts instead of tuples."""
+    shares = []
+    for tuples in groups.values():
+        sets = [frozenset(branch.get("reply") for branch in t["branches"]) for t in tuples
+                if t.get("strategies")]
+        if len(sets) > 1 and all(sets):
+            shares.append(len(set(sets)) / len(sets))
+    return sum(shares) / len(shares) if shares else None
 
 
 # ----------------------------------------------------------------------------------------------

@@ -80,7 +80,7 @@ function drawHead() {
     const words = ["method", "model", "problems", "commit"].filter((name) => facts[name])
       .map((name) => (name === "method" ? facts[name] : `${name} ${facts[name]}`));
     if (words.length) {
-      head.append(element("p", {class: "small"}, element("strong", {}, stage.name),
+      head.append(element("p", {class: "small what"}, element("strong", {}, stage.name),
         `: ${words.join(" · ")}`));
     }
   }
@@ -685,7 +685,9 @@ function drawGate() {
     if (stage.gate.table) panels.append(joint(stage.gate.table));
     if (stage.gate.kinds.length) {
       panels.append(element("div", {class: "panel"}, element("h4", {}, "Decided rightly, by kind"),
-        table(["kind", "share", "labels"], stage.gate.kinds, [1, 2])));
+        table(["kind", "share", "labels"], stage.gate.kinds, [1, 2]),
+        element("p", {class: "soft small"}, "A plan with a fault is rightly refused, one without " +
+          "is rightly accepted.")));
     }
     const tau = typeof stage.gate.tau === "number" ? `, τ = ${shown(stage.gate.tau)}` : "";
     box.append(element("h3", {}, stage.name + tau), panels);
@@ -751,11 +753,13 @@ function drawSources() {
   const box = section("Data", "data");
   box.append(element("p", {class: "soft small"}, "How many there were, and what was dropped and " +
     "why, as prepare/ recorded it beside the files, and what the files hold."));
+  if (page.sources.some((source) => !source.cleaned)) {
+    box.append(element("p", {class: "soft small"}, "Files marked ° have no manifest.json beside " +
+      "them (prepare.corpora writes one): whether they share problems with evaluation sets is " +
+      "not known."));
+  }
   for (const source of page.sources) {
-    box.append(element("h3", {}, source.title), source.cleaned ? "" :
-      element("p", {class: "soft small"}, "No manifest.json lies beside it (prepare.corpora " +
-        "writes one), so whether it shares problems with evaluation sets is not known."),
-    funnel(source.rows));
+    box.append(element("h3", {}, source.title + (source.cleaned ? "" : " °")), funnel(source.rows));
   }
 }
 

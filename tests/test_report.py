@@ -79,7 +79,8 @@ def test_every_metric_of_every_step_is_in_the_page(run):
         place = stage["steps"].index(row.pop("step"))
         for name, value in row.items():
             assert stage["values"][name][place] == pytest.approx(value, rel=1e-5)
-    assert {chart["metric"] for chart in page["charts"]} == {"R_out", "plan/kl", "odd_metric"}
+    charts = {chart["metric"] for chart in page["charts"]}
+    assert charts == {"R_out", "plan/kl", "odd_metric", "distinct_tuples"}
 
 
 def test_tuples_are_grouped_by_step_and_problem_and_marked_for_the_filters(run):
@@ -108,6 +109,16 @@ def test_the_gate_is_counted_over_all_tuples(run):
     gate = data_of(report.build([run]), "page")["stages"][0]["gate"]
     assert gate["table"]["accepted, solved"] == 0.5 and gate["table"]["tuples"] == 40
     assert gate["curves"][0]["auc"] == 1            # the judge: valid from p = 0.5 on
+    assert sorted(gate["kinds"]) == [["none", 1, 20], ["vague", 1, 20]]
+
+
+def test_tuples_of_a_problem_are_counted_by_their_different_programs(run):
+    same = [make_tuple(1, "p", m) for m in range(4)]
+    other = [make_tuple(2, "p", m) for m in range(3)] + [make_tuple(2, "p", 3)]
+    other[0]["branches"][1]["reply"] = "another program"
+    write_stage(run / "cppo", tuples=same + other)
+    [stage] = data_of(report.build([run]), "page")["stages"]
+    assert stage["values"]["distinct_tuples"] == [0.25, 0.5, None, None, None]
 
 
 def test_an_evaluation_stands_with_its_interval_and_ceilings(run):
@@ -303,6 +314,13 @@ def test_watching_waits_for_a_run_and_writes_it_again(tmp_path, monkeypatch, cap
     assert stage["steps"] == [1, 2] and "at step 2 of 2" in stage["state"]
 
 
+def test_an_empty_folder_beside_a_run_is_named_and_the_run_is_shown(run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    page = data_of(report.build([run, tmp_path / "empty"]), "page")
+    assert any("empty holds nothing" in note for note in page["notes"])
+    assert [stage["name"] for stage in page["stages"]] == ["mini/cppo"]
+
+
 def test_a_folder_without_anything_is_the_users_mistake(tmp_path):
     for folder in (tmp_path, tmp_path / "absent"):
         with pytest.raises(UserError, match="give a"):
@@ -339,7 +357,7 @@ def test_the_page_opens_without_errors_and_loads_nothing(run, browser, width):
     assert browser.errors == []
     assert {url.partition(":")[0] for url in browser.requests} == {"file"}
     assert browser.run("document.documentElement.scrollWidth") <= width
-    assert browser.run("document.querySelectorAll('.chart').length") == 3
+    assert browser.run("document.querySelectorAll('.chart').length") == 4
 
 
 @pytest.mark.browser
