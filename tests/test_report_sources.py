@@ -12,8 +12,8 @@ from prepare import corpora
 
 
 def stage(**flags) -> report_data.Stage:
-    return report_data.Stage("mini/cppo", Path("mini/cppo"), {"flags": flags}, [], {}, {}, [], "",
-                             finished=True)
+    return report_data.Stage("mini/cppo", Path("mini/cppo"), {"flags": flags}, steps=[], values={},
+                             audit={}, refreshes=[], best=None, written="", finished=True)
 
 
 @pytest.fixture(scope="module")
