@@ -258,7 +258,7 @@ class GateCount:
         if is_number(row.get("R_out")):
             self.outcomes.append((row["J"], int(row["R_out"] > 0)))
         if isinstance(row["faults"], list) and is_number(row["p_pass"]):
-            for kind in row["faults"] or ["none"]:
+            for kind in row["faults"] or ["no fault"]:
                 right = (row["J"] == 0) == bool(row["faults"])
                 self.kinds.setdefault(str(kind), []).append(right)
 

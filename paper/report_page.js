@@ -684,7 +684,8 @@ function drawGate() {
     }
     if (stage.gate.table) panels.append(joint(stage.gate.table));
     if (stage.gate.kinds.length) {
-      panels.append(element("div", {class: "panel"}, element("h4", {}, "Decided rightly, by kind"),
+      panels.append(element("div", {class: "panel kinds"}, element("h4", {},
+        "Decided rightly, by kind"),
         table(["kind", "share", "labels"], stage.gate.kinds, [1, 2]),
         element("p", {class: "soft small"}, "A plan with a fault is rightly refused, one without " +
           "is rightly accepted.")));
@@ -737,10 +738,10 @@ function joint(shares) {
     cell(`${decision}, solved`), cell(`${decision}, failed`),
     element("td", {}, shown(shares[`solved | ${decision}`])));
   const head = ["", "solved", "failed", "solved | row"].map((name) => element("th", {}, name));
-  return element("div", {class: "panel"}, element("h4", {}, "Accepted × solved"),
-    element("table", {class: "joint"}, element("tr", {}, ...head), line("accepted"),
+  return element("div", {class: "panel joint"}, element("h4", {}, "Accepted × solved"),
+    element("table", {}, element("tr", {}, ...head), line("accepted"),
       line("rejected")),
-    element("p", {class: "soft small"}, `Shares of ${shares.tuples.toLocaleString("en")} tuples ` +
+    element("p", {class: "soft small narrow"}, `Shares of ${shares.tuples.toLocaleString("en")} tuples ` +
       "of all steps. Only accepted and solved pays the planner; a plan that does not parse is " +
       "rejected."));
 }

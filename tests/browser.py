@@ -106,10 +106,15 @@ class Browser:
                   deviceScaleFactor=1, mobile=width < 600)
         started = time.monotonic()
         self.send("Page.navigate", url=page.resolve().as_uri())
+        self.wait()
+        return time.monotonic() - started
+
+    def wait(self) -> None:
+        """Until the page says that it is drawn."""
+        started = time.monotonic()
         while self.run("document.body && document.body.dataset.ready") != "yes":
             assert time.monotonic() < started + PATIENCE, self.errors
             time.sleep(0.05)
-        return time.monotonic() - started
 
     def key(self, name: str) -> None:
         self.run(f"document.body.dispatchEvent(new KeyboardEvent('keydown', "

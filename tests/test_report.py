@@ -109,7 +109,7 @@ def test_the_gate_is_counted_over_all_tuples(run):
     gate = data_of(report.build([run]), "page")["stages"][0]["gate"]
     assert gate["table"]["accepted, solved"] == 0.5 and gate["table"]["tuples"] == 40
     assert gate["curves"][0]["auc"] == 1            # the judge: valid from p = 0.5 on
-    assert sorted(gate["kinds"]) == [["none", 1, 20], ["vague", 1, 20]]
+    assert sorted(gate["kinds"]) == [["no fault", 1, 20], ["vague", 1, 20]]
 
 
 def test_tuples_of_a_problem_are_counted_by_their_different_programs(run):
@@ -378,6 +378,18 @@ def test_filters_search_and_keys_choose_tuples(run, browser):
                 "s.dispatchEvent(new Event('input'))")
     assert "first" in browser.run(title)
     assert browser.errors == []
+
+
+@pytest.mark.browser
+def test_the_address_leads_back_to_the_tuples_on_the_screen(run, browser):
+    write_stage(run / "cppo", tuples=[make_tuple(s, f"problem {s}", 2) for s in (1, 2, 3)])
+    rendered(run, browser)
+    browser.key("ArrowLeft")
+    browser.run("document.body.dataset.ready = 'no'")
+    browser.send("Page.reload")
+    browser.wait()
+    assert "problem 2" in browser.run("document.querySelector('#tuples-read h3').textContent")
+    assert "step=2" in browser.run("location.hash") and browser.errors == []
 
 
 @pytest.mark.browser
