@@ -63,16 +63,16 @@ LAYERS = ("namespaces", "landlock", "seccomp")
 # wait status, once the sandbox is clean again.
 BEGIN = struct.Struct("<BQQQ")
 CALL = 1
-# supervisor -> program: for each test whether it runs alone, and the files of input, result and
-# error output. Back: for each test "T" with wait status, seconds, CPU seconds, and whether the
-# program process ends with this test. Or once "C" with the error of compiling.
-TEST = struct.Struct("<c?")
+# supervisor -> program: for each test whether it runs alone, whether it is the last, and the files
+# of input, result and error output. Back: for each test "T" with wait status, seconds, CPU seconds,
+# and whether the program process ends with this test. Or once "C" with the error of compiling.
+TEST = struct.Struct("<c??")
 REPLY = struct.Struct("<cidd?")
 UNCONFINED = 125            # exit status of a program process that could not be confined
 
-# Descriptors: a program's socket to the supervisor (in a call that runs alone: the result),
-# Landlock's ruleset, and the two of Zygote.find_libraries.
-TALK, RULES, STDLIB, SITE = 3, 40, 50, 51
+# Descriptors: the result of a call, a program's socket to the supervisor, Landlock's ruleset, and
+# the two of Zygote.find_libraries.
+RESULT, TALK, RULES, STDLIB, SITE = 3, 39, 40, 50, 51
 
 
 # ------------------------------------------------------- inside the sandbox: what the kernel does
@@ -469,6 +469,8 @@ class Zygote:
         # caller.
         self.can_sweep = self.isolated or self.test_uid is not None or self.scoped
         self.clean = self.scratch_state()
+        self.snapshot = Snapshot(self)
+        gc.freeze()
 
     def prepare_environment(self) -> None:
         os.environ.clear()
@@ -531,14 +533,16 @@ class Zygote:
         that stay open in every process.
         """
         stdlib, site = self.config["stdlib"], self.config["site"]
-        self.keeps_descriptors = False
+        self.libraries: tuple[int, ...] = ()
+        unreadable = False
         if not self.isolated and self.test_uid is not None:
             child = os.fork()
             if child == 0:
                 os.setresuid(self.test_uid, self.test_uid, self.test_uid)
                 os._exit(0 if os.access(stdlib + "/os.py", os.R_OK) else 1)
-            self.keeps_descriptors = os.waitpid(child, 0)[1] != 0
-        if self.keeps_descriptors:
+            unreadable = os.waitpid(child, 0)[1] != 0
+        if unreadable:
+            self.libraries = STDLIB, SITE
             for path, number in ((stdlib, STDLIB), (site, SITE)):
                 if path:
                     folder = os.open(path, os.O_PATH | os.O_DIRECTORY)
@@ -684,11 +688,12 @@ class Zygote:
         now = os.stat(self.scratch)     # any change moves ctime, which cannot be set back
         return now.st_mode, now.st_uid, now.st_nlink, now.st_size, now.st_mtime_ns, now.st_ctime_ns
 
-    def close_from(self, first: int) -> None:
-        if self.keeps_descriptors:
-            os.closerange(first, STDLIB)
-            first = SITE + 1
-        os.closerange(first, 1 << 16)
+    def close_all_but(self, *kept: int) -> None:
+        """And the standard three. kept: in increasing order."""
+        first = 3
+        for descriptor in (*kept, *self.libraries, 1 << 16):
+            os.closerange(first, descriptor)
+            first = descriptor + 1
 
     def serve(self) -> None:
         """Begin and end programs as the supervisor asks, until it is gone."""
@@ -820,22 +825,24 @@ class Program:
         kernel.prctl(SUBREAPER, 1)
         if zygote.rules >= 0:
             kernel.call("syscall", LANDLOCK_RESTRICT, zygote.rules, 0, what="landlock_restrict")
-        zygote.close_from(TALK + 1)
+        zygote.close_all_but(TALK)
         zygote.install_filter()
         self.talk = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, TALK)
         try:        # from here on, what fails is the program's fault
             resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
             self.code = compile(source, "main.py", "exec", dont_inherit=True)
-            for module in IMPORTED_AHEAD:
-                if module.encode() in source:
-                    __import__(module)
+            ahead = [module for module in IMPORTED_AHEAD if module.encode() in source]
+            for module in ahead:
+                __import__(module)
         except BaseException as error:
             self.talk.send(b"C" + explain(error))
             _exit(0)
         # as in LiveCodeBench, what stands below "if __name__ == '__main__'" is no part of a call
         self.name = "__main__" if self.function is None else "solution"
-        self.snapshot: Snapshot | None = None
-        self.draws = b"random" in source or self.function is not None
+        self.snapshot = zygote.snapshot
+        self.snapshot.draws = b"random" in source or self.function is not None
+        if ahead:
+            self.snapshot.modules = dict(sys.modules)
         self.pid = os.getpid()
         gc.freeze()     # else the first collection in a test would write to, and copy, all this
 
@@ -845,13 +852,13 @@ class Program:
                 message, ancillary, _, _ = self.talk.recvmsg(TEST.size, 64)
                 if not message:
                     break
-                _, alone = TEST.unpack(message)
+                _, alone, last = TEST.unpack(message)
                 files = struct.unpack("3i", ancillary[0][2])
                 start, spent = time.perf_counter(), self.cpu_seconds()
                 if alone:
                     status, reusable = self.test_in_child(*files)
                 else:
-                    status, reusable = self.test_in_company(*files)
+                    status, reusable = self.test_in_company(*files, last=last)
                 seconds, spent = time.perf_counter() - start, self.cpu_seconds() - spent
                 ends = status != 0 or not reusable
                 self.talk.send(REPLY.pack(b"T", status, seconds, spent, ends))
@@ -893,14 +900,12 @@ class Program:
                 break
         return status, self.zygote.scratch_state() == self.zygote.clean
 
-    def test_in_company(self, *files: int) -> tuple[int, bool]:
+    def test_in_company(self, *files: int, last: bool) -> tuple[int, bool]:
         """The same, for a test in this very process."""
-        if self.snapshot is None:
-            self.snapshot = Snapshot(self.zygote, self.draws)
         status = self.test(*files, alone=False)
         if os.getpid() != self.pid: # a process that the test has forked, at its end
             _exit(status)
-        return status << 8, self.snapshot.restore()
+        return status << 8, not last and self.snapshot.restore()
 
     def test(self, given: int, result: int, errors: int, alone: bool) -> int:
         """Run one test in this process, as a new Python would; return the exit status."""
@@ -914,18 +919,17 @@ class Program:
             os.dup2(nothing, 1)
             arguments = os.pread(given, os.fstat(given).st_size, 0)
         os.dup2(errors, 2)
-        if alone:
-            if self.function is not None:
-                os.dup2(result, TALK)
-                result = TALK
-            self.zygote.close_from(TALK + (self.function is not None))
+        kept = (RESULT,) if self.function is not None else ()
+        if kept:
+            os.dup2(result, RESULT)
+        self.zygote.close_all_but(*kept, *(() if alone else (TALK,)))
         output = sys.stdout
-        status = self.run_code(arguments, result)
+        status = self.run_code(arguments)
         if status == 0:     # otherwise no exit function may make it good
             status = finish(output, self.name)
         return status
 
-    def run_code(self, arguments: bytes, result: int) -> int:
+    def run_code(self, arguments: bytes) -> int:
         """Run the program in a new module, which only sys.modules holds afterwards."""
         sys.modules[self.name] = module = ModuleType(self.name)
         names = vars(module)
@@ -938,7 +942,7 @@ class Program:
             names.update(__name__=self.name, __builtins__=builtins, __file__="/tmp/main.py")
             exec(self.code, names)
             if self.function is not None:
-                self.answer(names, arguments, result)
+                self.answer(names, arguments)
         except SystemExit as stop:
             if issubclass(type(stop.code), int):
                 return int.__and__(stop.code, 255)
@@ -950,7 +954,7 @@ class Program:
             return 1
         return 0
 
-    def answer(self, names: dict, arguments: bytes, result: int) -> None:
+    def answer(self, names: dict, arguments: bytes) -> None:
         """Call the function under test, write its value as JSON."""
         function, solution = names.get(self.function), names.get("Solution")
         if isinstance(solution, type) and hasattr(solution, self.function):
@@ -958,7 +962,7 @@ class Program:
         if function is None:
             raise NameError(f"the program defines no function {self.function!r}")
         text = json.dumps(function(*json.loads(arguments)), default=plain).encode()
-        with open(result, "wb", closefd=False) as file:
+        with open(RESULT, "wb", closefd=False) as file:
             file.write(text)
 
 
@@ -983,16 +987,17 @@ def finish(output, module: str) -> int:
 
 
 class Snapshot:
-    """State of the interpreter before its first test; restore() puts it back after each.
+    """State of the interpreter before any program; restore() puts it back after a test.
 
-    It covers what programs change in practice, not all that they could (an attribute of math, say).
+    Taken once, in the zygote: to copy all these references would cost a program 250 page faults. It
+    covers what programs change in practice, not all that they could (an attribute of math, say).
     So a test that fails in company is repeated alone, and some tests always run alone: see
     verifier.Supervisor.
     """
 
-    def __init__(self, zygote: Zygote, draws: bool):
-        """draws: the program may use random numbers."""
+    def __init__(self, zygote: Zygote):
         self.zygote = zygote
+        self.draws = True       # the program may use random numbers
         self.of_sys, self.of_builtins = dict(vars(sys)), dict(vars(builtins))
         lists = [name for name, value in self.of_sys.items() if type(value) is list]
         self.lists = {name: list(self.of_sys[name]) for name in lists}      # path, argv, ...
@@ -1000,10 +1005,10 @@ class Snapshot:
         self.environment = dict(os.environ._data)
         self.recursion_limit = sys.getrecursionlimit()
         self.clear_caches = list(getattr(sys.modules["typing"], "_cleanups", ()))
-        self.random_state = sys.modules["random"].getstate() if draws else None
+        self.random_state = sys.modules["random"].getstate()
         self.numpy = sys.modules.get("numpy")
         if self.numpy:
-            self.numpy_state = self.numpy.random.get_state() if draws else None
+            self.numpy_state = self.numpy.random.get_state()
             self.numpy_errors = self.numpy.geterr()
             self.numpy_print = self.numpy.get_printoptions()
 
@@ -1027,7 +1032,7 @@ class Snapshot:
             for clear in self.clear_caches:     # to typing's caches, 0.0 and -0.0 are one
                 clear()
             self.restore_modules()
-            self.zygote.close_from(TALK + 1)
+            self.zygote.close_all_but(TALK)
             open_standard_streams()
             return True
         except BaseException:
@@ -1043,10 +1048,10 @@ class Snapshot:
         if "decimal" in sys.modules:
             decimal = sys.modules["decimal"]
             decimal.setcontext(decimal.Context())
-        if self.random_state:
+        if self.draws:
             sys.modules["random"].setstate(self.random_state)
         if self.numpy:
-            if self.numpy_state:
+            if self.draws:
                 self.numpy.random.set_state(self.numpy_state)
             self.numpy.seterr(**self.numpy_errors)
             self.numpy.set_printoptions(**self.numpy_print)
@@ -1151,12 +1156,15 @@ class Allowance:
 
 @dataclass
 class Result:
-    """Of one test: "ended" (exit status 0) and its output; other statuses say what went wrong."""
+    """Of one test: "ended" (exit status 0) and its output; other statuses say what went wrong.
+
+    "unclear" is one in company that must be repeated alone.
+    """
     status: str
     message: str = ""
     output: str | None = None
     seconds: float = 0.0        # wall clock
-    alone: bool = True          # it ran in a process that had run nothing before
+    fresh: bool = True          # it ran in a process that had run nothing before
 
 
 def memory_file(content: bytes = b"") -> int:
@@ -1311,9 +1319,10 @@ class Sandbox:
         try:
             for n, (_, alone) in enumerate(tests):
                 while n + len(files) < min(len(tests), n + TESTS_AHEAD):
-                    files.append(self.send_test(*tests[n + len(files)]))
+                    sent = n + len(files)
+                    files.append(self.send_test(*tests[sent], last=sent == len(tests) - 1))
                 result, ends = self.await_test(files[0], alone, allowance)
-                result.alone = alone
+                result.fresh = alone or n == 0 and result.status != "unclear"
                 for descriptor in files.pop(0):
                     os.close(descriptor)
                 yield result
@@ -1333,17 +1342,17 @@ class Sandbox:
         limits = BEGIN.pack(flags, allowance.memory, allowance.output, cpu_seconds)
         code = memory_file(source)
         self.ended: int | None = None       # wait status of the program process
-        self.confined = False               # it has come as far as to a test
+        self.complaints = os.fstat(self.errors).st_size
         with theirs, self.or_fault():
             message = b"B" + limits + (function or "").encode()
             send_with_files(self.control, message, code, theirs.fileno())
         os.close(code)
 
-    def send_test(self, text: str, alone: bool) -> tuple[int, int, int]:
+    def send_test(self, text: str, alone: bool, last: bool) -> tuple[int, int, int]:
         given = memory_file(text.encode("utf-8", "surrogatepass"))
         files = given, memory_file(), memory_file()
         with contextlib.suppress(OSError):      # if the process is gone, await_test says why
-            send_with_files(self.talk, TEST.pack(b"T", alone), *files)
+            send_with_files(self.talk, TEST.pack(b"T", alone, last), *files)
         return files
 
     def await_test(self, files: tuple[int, int, int], alone: bool,
@@ -1361,7 +1370,6 @@ class Sandbox:
             if len(message) == REPLY.size:
                 _, status, inside, spent, ends = REPLY.unpack(message)
                 seconds = min(max(inside, 0.0), seconds)    # without the time that messages take
-                self.confined = True
             else:
                 status = self.died()
             if ends:
@@ -1369,6 +1377,9 @@ class Sandbox:
             if message[:1] == b"C":
                 explanation = message[1:].decode("utf-8", "replace").strip()
                 result = Result("compile_error", explanation)
+            elif not alone and len(message) != REPLY.size:
+                # a test in company can end its process, or garble what that says
+                result = Result("unclear", "its process said nothing of this test")
             else:
                 # not after "C": on a busy machine `end` may itself kill what has said so and not
                 # yet exited, and then the status is that of our own SIGKILL
@@ -1384,7 +1395,8 @@ class Sandbox:
         """The wait status of a program process that has ended without a reply."""
         status = self.end()
         unconfined = os.WIFEXITED(status) and os.WEXITSTATUS(status) == UNCONFINED
-        if unconfined and not self.confined:    # later, model code in company can exit like that
+        # model code can exit like that, but has no access to the zygote's error output
+        if unconfined and os.fstat(self.errors).st_size > self.complaints:
             raise Fault(f"a program process failed: {last_text(self.errors)}")
         return status
 

@@ -236,10 +236,10 @@ def check_calls(function: str, tests: list[dict]) -> None:
 class Supervisor:
     """Comes to the verdict on one item at a time, in the sandboxes of one worker.
 
-    strict: every test alone, in a process of its own. batch: two tests alone, then the others in
-    company, one after another in one process; from the first that fails there on, all run alone. So
-    batch can only differ by accepting a program that passes because of what its own earlier tests
-    left behind, in spite of Snapshot.restore, and passes the tests that ran alone all the same.
+    strict: every test alone, in a process of its own. batch: in company, one after another in one
+    process, but for one test, which has a fresh process; from the first that fails on, all run
+    alone. So batch can only differ by accepting a program that passes because of what its own
+    earlier tests left behind, in spite of Snapshot.restore, and passes the one test all the same.
     """
 
     def __init__(self, config: dict):
@@ -282,7 +282,7 @@ class Supervisor:
         if item.get("fn_name") is not None:
             self.expected = [parse_json(test["output"]) for test in tests]
         source = code.encode("utf-8", "surrogatepass")
-        if self.config["mode"] == "batch" and len(tests) > 1:
+        if self.config["mode"] == "batch":
             self.run_batch(source)
         while (waiting := self.next_tests()):
             self.run(source, [(n, True) for n in waiting])
@@ -314,18 +314,25 @@ class Supervisor:
         return waiting
 
     def run_batch(self, source: bytes) -> None:
-        """Two tests alone, the others in company; forget all from the first that fails there on.
+        """All tests but one in company, and this one in a fresh process if the others pass.
 
-        Alone are test 0, at which most wrong programs fail, and one picked by a checksum: the same
-        in every run, and nothing that a program could prepare for.
+        It is picked by a checksum: the same in every run, and nothing that a program could prepare
+        for. The first test of a process is as good as one alone. Where another fails in company, or
+        the one does, what company may have spoilt is forgotten, to be run alone.
         """
-        lone = 1 + zlib.crc32(source) % (len(self.tests) - 1)
-        others = [(n, False) for n in range(1, len(self.tests)) if n != lone]
-        self.run(source, [(0, True), (lone, True), *others])
+        count, spoilt = len(self.tests), False
+        lone = 1 + zlib.crc32(source) % (count - 1) if count > 1 else None
+        others = [n for n in range(count) if n != lone]
+        self.run(source, [(n, False) for n in others])
+        if lone is not None and all(map(self.passed, others)):
+            self.run(source, [(lone, False)])
+            spoilt = not self.passed(lone)
         for n, result in enumerate(self.results):
-            if result is not None and result.status != "accepted" and not result.alone:
-                self.results[n:] = [None] * (len(self.tests) - n)
-                break
+            if result is not None and not result.fresh and (spoilt or not self.passed(n)):
+                self.results[n] = None
+
+    def passed(self, n: int) -> bool:
+        return self.results[n] is not None and self.results[n].status == "accepted"
 
     def run(self, source: bytes, tests: list[tuple[int, bool]]) -> None:
         """Run (test, alone?) pairs in one program process, as far as it lives and they pass."""
@@ -344,7 +351,7 @@ class Supervisor:
                 if result.status == "compile_error":
                     self.results = [result] * len(self.tests)
                     return
-                if result.status != "accepted" and not (self.every_test and result.alone):
+                if result.status != "accepted" and not (self.every_test and result.fresh):
                     return
                 if allowance.cpu_seconds <= 0 or allowance.wall_seconds <= 0:
                     return
@@ -530,6 +537,7 @@ class Worker:
         from concurrent.futures import Future
         self.config, self.jobs = config, jobs
         self.process, self.stopping, self.lock = None, False, threading.Lock()
+        self.protections: dict[str, str] | None = None      # as at the first start
         self.report: Future = Future()
         self.thread = threading.Thread(target=self.run, name="verifier", daemon=True)
         self.thread.start()
@@ -572,7 +580,11 @@ class Worker:
                 raise SandboxError("the Verifier is closed")
             self.process = start_process(__file__, "--supervisor", theirs, held)
         os.close(held)
-        return self.ask(dict(self.config, alive=held))
+        report = self.ask(dict(self.config, alive=held))
+        self.protections = self.protections or report
+        if report != self.protections:      # say, a probe at its start was killed from outside
+            raise SandboxError(f"a worker came back with other protections: {report}")
+        return report
 
     def ask(self, request: dict) -> dict:
         try:
