@@ -36,6 +36,7 @@ from lib.problems import Problem, load_problems
 from lib.progress import progress
 from paper import attempts, cards
 from prepare.ask import Cache, Responder
+from prepare.corpora import is_erratum
 from prepare.judge import Judge, open_source
 from rivals.inference import Grader, attempts_at
 from rivals.methods import METHODS, Setting, attempts_per_draw, draws_per_problem, shuffled_donors
@@ -270,12 +271,20 @@ def make_attempts(args: argparse.Namespace, task: Task, ranks: lib_run.Ranks, ca
 # ----------------------------------------------------------------------------------------------
 # What is printed
 
-def print_scores(args: argparse.Namespace, evaluation: attempts.Evaluation,
-                 others: list[attempts.Evaluation]) -> None:
+def print_scores(args: argparse.Namespace, problems: list[Problem],
+                 evaluation: attempts.Evaluation, others: list[attempts.Evaluation]) -> None:
     print(f"{args.benchmark}, {args.method}: {len(evaluation.problems)} problems, "
           f"{evaluation.path}")
     rows = [{"K": k} | attempts.scores(evaluation, k, args.select) for k in args.k]
+    errata = {problem.id for problem in problems if is_erratum(problem)} & set(evaluation.problems)
+    if 0 < len(errata) < len(evaluation.problems):
+        print(f"{len(errata)} of them are published errata; below the line without those")
+        rest = attempts.without(evaluation, errata)
+        rows += [{"K": k} | attempts.scores(rest, k, args.select) for k in args.k]
     print(attempts.render(rows))
+    reply_scores = attempts.reply_scores(evaluation)
+    if reply_scores:
+        print(attempts.render([reply_scores]))
     tuple_scores = attempts.tuple_scores(evaluation)
     if tuple_scores:
         print(attempts.render([tuple_scores]))
@@ -316,7 +325,7 @@ def main(args: argparse.Namespace) -> int:
                 faults = cards.fault_shares(evaluation, task.problems, args.num_strategies, judge)
                 evaluation.card["faults"] = faults
                 task.parts.save_card(evaluation.card)
-            print_scores(args, evaluation, others)
+            print_scores(args, task.problems, evaluation, others)
     return 0
 
 

@@ -4,19 +4,23 @@ Everything is written under a name that ends in PARTIAL, flushed to disk, and th
 sees the old version or the new one, and a process that dies leaves only what the next one clears.
 """
 
+import glob
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import sys
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 from lib.errors import UserError
 
 PARTIAL = ".partial"            # suffix of what is being written, or already being deleted
+ABANDONED_SECONDS = 3600        # since the last byte of a partial file
 MAX_DIGITS = 100_000            # of an integer: APPS has some of 9,131, Python allows 4,300
 
 
@@ -34,15 +38,32 @@ def flush(path: Path) -> None:
 
 @contextmanager
 def writing(path: str | os.PathLike) -> Iterator[TextIO]:
-    """A text file to write into that appears as `path` when the block ends well."""
+    """A text file to write into that appears as `path` when the block ends well.
+
+    Each writer has a partial file of its own: of two processes that write one path the later wins.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + PARTIAL)
-    with open(partial, "w", encoding="utf-8") as file:
-        yield file
-    flush(partial)
-    os.replace(partial, path)
+    clear_abandoned(path)
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTIAL}")
+    try:
+        with open(partial, "x", encoding="utf-8") as file:
+            yield file
+        flush(partial)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     flush(path.parent)
+
+
+def clear_abandoned(path: Path) -> None:
+    """Remove what a killed process has left of `path`. By age: the writer may be on another node,
+    where its process id says nothing."""
+    for partial in path.parent.glob(f"{glob.escape(path.name)}.*{PARTIAL}"):
+        with suppress(OSError):
+            if partial.is_file() and time.time() - partial.stat().st_mtime > ABANDONED_SECONDS:
+                partial.unlink()
 
 
 def write_file(path: str | os.PathLike, text: str) -> None:

@@ -3,6 +3,7 @@ has."""
 
 import argparse
 import math
+import sys
 from collections.abc import Callable
 
 
@@ -11,6 +12,9 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description: str, **settings):       # settings: what add_parser passes on
         shape = argparse.ArgumentDefaultsHelpFormatter
+        spec = sys.modules["__main__"].__spec__
+        if spec and "." in spec.name:       # usage lines say how a script in a folder is run
+            settings.setdefault("prog", f"python -m {spec.name}")
         super().__init__(description=description, formatter_class=shape, allow_abbrev=False,
                          **settings)
 

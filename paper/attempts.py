@@ -14,12 +14,13 @@ import math
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+import prompts
 from lib import metrics
 from lib.errors import UserError
 
@@ -293,6 +294,38 @@ def tuple_scores(evaluation: Evaluation) -> dict[str, float]:
     if evaluation.method in PLANNED:
         row["unparsed"] = np.mean([is_unparsed(group) for group in groups])
     return {name: float(value) for name, value in row.items()}
+
+
+def reply_scores(evaluation: Evaluation) -> dict[str, float]:
+    """Shares, as training logs them: of solver replies with several code blocks, and that end
+    inside one; of plans that do not parse but have all K labels in other marks."""
+    replies, plans = [], []
+    for attempts in evaluation.problems.values():
+        replies += [attempt["reply"] for attempt in attempts if attempt.get("reply") is not None]
+        plans += [plan for attempt in attempts for plan in attempt.get("plans") or ()]
+    row = {}
+    if replies:
+        found = [prompts.find_blocks(reply) for reply in replies]
+        row["several blocks"] = np.mean([len(blocks) > 1 for blocks, _ in found])
+        row["block cut"] = np.mean([cut for _, cut in found])
+    if plans and evaluation.method == "tuple":
+        k = evaluation.setting.get("num_strategies", 4)
+        row["plan near miss"] = np.mean([is_near_miss(plan, k) for plan in plans])
+    return {name: float(value) for name, value in row.items()}
+
+
+def is_near_miss(plan: str, k: int) -> bool:
+    try:
+        prompts.parse_plan(plan, k)
+    except prompts.PlanError as error:
+        return bool(error.near_miss)
+    return False
+
+
+def without(evaluation: Evaluation, names: Collection[str]) -> Evaluation:
+    """The evaluation of the other problems."""
+    left = {name: made for name, made in evaluation.problems.items() if name not in names}
+    return replace(evaluation, problems=left)
 
 
 def has_equal_outcomes(group: list[dict]) -> bool:

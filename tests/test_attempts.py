@@ -4,13 +4,16 @@ import gzip
 import json
 import statistics
 import zipfile
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 from paper_runs import PROBLEMS, pass_at, raw, write_run
 
+import evaluate
 from lib import metrics
 from lib.errors import UserError
+from lib.problems import Problem
 from paper import attempts
 
 
@@ -119,3 +122,39 @@ def test_rows_print_under_all_their_columns_and_absent_cells_are_dashes():
     assert text.split("\n") == ["method  pass@4  tokens", "------  ------  ------",
                                 "CPPO     0.500       -", "x            -  1234.6",
                                 "y            -       -"]
+
+
+def evaluation_of(lines: list[dict], method: str = "tuple") -> attempts.Evaluation:
+    problems: dict[str, list[dict]] = {}
+    for line in lines:
+        problems.setdefault(line["problem_id"], []).append(line)
+    return attempts.Evaluation(Path("x.jsonl"), {"setting": {"method": method}}, problems)
+
+
+def test_shares_of_odd_replies_and_plans_are_those_of_training():
+    block = "```python\nprint(1)\n```\n"
+    near_miss = "\n".join(f"**{label}:** sort the list" for label in "ABCD")
+    plan = "\n".join(f"{label}: sort the list by column {label}" for label in "ABCD")
+    lines = [{"problem_id": "p", "reply": reply, "plans": plans} for reply, plans in (
+        (block, [plan]), (block + "Example usage:\n" + block, None),
+        ("```python\nprint(", [near_miss]), (block + "```\n1", ["nothing"]), (None, None))]
+    shares = attempts.reply_scores(evaluation_of(lines))
+    assert shares == {"several blocks": 0.25, "block cut": 0.5, "plan near miss": 1 / 3}
+    assert "plan near miss" not in attempts.reply_scores(evaluation_of(lines, "tuple-iid"))
+    # a file of an earlier version, or of another system
+    assert attempts.reply_scores(evaluation_of([{"problem_id": "p"}])) == {}
+
+
+def test_both_figures_are_printed_where_published_errata_are_among_the_problems(capsys):
+    base = {"tuple": 0, "index": 0, "planner_tokens": 0, "solver_tokens": 0, "strategy": None}
+    evaluation = evaluation_of([base | {"problem_id": "lcb/a", "status": "accepted"},
+                                base | {"problem_id": "lcb/b", "status": "wrong_answer"}], "direct")
+    problems = [Problem("lcb/a", "x"), Problem("lcb/b", "x", ids={"atcoder": "abc311_c"})]
+    args = Namespace(benchmark="lcb", method="direct", k=[1], select="first")
+    evaluate.print_scores(args, problems, evaluation, [])
+    printed = capsys.readouterr().out
+    assert "1 of them are published errata" in printed
+    assert [line.split()[1] for line in printed.splitlines() if line.startswith("1  ")] == \
+        ["0.500", "1.000"]
+    evaluate.print_scores(args, problems[:1], evaluation, [])
+    assert "errata" not in capsys.readouterr().out

@@ -1,10 +1,12 @@
 """prepare/screen.py: pools judged by their own solutions."""
 
 import json
+import sys
 
 import pytest
 
 from corpus_rows import apps_row, code_contests_row, write_rows
+from lib import flags
 from lib.errors import UserError
 from lib.problems import load_problems
 from prepare import corpora, exposure, screen
@@ -89,3 +91,11 @@ def test_pass_rates_are_shares_of_accepted_attempts(tmp_path):
     write_rows(path, [{"problem_id": "a"}])
     with pytest.raises(UserError, match="line 1: an attempt has"):
         screen.pass_rates(path)
+
+
+def test_the_usage_line_says_how_a_script_in_a_folder_is_run(monkeypatch):
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", screen.__spec__)
+    usage = flags.Parser("").format_usage()
+    assert usage.startswith("usage: python -m prepare.screen")
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
+    assert not flags.Parser("").format_usage().startswith("usage: python -m")
