@@ -1,54 +1,42 @@
 #!/usr/bin/env bash
-# The paper's claim on three seeds: run.sh for each, and beside CPPO, at the same steps and learning
-# rate, its two counterparts: no gate (--reward outcome), and no tuples (plain GRPO). Then two long
-# runs, past the peak.
+# The claim over runs, and past the peak: run.sh with five seeds, each from base models of its own;
+# then 480 steps of stage 5 from each warm-up with the paper's credit and with marginal credit, and
+# on three seeds with credit by place and with a smaller solver weight. Checkpoints are evaluated on
+# held-out problems every 60 steps.
 #
-#   bash miniature/claim.sh        # about 50 minutes on two cores; stopped, it continues
+#   bash miniature/claim.sh        # about 14 hours on two cores; stopped, it continues
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 # shellcheck source=miniature/settings.sh disable=SC2086
 source miniature/settings.sh
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
-cores=$(env -u OMP_NUM_THREADS nproc)
-processes=${PROCESSES:-$((cores > 1 ? 2 : 1))}
 world=runs/miniature-world
-prompts=miniature/prompts.json
-judge=miniature.world:judge
-runs=()
-parallel() { torchrun --standalone --nproc_per_node="$processes" "$@"; }
-common=(--prompts $prompts --problems $world/train.jsonl $SAMPLING --lr $LR --show-every 0)
-evaluate() {
-  python evaluate.py --problems $world/heldout.jsonl --prompts $prompts $SAMPLING --workers 1 "$@"
+runs=() stages=()
+run_of() { if (($1)); then echo "miniature-base$1-seed$1"; else echo miniature-seed0; fi; }
+
+# Two at a time, one process each. A stage that is done ends at once.
+long() { # SEED FLAGS...
+  local run flags=${*:2}; run=$(run_of "$1")
+  python train_cppo.py --model "runs/$run/warmup/final" --gate "runs/$run/gate/final" \
+    --run-name "$run" --seed "$1" --variant long --steps $((4 * STEPS)) --lr $LR --keep 0 \
+    --prompts miniature/prompts.json --problems $world/train.jsonl $SAMPLING --workers 1 \
+    --device cpu --show-every 0 "${@:2}" > "runs/$run/long${flags// /}.log" 2>&1
 }
 
+for seed in 0 1 2 3 4; do
+  bash miniature/run.sh --seed $seed --base-seed $seed
+  long $seed & long $seed --solver-credit marginal
+  wait $!
+  runs+=("runs/$(run_of $seed)")
+done
 for seed in 0 1 2; do
-  run=miniature-seed$seed
-  gate=runs/$run/gate/final
-  runs+=("runs/$run")
-  bash miniature/run.sh --seed $seed
-  parallel train_cppo.py "${common[@]}" --model "runs/$run/warmup/final" --judge $judge \
-    --gate "$gate" --run-name $run --seed $seed --reward outcome --steps "$STEPS"
-  parallel -m rivals.train_rivals "${common[@]}" --method grpo --model runs/miniature-base \
-    --run-name $run --seed $seed --steps "$STEPS"
-  evaluate --model "runs/$run/cppo-outcome/final" --method tuple --judge $judge --gate "$gate" \
-    --seed $seed &
-  evaluate --model "runs/$run/grpo/final" --method direct --seed $seed
+  long $seed --planner-credit place & long $seed --solver-credit marginal --planner-credit place
+  wait $!
+  long $seed --solver-weight 0.1 & long $seed --solver-credit marginal --solver-weight 0.1
   wait $!
 done
-
-# past the peak, as the paper has it and with the solver held back
-run=miniature-seed0
-gate=runs/$run/gate/final
-for weight in 1 0.1; do
-  parallel train_cppo.py "${common[@]}" --model runs/$run/warmup/final --judge $judge \
-    --gate $gate --run-name miniature-long --seed 0 --steps $((4 * STEPS)) --solver-weight $weight
-done
-for stage in cppo cppo-sw0.1; do
-  evaluate --model runs/miniature-long/$stage/final --method tuple --judge $judge --gate $gate \
-    --seed 0
-done
+for run in "${runs[@]}"; do stages+=("$run"/*-long); done
 python -m paper.tables table 8 "${runs[@]}"
-python -m paper.tables table 6 "${runs[@]}"
-python -m miniature.results "${runs[@]}"
-python -m miniature.curve "${runs[@]}" runs/miniature-long
+python -m miniature.curve "${stages[@]}" --heldout $world/heldout.jsonl --every 60 \
+  --picture results/curve.png

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# The whole method on a laptop: world, base model, stages 1 to 5, evaluation on held-out problems,
-# one table.
+# The whole method on a laptop: world, base model, stages 1 to 4, then stage 5 twice, with the
+# paper's credit and with marginal credit; evaluation on held-out problems, one table, one page.
 #
 #   bash miniature/run.sh [--seed N] [--base-seed N] [--fresh]
 #
 # A finished stage is not done again; a killed one continues from its newest checkpoint. --fresh
 # starts the run over, but keeps the world and the base models, which do not depend on --seed.
-# --base-seed trains other base models. PROCESSES (default: 2, or 1 on one core) share the work of
-# sampling and training; results are the same for any number, up to the order of summation.
+# --base-seed trains other base models. PROCESSES (default: 2, or 1 on one core) share the work;
+# results are the same for any number, up to the order of summation.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -37,55 +37,71 @@ prompts=miniature/prompts.json
 judge=miniature.world:judge
 SECONDS=0
 stage() { printf '\n== %s  (%d:%02d)\n' "$1" $((SECONDS / 60)) $((SECONDS % 60)); }
+
+# Two jobs that need nothing of each other share the cores: one on the screen, one, in a process
+# group of its own that ends with this script, in a file.
+beside=0
+begin_beside() { # FILE COMMAND...
+  local log=$1; shift
+  ((processes > 1)) || { "$@" 2>&1 | tee "$log"; return; }
+  set -m; "$@" > "$log" 2>&1 & beside=$!; set +m
+  trap 'kill -- -$beside 2>/dev/null || true' EXIT
+}
+wait_beside() { # FILE
+  ((processes > 1)) || return 0
+  while kill -0 $beside 2>/dev/null; do echo "beside it: $(tail -n 1 "$1")"; sleep 10; done
+  wait $beside || { cat "$1" >&2; exit 3; }
+  trap - EXIT
+}
+train() { # PROCESSES FLAGS...
+  local n=$1; shift
+  if ((n > 1)); then torchrun --standalone --nproc_per_node="$n" train_cppo.py "$@"
+  else python train_cppo.py "$@"; fi
+}
 evaluate() {
   python evaluate.py "$@" --problems $world/heldout.jsonl --prompts $prompts $SAMPLING \
-    --seed "$seed" --workers 1 "${fresh[@]}" >> "runs/$run/evaluation.log"
+    --seed "$seed" --workers 1 "${fresh[@]}"
 }
-parallel() { torchrun --standalone --nproc_per_node="$processes" "$@"; }
 
 stage "the world; the base model, then stage 1; beside them the gate's base, then stage 2"
 [[ -f $world/heldout.jsonl ]] || python -m miniature.world build --out "$world"
 mkdir -p "runs/$run"
-: > "runs/$run/evaluation.log"
-gate() { # its output goes to a file: two progress bars do not fit one screen
+gate() {
   [[ -f $gate_base/config.json ]] ||
     python -m miniature.base $GATE_BASE --seed "$base_seed" --out "$gate_base"
   python train_rm.py --model "$gate_base" --run "$run" --seed "$seed" --prompts $prompts \
     "${fresh[@]}" --labels $world/labels_train.jsonl --val $world/labels_val.jsonl $GATE
 }
-set -m      # a process group of its own, so that it ends with this script
-gate > "runs/$run/gate.log" 2>&1 &
-beside=$!
-set +m
-trap 'kill -- -$beside 2>/dev/null || true' EXIT
+begin_beside "runs/$run/gate.log" gate
 [[ -f $base/config.json ]] || python -m miniature.base $BASE --seed "$base_seed" --out "$base"
 python train_sft.py --model "$base" --run "$run" --seed "$seed" --prompts $prompts "${fresh[@]}" \
   --gold $world/gold.jsonl $SFT
-# this core is free while the other one trains the gate
+# the other core still trains the gate
 evaluate --model "$base" --run-name "$run" --method direct
-while kill -0 $beside 2>/dev/null; do
-  echo "waiting for the gate: $(tail -n 1 "runs/$run/gate.log")"
-  sleep 10
-done
-wait $beside || { cat "runs/$run/gate.log" >&2; exit 3; }
-tail -n 12 "runs/$run/gate.log"
+evaluate --model "runs/$run/sft/final" --method tuple --judge $judge
+wait_beside "runs/$run/gate.log"
 
-common=(--model "$base" --run-name "$run" --seed "$seed" --prompts $prompts
-        --problems $world/train.jsonl --judge $judge $SAMPLING "${fresh[@]}")
 stage "stage 3: RM-guided warm-up"
-parallel train_cppo.py "${common[@]}" --stage warmup $WARMUP
+common=(--model "$base" --run-name "$run" --seed "$seed" --prompts $prompts --device cpu
+        --problems $world/train.jsonl --judge $judge $SAMPLING "${fresh[@]}")
+train "$processes" "${common[@]}" --stage warmup $WARMUP
 
-stage "stages 4 and 5: the audit, then CPPO"
-parallel train_cppo.py "${common[@]}" --steps $STEPS --lr $LR $CPPO
-
-stage "evaluation on held-out problems"
+stage "stages 4 and 5: the audit, then CPPO with marginal credit; beside it with the paper's"
 planned=(--method tuple --judge $judge --gate "runs/$run/gate/final")
-{ evaluate --model "runs/$run/sft/final" "${planned[@]}"
-  evaluate --model "runs/$run/warmup/final" "${planned[@]}"; } &
-evaluate --model "runs/$run/cppo/final" "${planned[@]}"
-evaluate --model "runs/$run/cppo/final" "${planned[@]}" --shuffle-strategies
-wait $!
+cppo() { # FOLDER FLAGS...
+  local folder=$1; shift
+  train $(((processes + 1) / 2)) "${common[@]}" $CPPO "$@"
+  evaluate --model "runs/$run/$folder/final" "${planned[@]}"
+}
+paper() {
+  evaluate --model "runs/$run/warmup/final" "${planned[@]}"
+  cppo cppo
+}
+begin_beside "runs/$run/cppo.log" paper
+cppo cppo-marginal --solver-credit marginal
+wait_beside "runs/$run/cppo.log"
 
 stage "pass@4 on 300 held-out problems, averaged over the posterior"
 python -m paper.tables table 8 "runs/$run"
-stage "done; every attempt is in runs/$run/*/eval, the output in runs/$run/evaluation.log"
+python -m paper.report "runs/$run"
+stage "done; every attempt is in runs/$run/*/eval, the page to look at is runs/$run/report.html"
