@@ -109,7 +109,7 @@ def paths(run: Path) -> list[Path]:
     """The attempts files of a run: a folder, or an archive of one (RUN.zip)."""
     if run.suffix == ".zip" and run.is_file():
         with zipfile.ZipFile(run) as archive:
-            files = [run / name for name in archive.namelist()]
+            files = [run / name for name in archive.namelist() if "eval/" in name]
     else:
         files = list(run.rglob("eval/*"))
     return sorted(file for file in files if file.name.endswith((".jsonl", ".jsonl.gz")))

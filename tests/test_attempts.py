@@ -30,6 +30,7 @@ def pack(folder: Path) -> Path:
 def test_a_file_reads_alike_plain_compressed_and_from_an_archive(tmp_path):
     path = write_run(tmp_path / "run", "cppo", "tuple")
     attempts.beside(path, ".diversity.json").write_text('{"groups": []}')
+    (tmp_path / "run/cppo/metrics.jsonl").write_text("{}")      # a log, no attempts
     plain = attempts.load(path)
     archive = pack(tmp_path / "run")
     zipped = attempts.load(archive / "cppo/eval/heldout-tuple.jsonl")
