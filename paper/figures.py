@@ -329,7 +329,7 @@ def advantage_variance(problems: list[dict]) -> dict[int, float]:
 # ----------------------------------------------------------------------------------------------
 # One tuple
 
-WIDTHS = {"statement": 26, "strategy": 30, "program": 34}       # characters a line
+WIDTHS = {"statement": 26, "strategy": 33, "program": 34}       # characters a line
 LINES = 5                                                       # of a box, at most
 
 

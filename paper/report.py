@@ -2,6 +2,7 @@
 
     python -m paper.report runs/mini                        # runs/mini/report.html
     python -m paper.report runs/mini runs/mini-seed1        # curves of both; in the first's folder
+    python -m paper.report runs/mini --watch 60             # again every minute, while it trains
 
 The file opens from disk: it needs no server and no network, and loads nothing. It is at most 2 MB:
 every metric stands in it, and as many steps' tuples as fit. What a model wrote is shown as text: it

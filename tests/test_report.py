@@ -189,17 +189,17 @@ def test_passwords_in_addresses_are_left_out(run):
 
 def test_secrets_of_the_environment_are_left_out_wherever_they_stand(run, monkeypatch):
     monkeypatch.setenv("JUDGE_API_KEY", 'swordfish "42"')
-    report_data.secret_words.cache_clear()
+    report_data.secrets.cache_clear()
     issued = "hf_" + "Ab1" * 12
     write_stage(run / "cppo", tuples=[make_tuple(1, "p", 0, plan='swordfish "42"', strategies=None,
                                                  error=issued)])
-    config = {"warnings": [f'swordfish "42" {issued}']}
+    config = {"warnings": ["x" * 390 + f' swordfish "42" {issued}']}      # a long line is cut
     (run / "cppo" / "config.json").write_text(json.dumps(config))
     html = report.build([run])
-    report_data.secret_words.cache_clear()
+    report_data.secrets.cache_clear()
     [group] = tuples_of(html, "mini/cppo")["groups"]
     assert group["tuples"][0]["plan"] == group["tuples"][0]["error"] == "***"
-    assert data_of(html, "page")["stages"][0]["warnings"] == ["*** ***"]
+    assert data_of(html, "page")["stages"][0]["warnings"] == ["x" * 390 + " *** ***"]
 
 
 def test_characters_that_hide_or_reorder_text_become_visible():
