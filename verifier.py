@@ -282,7 +282,7 @@ class Supervisor:
         if item.get("fn_name") is not None:
             self.expected = [parse_json(test["output"]) for test in tests]
         source = code.encode("utf-8", "surrogatepass")
-        if self.config["mode"] == "batch":
+        if self.config["mode"] == "batch" and len(tests) > 1:
             self.run_batch(source)
         while (waiting := self.next_tests()):
             self.run(source, [(n, True) for n in waiting])
@@ -321,10 +321,10 @@ class Supervisor:
         the one does, what company may have spoilt is forgotten, to be run alone.
         """
         count, spoilt = len(self.tests), False
-        lone = 1 + zlib.crc32(source) % (count - 1) if count > 1 else None
+        lone = 1 + zlib.crc32(source) % (count - 1)
         others = [n for n in range(count) if n != lone]
         self.run(source, [(n, False) for n in others])
-        if lone is not None and all(map(self.passed, others)):
+        if all(map(self.passed, others)):
             self.run(source, [(lone, False)])
             spoilt = not self.passed(lone)
         for n, result in enumerate(self.results):
