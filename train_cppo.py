@@ -42,6 +42,7 @@ from lib import diagnostics, errors, flags, rl
 from lib.errors import UserError
 from lib.refresh import Judge, refresh_gate
 from lib.run import Run, run_stage, stage_model
+from lib.start import flags_of
 from lib.verdicts import Submitter
 
 AUDIT_PROBLEMS = 64         # stage 4 samples one tuple for each
@@ -67,8 +68,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="tuple: Eq. 12; place: per strategy, against tuples that stood alike before it")
     add("--solver-weight", type=flags.weight, default=1.0,
         help="factor on the solver's advantages; 0: only its KL")
-    add("--with-think", action="store_true",
-        help="the planner thinks first, as train_sft.py --with-think has taught it")
     add("--gate", metavar="FOLDER", help="by default the run's own; `rule`: the rule gate")
     add("--skip-audit", action="store_true", help="start stage 5 whatever the reward density")
     add("--judge", metavar="SPEC",
@@ -308,14 +307,6 @@ def gate_path(args: argparse.Namespace, run: Run) -> str:
     return "rule"
 
 
-def start_of(args: argparse.Namespace, run: Run) -> tuple[str, str | None]:
-    """The checkpoint that the stage starts from, and its revision if it is a hub id."""
-    earlier = ("sft",) if args.stage == "warmup" else ("warmup", "sft")
-    start, message = stage_model(run.home, earlier, args.model)
-    run.say(message)
-    return start, args.revision if start == args.model else None
-
-
 # ----------------------------------------------------------------------------------------------
 # The stage
 
@@ -325,13 +316,15 @@ def train(args: argparse.Namespace, run: Run) -> None:
     problems = rl.load_pool(args, run, "warmup" if args.stage == "warmup" else "joint")
 
     # ---- models
-    start, tokenizer = rl.load_tokenizer(*start_of(args, run))
-    if args.with_think:
-        with errors.user_input():
-            prompts.thought_mark(tokenizer)         # raises where there is no thinking
-    models = rl.load_models(args, run, start, tokenizer)
-    lengths = [len(prompts.encode(tokenizer, prompts.plan(p, args.num_strategies), args.with_think))
-               for p in problems]
+    earlier = ("sft",) if args.stage == "warmup" else ("warmup", "sft")
+    start, message = stage_model(run.home, earlier, args.model)
+    run.say(message)
+    args.with_think = flags_of(start).get("with_think", False)  # as train_sft.py has taught it
+    models = rl.load_models(args, run, start)
+    lengths = []
+    for problem in problems:
+        turn = prompts.plan(problem, args.num_strategies)
+        lengths.append(len(prompts.encode(models.tokenizer, turn, args.with_think)))
     room = rl.context_room(models, args.max_plan_tokens + args.max_solve_tokens)
     problems = rl.leave_out_long(problems, lengths, room, run)
     rl.check_pool_size(problems, args)
@@ -341,20 +334,20 @@ def train(args: argparse.Namespace, run: Run) -> None:
         raise UserError("--refresh-every needs a trained gate: run train_rm.py first")
     judge = Judge(args, run) if args.judge else None
     engine = rl.make_engine(args, run, models, min(max(lengths), room))
-    verifier = rl.make_verifier(args)
+    verifier = rl.make_verifier()
 
     # ---- where a killed run left off
-    used = {"start": start} | ({"gate": path} if path != "rule" else {})
+    used = {"start": models.start} | ({"gate": path} if path != "rule" else {})
     config = {"stage": args.stage, "gate": path,
               "verifier": {"tier": verifier.tier, **verifier.report}}
-    state = run.resume(models.policy, models.optimizer, tokenizer,
+    state = run.resume(models.policy, models.optimizer, models.tokenizer,
                        {"accepted": [], "gate": path, "refreshed": 0}, config=config, used=used)
     if state["gate"] != path:                       # a refreshed one
         gate = load_gate(state["gate"], args, run)
     grpo.refresh(models.sampler, models.policy)
 
     with verifier:
-        submitter = Submitter(verifier, args.official_limits)
+        submitter = Submitter(verifier)
         # ---- stage 4
         if args.stage == "joint" and not args.skip_audit and not run.resumed:
             audited = audit(engine, gate, submitter, problems, args, run)
@@ -438,15 +431,11 @@ def log_step(parts: list[dict], updated: dict, seconds: float, state: dict,
     for record in records:
         run.log(record, "samples")
     run.say(diagnostics.line(args.steps, metrics))
-    if args.show_every and state["step"] % args.show_every == 0:
+    if state["step"] % rl.SHOW_EVERY == 0:
         run.say(diagnostics.show(records[(state["step"] - 1) % len(records)]))
 
 
 def main(args: argparse.Namespace) -> int:
-    if args.memory:
-        with errors.one_line():
-            rl.print_memory(args)
-        return 0
     with run_stage(args, stage_name(args)) as run:
         if not run.finished():
             train(args, run)

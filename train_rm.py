@@ -28,9 +28,6 @@ import time
 from collections import Counter, defaultdict
 from pathlib import Path
 
-import torch
-from transformers import AutoTokenizer
-
 import gate
 import grpo
 import model
@@ -41,6 +38,7 @@ from lib.errors import UserError
 from lib.labels import POSITIVE, Label, balance, load_labels, save_labels, split
 from lib.problems import load_problems
 from lib.run import Run, run_stage
+from lib.start import load_start
 from prepare import exposure
 
 MIN_KIND_SHARE = 0.10       # of the negatives: the gate has hardly met a kind of fault below it
@@ -177,7 +175,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--lr", type=flags.above_zero, default=1e-5, help="peak learning rate; ours")
     add("--max-grad-norm", type=flags.weight, default=1.0, help="0: no clipping")
     add("--token-budget", type=flags.count, default=16384, help="padded tokens per micro-batch")
-    add("--checkpointing", action="store_true", help="recompute activations block by block")
     return parser.parse_args(argv)
 
 
@@ -199,29 +196,20 @@ def load_data(args: argparse.Namespace, run: Run) -> tuple[list[Label], list[Lab
     return pool, labels, val
 
 
-def load_model(args: argparse.Namespace, run: Run, labels: list[Label]):
-    """The model that the stage starts from, its tokenizer, and the path it was read from."""
+def check_lengths(module, tokenizer, labels: list[Label], k: int) -> None:
+    """UserError if a label does not fit into the gate's context."""
+    lengths = []
     with errors.user_input():
-        start = model.find(args.model, args.revision)
-        if start.resolve().is_relative_to(run.folder.resolve()):
-            raise UserError(f"--model {start} lies in {run.folder}, which this stage writes: "
-                            f"name another --run")
-        tokenizer = AutoTokenizer.from_pretrained(start)
-        module = model.load(start, torch.float32)
-        lengths = []
         for label in labels:
-            ids = gate.encode(tokenizer, label, label.plan, args.num_strategies)
+            ids = gate.encode(tokenizer, label, label.plan, k)
             lengths.append((label.problem_id, len(ids)))
         model.check_fits(module, tokenizer, lengths)
-    module.checkpointing = args.checkpointing
-    for table in module.per_layer_tables:               # Gemma's: half of the model, left as it is
-        table.requires_grad_(False)
-    return module, tokenizer, start
 
 
 def train(args: argparse.Namespace, run: Run) -> None:
     pool, labels, val = load_data(args, run)
-    module, tokenizer, start = load_model(args, run, labels + val)
+    module, tokenizer, start = load_start(run, args.model)
+    check_lengths(module, tokenizer, labels + val, args.num_strategies)
     module = grpo.shard(module, run.dtype, run.device)
     optimizer = grpo.make_optimizer(module, args.lr)
     judge = Gate(module, tokenizer, k=args.num_strategies, token_budget=args.token_budget)

@@ -24,7 +24,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer
 
 import grpo
 import model
@@ -35,6 +34,7 @@ from lib.errors import UserError
 from lib.problems import Problem, load_problems
 from lib.run import Run, run_stage
 from lib.schedule import learning_rate, schedule
+from lib.start import load_start
 from prepare import exposure
 
 Gold = tuple[Problem, str, list[str]]       # problem, thought, strategies
@@ -170,7 +170,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--lr", type=flags.above_zero, default=1e-5, help="peak learning rate; ours")
     add("--max-grad-norm", type=flags.weight, default=1.0, help="0: no clipping")
     add("--token-budget", type=flags.count, default=16384, help="padded tokens per micro-batch")
-    add("--checkpointing", action="store_true", help="recompute activations block by block")
     return parser.parse_args(argv)
 
 
@@ -192,24 +191,6 @@ def load_data(args: argparse.Namespace, run: Run) -> tuple[list[Gold], list[Gold
     return gold, held_out
 
 
-def load_policy(args: argparse.Namespace, run: Run):
-    """The model that the stage starts from, its tokenizer, and the path it was read from."""
-    with errors.user_input():
-        start = model.find(args.model, args.revision)
-        if start.resolve().is_relative_to(run.folder.resolve()):
-            raise UserError(f"--model {start} lies in {run.folder}, which this stage writes: "
-                            f"name another --run")
-        tokenizer = AutoTokenizer.from_pretrained(start)
-        policy = model.load(start, torch.float32)
-    if rollout.end_of_turn(tokenizer) is None:
-        raise UserError("this tokenizer has neither a chat template that ends a reply nor an "
-                        "end-of-sequence token: the planner could not learn to stop")
-    policy.checkpointing = args.checkpointing
-    for table in policy.per_layer_tables:               # Gemma's: half of the model, left as it is
-        table.requires_grad_(False)
-    return policy, tokenizer, start
-
-
 def train(args: argparse.Namespace, run: Run) -> None:
     # ---- data
     if args.prompts:
@@ -218,7 +199,10 @@ def train(args: argparse.Namespace, run: Run) -> None:
     gold, held_out = load_data(args, run)
 
     # ---- model
-    policy, tokenizer, start = load_policy(args, run)
+    policy, tokenizer, start = load_start(run, args.model)
+    if rollout.end_of_turn(tokenizer) is None:
+        raise UserError("this tokenizer has neither a chat template that ends a reply nor an "
+                        "end-of-sequence token: the planner could not learn to stop")
     rows = [make_row(tokenizer, each, args.with_think) for each in gold]
     val = [make_row(tokenizer, each, args.with_think) for each in held_out]
     ids = [problem.id for problem, _, _ in gold + held_out]

@@ -58,8 +58,8 @@ count, steps_or_never, weight = at_least(1), at_least(0), at_least(0, float)
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that the training scripts share."""
     add = parser.add_argument_group("run").add_argument
-    add("--model", required=True, help="checkpoint folder, or hub id, that the run starts from")
-    add("--revision", help="branch, tag or commit of a hub model; the newest by default")
+    add("--model", required=True,
+        help="checkpoint folder, or hub id (ID@REVISION), that the run starts from")
     # torchrun takes --run for an abbreviation of its own --run-path and refuses it
     add("--run", "--run-name", metavar="NAME",
         help="folder under runs/: by default the model's name, with -seedN for N > 0. "
@@ -71,6 +71,3 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     add("--fresh", action="store_true", help="start the stage over and delete what it has written")
     add("--keep", type=steps_or_never, default=2, help="checkpoints to keep, 0: all")
     add("--save-every", type=count, default=20, metavar="STEPS", help="steps between checkpoints")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    add("--dtype", choices=("auto", "bf16", "fp32"), default="auto",
-        help="compute dtype; auto: bf16 on a GPU, fp32 on a CPU")

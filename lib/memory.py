@@ -1,7 +1,6 @@
 """Memory of a training run: estimated from config.json, and tried on the device before step 0.
 
     python -m lib.memory --model Qwen/Qwen3.5-2B --gpus 8           # loads and starts nothing
-    python train_cppo.py --model Qwen/Qwen3.5-2B --memory           # the same with a run's flags
 
 Weights, gradients and moments are arithmetic. Activations are not: the forward and backward pass of
 the largest micro-batch runs on torch's meta device, where tensors have shapes and no contents, and
@@ -191,7 +190,7 @@ def estimate(module: nn.Module, *, world: int, prompt_tokens: int, new_tokens: i
 
 def report(estimated: dict[str, dict[str, int]], gpu_bytes: int) -> str:
     """An estimate as a table in GiB, and what to do where it does not fit."""
-    helps = {"rollout": "fewer --slots", "update": "a smaller --token-budget, or --checkpointing",
+    helps = {"rollout": "fewer --slots", "update": "a smaller --token-budget",
              "step": "more GPUs"}
     always = sum(estimated["always"].values()) + CUDA_CONTEXT
     lines = []
@@ -280,13 +279,12 @@ def main() -> None:
     add("--prompt-tokens", type=flags.count, default=1024, help="of the longest problem")
     add("--max-solve-tokens", type=flags.count, default=2048, help="of the longest reply")
     add("--slots", type=flags.count, default=256, help="rows decoded together per rank")
-    add("--no-checkpointing", action="store_true", help="keep all activations")
     add("--beta", type=flags.weight, default=grpo.BETA, help="0: no reference")
     args = parser.parse_args()
     with errors.one_line():
         with errors.user_input():
             module = skeleton(args.model, torch.bfloat16)
-        module.checkpointing = not args.no_checkpointing
+        module.checkpointing = True         # as on a GPU, see lib/start.py
         estimated = estimate(
             module, world=args.gpus, prompt_tokens=args.prompt_tokens,
             new_tokens=args.max_solve_tokens, token_budget=args.token_budget, slots=args.slots,

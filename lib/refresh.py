@@ -29,8 +29,7 @@ class Judge:
     def __init__(self, args: argparse.Namespace, run: Run):
         self.k = args.num_strategies
         cache = Cache(run.home / "answers")
-        self.source = open_source(args.judge, "judge", cache, k=self.k, temperature=0.0,
-                                  device=args.device)
+        self.source = open_source(args.judge, "judge", cache, k=self.k, temperature=0.0)
         self.every = ASK_EVERY if isinstance(self.source, Responder) else 1
 
     def judge(self, pairs: list[tuple[Problem, str]]) -> list[list[str] | None]:

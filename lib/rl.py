@@ -6,16 +6,15 @@ Shapes: P problems of this rank in the step; rows as in grpo.py.
 
 import argparse
 import math
-import os
 import random
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer
 
 import grpo
 import model
@@ -26,9 +25,11 @@ from lib import errors, flags, memory, progress
 from lib.errors import UserError
 from lib.problems import Problem, load_problems
 from lib.run import Run, local_workers
+from lib.start import load_start
 from prepare import corpora, exposure
 
 MAX_GRAD_NORM = 1.0
+SHOW_EVERY = 10         # steps between whole samples on the screen
 STEP_NORM_EVERY = 10    # steps between measurements of how far the weights move: it copies them
 
 
@@ -44,21 +45,13 @@ def add_rl_flags(parser: argparse.ArgumentParser) -> None:
     add("--updates-per-rollout", type=flags.count, default=1,
         help="at 1 the ratio is exactly 1 and nothing clips")
     add("--token-budget", type=flags.count, default=16384, help="padded tokens per micro-batch")
-    add("--checkpointing", action="store_true", help="recompute activations block by block")
-    add("--memory", action="store_true", help="print each rank's memory from config.json, and end")
     add = parser.add_argument_group("sampling").add_argument
     add("--temperature", type=flags.above_zero, default=0.7, help="of planner and solver")
     add("--max-plan-tokens", type=flags.count, default=512)
     add("--max-solve-tokens", type=flags.count, default=2048)
     add("--slots", type=flags.count, default=256, help="rows decoded together per rank")
     add("--prompts", metavar="FILE", help="JSON {name: text} that replaces prompts")
-    add = parser.add_argument_group("verifier").add_argument
-    add("--workers", type=flags.count, help="verifier processes per rank; default: cores / ranks")
-    add("--official-limits", action="store_true",
-        help="a problem's own time limit instead of 10 s per test")
     add = parser.add_argument_group("log").add_argument
-    add("--show-every", type=flags.steps_or_never, default=10, metavar="STEPS",
-        help="print a whole sample; 0: never")
     add("--wandb", metavar="PROJECT", help="log there as well; needs wandb")
 
 
@@ -106,7 +99,7 @@ def batch_of_step(problems: list, step: int, n: int, seed: int) -> list:
 @dataclass
 class Models:
     """The network in its three roles, all from one checkpoint."""
-    start: str                      # the folder it was read from
+    start: Path                     # the folder it was read from
     tokenizer: object
     policy: nn.Module               # fp32 master weights, sharded
     reference: nn.Module | None     # frozen, in the compute dtype; None without a KL
@@ -118,23 +111,10 @@ class Models:
         return len(self.tokenizer)
 
 
-def load_tokenizer(start: str, revision: str | None):
-    """The folder of a checkpoint (for a hub id, where it was put on this disk) and its
-    tokenizer."""
-    with errors.user_input():
-        start = str(model.find(start, revision))
-        return start, AutoTokenizer.from_pretrained(start)
-
-
-def load_models(args: argparse.Namespace, run: Run, start: str, tokenizer) -> Models:
-    with errors.user_input():
-        policy = model.load(start, torch.float32, run.device)
-        model.check_fits(policy, tokenizer)
-        reference = model.load(start, run.dtype).requires_grad_(False) if args.beta else None
-        sampler = model.load(start, run.dtype, run.device).requires_grad_(False)
-    policy.checkpointing = args.checkpointing
-    for table in policy.per_layer_tables:           # Gemma's: half of the model, left as it is
-        table.requires_grad_(False)
+def load_models(args: argparse.Namespace, run: Run, path_or_id: str) -> Models:
+    policy, tokenizer, start = load_start(run, path_or_id)
+    reference = model.load(start, run.dtype).requires_grad_(False) if args.beta else None
+    sampler = model.load(start, run.dtype, run.device).requires_grad_(False)
     policy = grpo.shard(policy, run.dtype, run.device)
     if reference is not None:
         reference = grpo.shard(reference, run.dtype, run.device)
@@ -164,23 +144,9 @@ def make_engine(args: argparse.Namespace, run: Run, models: Models,
     return engine
 
 
-def make_verifier(args: argparse.Namespace) -> verifier.Verifier:
+def make_verifier() -> verifier.Verifier:
     with errors.user_input():
-        return verifier.Verifier(args.workers or local_workers())
-
-
-def print_memory(args: argparse.Namespace) -> None:
-    """--memory: what each rank would hold, before anything is loaded."""
-    with errors.user_input():
-        dtype = torch.float32 if args.dtype == "fp32" else torch.bfloat16
-        skeleton = memory.skeleton(args.model, dtype, args.revision)
-    skeleton.checkpointing = args.checkpointing
-    estimated = memory.estimate(
-        skeleton, world=int(os.environ.get("WORLD_SIZE", 1)), prompt_tokens=1024,
-        new_tokens=args.max_solve_tokens, token_budget=args.token_budget, slots=args.slots,
-        reference=args.beta > 0)
-    if os.environ.get("RANK", "0") == "0":
-        print(memory.report(estimated, 80 * memory.GIB))
+        return verifier.Verifier(local_workers())
 
 
 # ----------------------------------------------------------------------------------------------

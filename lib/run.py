@@ -116,7 +116,8 @@ def setup(seed: int = 0, device: str = "auto", timeout: timedelta = PATIENCE) ->
     if device == "cuda":
         if slot >= torch.cuda.device_count():
             raise UserError(f"process {slot} has no GPU of its own ({torch.cuda.device_count()} "
-                            f"found): start one process per GPU, or pass --device cpu")
+                            f"found): start one process per GPU, or hide them all: "
+                            f"CUDA_VISIBLE_DEVICES=")
         torch.cuda.set_device(slot)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
     if not dist.is_initialized():
@@ -170,9 +171,10 @@ def local_workers() -> int:
 
 
 def compute_dtype(name: str, device: torch.device) -> torch.dtype:
-    """--dtype as torch has it; auto is bf16 on a GPU."""
+    """bf16 or fp32 as torch has it; auto is bf16 on a GPU that computes in it, else fp32."""
     if name == "auto":
-        name = "bf16" if device.type == "cuda" else "fp32"
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        name = "bf16" if fast else "fp32"
     return {"bf16": torch.bfloat16, "fp32": torch.float32}[name]
 
 
@@ -335,11 +337,11 @@ class Run:
         self.args = args
         if getattr(args, "wandb", None):
             import_wandb()                  # a missing package is said before anything is deleted
-        self.ranks = setup(args.seed, args.device)
+        self.ranks = setup(args.seed)
         self.rank, self.world, self.device = self.ranks.rank, self.ranks.world, self.ranks.device
         self.main, self.any, self.gather = self.ranks.main, self.ranks.any, self.ranks.gather
         self.barrier = self.ranks.barrier
-        self.dtype = compute_dtype(args.dtype, self.device)
+        self.dtype = compute_dtype("auto", self.device)
         self.home = run_folder(args.model, args.run, args.seed)
         self.folder = self.home / stage
         self.stop_asked = stop_flag()
@@ -418,7 +420,7 @@ class Run:
         wandb = getattr(self.args, "wandb", None)
         self.logs = Log(self.folder, self.state["logs"], self.main, wandb)
         if self.main:
-            extra = {"warnings": self.warnings, **(config or {})}
+            extra = {"warnings": self.warnings, "dtype": str(self.dtype), **(config or {})}
             write_config(self.folder, self.args, extra, used)
         return self.state
 

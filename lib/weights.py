@@ -104,19 +104,22 @@ def load(path_or_id: str | Path, dtype: torch.dtype = torch.float32,
 
 
 def find(path_or_id: str | Path, revision: str | None = None) -> Path:
-    """The folder of a checkpoint; a hub id is downloaded, or found in the hub's cache."""
+    """The folder of a checkpoint; a hub id is downloaded, or found in the hub's cache. ID@REVISION
+    names a branch, tag or commit."""
     folder = Path(path_or_id)
     if folder.is_dir():
         if not (folder / "config.json").exists():
             raise FileNotFoundError(f"{folder} holds no config.json: it is not a checkpoint folder")
         return folder
+    if not revision:
+        path_or_id, _, revision = str(path_or_id).partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path_or_id)):
         raise FileNotFoundError(f"{path_or_id}: no such folder, and not a hub id (owner/name) "
                                 f"either")
     from huggingface_hub import snapshot_download       # not needed for folders
     wanted = ["*.json", "*.safetensors", *CARRIED]
     try:
-        return Path(snapshot_download(str(path_or_id), revision=revision,
+        return Path(snapshot_download(str(path_or_id), revision=revision or None,
                                       allow_patterns=wanted, ignore_patterns=["*/*"]))
     except (OSError, ValueError) as e:                  # the hub's errors derive from these
         reason = str(e).strip().splitlines()[0]

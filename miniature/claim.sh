@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 
 # shellcheck source=miniature/settings.sh disable=SC2086
 source miniature/settings.sh
-export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 CUDA_VISIBLE_DEVICES=
 world=runs/miniature-world
 runs=() stages=()
 run_of() { if (($1)); then echo "miniature-base$1-seed$1"; else echo miniature-seed0; fi; }
@@ -20,8 +20,8 @@ long() { # SEED FLAGS...
   local run flags=${*:2}; run=$(run_of "$1")
   python train_cppo.py --model "runs/$run/warmup/final" --gate "runs/$run/gate/final" \
     --run-name "$run" --seed "$1" --variant long --steps $((4 * STEPS)) --lr $LR --keep 0 \
-    --prompts miniature/prompts.json --problems $world/train.jsonl $SAMPLING --workers 1 \
-    --device cpu --show-every 0 "${@:2}" > "runs/$run/long${flags// /}.log" 2>&1
+    --prompts miniature/prompts.json --problems $world/train.jsonl $SAMPLING "${@:2}" \
+    > "runs/$run/long${flags// /}.log" 2>&1
 }
 
 for seed in 0 1 2 3 4; do

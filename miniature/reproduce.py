@@ -104,7 +104,7 @@ class Reproduction:
         self.add(job, *script, "--run-name", run, "--seed", seed, "--prompts", PROMPTS,
                  "--problems", f"{self.pool}/train.jsonl", *self.flags["SAMPLING"], "--lr", lr,
                  "--steps", 2 if self.quick else steps, *self.if_quick("--problems-per-step", 2),
-                 "--workers", 1, "--keep", 1, "--show-every", 0, after=after,
+                 "--keep", 1, after=after,
                  minutes=steps * share * STEP_SECONDS[method] / 60)
 
     def add_evaluation(self, job: str, seed: int, model: str, method: str, *more,
@@ -142,7 +142,7 @@ class Reproduction:
                  *common, "--problems", f"{self.pool}/train.jsonl", "--judge", JUDGE,
                  *self.flags["SAMPLING"], "--stage", "warmup", *self.flags["WARMUP"],
                  *self.if_quick("--steps", 2, "--problems-per-step", 2, "--gate", "rule"),
-                 "--workers", 1, after=(f"gate-{seed}", f"sft-{seed}"), minutes=0.8)
+                 after=(f"gate-{seed}", f"sft-{seed}"), minutes=0.8)
 
     def add_sweep(self) -> None:
         """Every trained method at every learning rate, on seed 0."""

@@ -8,5 +8,5 @@
 #   bash miniature/reproduce.sh --report   # write the results of what is done so far
 set -euo pipefail
 cd "$(dirname "$0")/.."
-export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 CUDA_VISIBLE_DEVICES=
 exec python -m miniature.reproduce "$@"

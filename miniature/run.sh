@@ -26,7 +26,7 @@ done
 
 # shellcheck source=miniature/settings.sh disable=SC2086
 source miniature/settings.sh
-export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 CUDA_VISIBLE_DEVICES=
 cores=$(env -u OMP_NUM_THREADS nproc)
 processes=${PROCESSES:-$((cores > 1 ? 2 : 1))}
 suffix=""
@@ -82,7 +82,7 @@ evaluate --model "runs/$run/sft/final" --method tuple --judge $judge
 wait_beside "runs/$run/gate.log"
 
 stage "stage 3: RM-guided warm-up"
-common=(--model "$base" --run-name "$run" --seed "$seed" --prompts $prompts --device cpu
+common=(--model "$base" --run-name "$run" --seed "$seed" --prompts $prompts
         --problems $world/train.jsonl --judge $judge $SAMPLING "${fresh[@]}")
 train "$processes" "${common[@]}" --stage warmup $WARMUP
 

@@ -28,7 +28,7 @@ from torch import Tensor
 import grpo
 import prompts
 import rollout
-from lib import diagnostics, errors, flags, rl
+from lib import diagnostics, flags, rl
 from lib.run import Run, run_stage
 from lib.verdicts import Submitter
 from rivals import prompts as rival_prompts
@@ -153,21 +153,20 @@ def train(args: argparse.Namespace, run: Run) -> None:
     rl.load_prompts(args)
     problems = rl.load_pool(args, run, "joint")
     run.say(f"starting from {args.model}")
-    start, tokenizer = rl.load_tokenizer(args.model, args.revision)
-    models = rl.load_models(args, run, start, tokenizer)
-    lengths = [len(prompts.encode(tokenizer, user_turns(p, args)[0])) for p in problems]
+    models = rl.load_models(args, run, args.model)
+    lengths = [len(prompts.encode(models.tokenizer, user_turns(p, args)[0])) for p in problems]
     room = rl.context_room(models, args.max_solve_tokens)
     problems = rl.leave_out_long(problems, lengths, room, run)
     rl.check_pool_size(problems, args)
     engine = rl.make_engine(args, run, models, min(max(lengths), room))
-    verifier = rl.make_verifier(args)
+    verifier = rl.make_verifier()
     config = {"verifier": {"tier": verifier.tier, **verifier.report}}
-    state = run.resume(models.policy, models.optimizer, tokenizer, config=config,
-                       used={"start": start})
+    state = run.resume(models.policy, models.optimizer, models.tokenizer, config=config,
+                       used={"start": models.start})
     grpo.refresh(models.sampler, models.policy)
 
     with verifier:
-        submitter = Submitter(verifier, args.official_limits)
+        submitter = Submitter(verifier)
         while state["step"] < args.steps:
             step, started = state["step"], time.perf_counter()
             mine = rl.batch_of_step(problems, step, args.problems_per_step, args.seed)
@@ -214,7 +213,7 @@ def log_step(parts: list[dict], updated: dict, seconds: float, state: dict,
     for record in records:
         run.log(record, "samples")
     run.say(diagnostics.line(args.steps, metrics))
-    if args.show_every and state["step"] % args.show_every == 0:
+    if state["step"] % rl.SHOW_EVERY == 0:
         run.say(diagnostics.show(records[(state["step"] - 1) % len(records)]))
 
 
@@ -228,10 +227,6 @@ def skill_metrics(records: list[dict]) -> dict:
 
 
 def main(args: argparse.Namespace) -> int:
-    if args.memory:
-        with errors.one_line():
-            rl.print_memory(args)
-        return 0
     with run_stage(args, stage_name(args)) as run:
         if not run.finished():
             train(args, run)

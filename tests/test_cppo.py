@@ -63,8 +63,9 @@ def stage_5(toy_world, tmp_path_factory) -> Stage5:
     with pytest.MonkeyPatch.context() as patched, working_folder(folder):
         patched.setattr(progress, "PROGRESS_SECONDS", 0.0)
         patched.setattr(train_cppo, "USE_EVERY", 1)
+        patched.setattr(rl, "SHOW_EVERY", 2)
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            status, stage = train(toy_world, "--steps", "3", "--show-every", "2")
+            status, stage = train(toy_world, "--steps", "3")
     assert status == 0
     return Stage5(folder / stage, out.getvalue(), err.getvalue())
 

@@ -596,8 +596,8 @@ def test_a_hub_id_and_revision_are_read_from_the_cache_without_a_network(tmp_pat
     tiny.qwen(cache / "snapshots" / ("0" * 40))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    found = model.find("some/model", "v2")
-    assert found == cache / "snapshots" / ("0" * 40)
+    for found in (model.find("some/model", "v2"), model.find("some/model@v2")):
+        assert found == cache / "snapshots" / ("0" * 40)
 
 
 def test_saving_over_the_source_or_with_a_foreign_tokenizer_is_refused(tmp_path):

@@ -69,8 +69,6 @@ def train(folder: Path, *more: str) -> int:
                 "val.jsonl",
                 "--prompts",
                 "prompts.json",
-                "--device",
-                "cpu",
                 "--batch-size",
                 "8",
                 "--epochs",

@@ -70,8 +70,7 @@ def arguments(folder: Path, tmp: Path, *more: str, n: int = 12) -> list[str]:
     (tmp / "prompts.json").write_text(json.dumps({"plan": "Plan: {statement}"}))
     gold = gold_file(tmp / "gold.jsonl", n)
     return ["--model", str(folder), "--run", "r", "--gold", str(gold),
-            "--prompts", str(tmp / "prompts.json"), "--batch-size", "4", "--lr", "1e-3",
-            "--device", "cpu", *more]
+            "--prompts", str(tmp / "prompts.json"), "--batch-size", "4", "--lr", "1e-3", *more]
 
 
 def train(arguments: list[str]) -> int:
@@ -368,7 +367,7 @@ def test_two_processes_train_both_stages_like_one(folder, runs):
     held_out = [Label("v", "Another.", label.plan, label.label) for label in labels]
     save_labels("val.jsonl", held_out)
     rm = ["--model", str(folder), "--labels", "labels.jsonl", "--val", "val.jsonl", "--lr", "1e-3",
-          "--batch-size", "6", "--steps", "2", "--token-budget", "400", "--device", "cpu"]
+          "--batch-size", "6", "--steps", "2", "--token-budget", "400"]
     ranks.run(2, "import train_rm, train_sft, torch._dynamo",
               f"assert train_sft.main(train_sft.parse_args({sft} + ['--run', 'two'])) == 0\n"
               f"assert train_rm.main(train_rm.parse_args({rm} + ['--run', 'two'])) == 3\n")

@@ -112,7 +112,7 @@ def arguments(world: Path, *flags: str, model: str = "base") -> list[str]:
     return ["--model", str(world / model), "--run-name", "toy",
             "--problems", str(world / "problems.jsonl"), "--prompts", str(world / "prompts.json"),
             "--num-strategies", "2", "--max-plan-tokens", "24", "--max-solve-tokens", "28",
-            "--slots", "32", "--temperature", "1.0", "--lr", "1e-3", "--workers", "1", *flags]
+            "--slots", "32", "--temperature", "1.0", "--lr", "1e-3", *flags]
 
 
 @contextmanager
