@@ -20,8 +20,9 @@ Where this departs from the paper, or fills in what it leaves open:
     KL(ref || policy). (TRL now multiplies it by the ratio, which changes that gradient; the paper
     takes GRPO as it was.)
  5. With one update per rollout the ratio is exactly 1. With more, the trainer recomputes the old
-    log-probs. The sampler's own are never trained on: bf16 decoding and a bf16 forward differ by
-    more than the clip range on 1.6 % of tokens (metrics `gap_mean`, `gap_max`).
+    log-probs. The sampler's own are not in the ratio: bf16 decoding and a bf16 forward differ by
+    more than the clip range on 1.6 % of tokens (metrics `gap_mean`, `gap_max`). `tis` corrects for
+    that difference by a weight.
 
 Shapes: K branches per tuple, M tuples per problem, B rows, P prefix tokens, S suffix tokens, N loss
 tokens, H hidden size, V vocabulary.
@@ -284,17 +285,28 @@ def token_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, temperature:
 # The loss
 
 def clipped_loss(logp: Tensor, old: Tensor | None, ref: Tensor | None, advantage: Tensor,
-                 clip: float = CLIP, beta: float = BETA) -> tuple[Tensor, dict[str, Tensor]]:
+                 clip: float = CLIP, beta: float = BETA, clip_high: float | None = None,
+                 sampled: Tensor | None = None,
+                 tis: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
     """Eq. 18, negated, per token: -min(rho A, clip(rho, 1 - clip, 1 + clip) A) + beta * KL.
 
-    All tensors are (N,). Returns the loss and {"kl", "ratio", "clipped"} of each token.
+    All tensors are (N,). Returns the loss and {"kl", "ratio", "clipped", "tis", "mismatch"} of each
+    token.
+    clip_high: the upper clip range if it is another one (DAPO's clip-higher).
+    sampled, tis: the sampler's log-probs and the cap of `importance_weights`, which multiply the
+        surrogate, not the KL; tis 0: none.
     old: log-probs of the policy that sampled. None: the first update after a rollout, where rho is
         exactly 1 and its gradient A.
     ref: log-probs of the reference. None leaves the KL out.
     """
     old = logp.detach() if old is None else old
     ratio = (logp - old).clamp(-RATIO_CLAMP, RATIO_CLAMP).exp()
-    surrogate = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
+    high = clip if clip_high is None else clip_high
+    surrogate = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + high) * advantage)
+    weight = mismatch = torch.zeros_like(logp)
+    if tis:
+        weight, mismatch = importance_weights(old, sampled, tis)
+        surrogate = surrogate * weight
     kl = torch.zeros_like(logp)
     if ref is not None:
         # k3: never negative, of small variance. The clamp ends the gradient where the policy has
@@ -302,10 +314,25 @@ def clipped_loss(logp: Tensor, old: Tensor | None, ref: Tensor | None, advantage
         d = (ref - logp).clamp(max=KL_CLAMP)
         kl = d.exp() - d - 1
     with torch.no_grad():       # a token is clipped where the minimum has cut its gradient off
-        too_high = (ratio > 1 + clip) & (advantage > 0)
+        too_high = (ratio > 1 + high) & (advantage > 0)
         too_low = (ratio < 1 - clip) & (advantage < 0)
-    parts = {"kl": kl.detach(), "ratio": ratio.detach(), "clipped": too_high | too_low}
+    parts = {"kl": kl.detach(), "ratio": ratio.detach(), "clipped": too_high | too_low,
+             "tis": weight, "mismatch": mismatch}
     return beta * kl - surrogate, parts
+
+
+@torch.no_grad()
+def importance_weights(old: Tensor, sampled: Tensor, cap: float) -> tuple[Tensor, Tensor]:
+    """Truncated importance weights min(p_old / p_sampled, cap), and the ratios themselves, (N,)
+    each, from log-probs; 1 where `sampled` is nan.
+
+    Tokens come from the sampler, whose probabilities differ from the trainer's by its bf16 and its
+    kernels. The ratio makes the gradient unbiased for the policy, and the cap bounds its variance
+    (Yao et al. 2025; TRL and verl have it for the same reason).
+    """
+    difference = (old - sampled.to(old.dtype)).nan_to_num(nan=0.0)
+    ratio = difference.clamp(-RATIO_CLAMP, RATIO_CLAMP).exp()
+    return ratio.clamp(max=cap), ratio
 
 
 # ==================================================================================================
@@ -457,7 +484,7 @@ class Row:
     advantage: float | list[float]          # one for the row, or one per sampled token
     weight: float                           # 1 / (M * problems of the whole batch)
     region: str                             # "plan" or "solve"
-    logprobs: list[float] | None = None     # the sampler's, of suffix[start:]; never trained on
+    logprobs: list[float] | None = None     # the sampler's, of suffix[start:]; for `tis` and gaps
 
 
 @dataclass
@@ -542,7 +569,9 @@ def collate_all(rows: list[Row], token_budget: int, device: torch.device,
     """This rank's micro-batches, filled up with dummies to the number of the busiest rank, since
     FSDP's collectives must match. Collective."""
     groups = micro_batches(rows, token_budget, shared)
-    count = all_reduce(torch.tensor(len(groups), device=device), dist.ReduceOp.MAX)
+    # at least one: where every reply of the step is masked, there is still a (zero) gradient
+    count = torch.tensor(max(1, len(groups)), device=device)
+    count = all_reduce(count, dist.ReduceOp.MAX)
     groups += [[]] * (int(count) - len(groups))
     return [collate(group, device, shared) for group in groups]
 
@@ -572,8 +601,8 @@ class Tally:
 
     def __init__(self, device: torch.device):
         zeros = partial(torch.zeros, dtype=torch.float64, device=device)
-        self.sums = zeros(len(REGIONS), 7)          # the columns of `add`
-        self.maxima = zeros(len(REGIONS), 2)
+        self.sums = zeros(len(REGIONS), 8)          # the columns of `add`
+        self.maxima = zeros(len(REGIONS), 3)
         self.seconds = zeros(len(self.PHASES))
 
     @contextmanager
@@ -594,9 +623,10 @@ class Tally:
             return
         known = ~batch.sampled.isnan() & first
         gap = torch.where(known, (logp - batch.sampled).abs(), 0.0)
-        columns = [torch.ones_like(gap), loss, parts["kl"], parts["clipped"], entropy, known, gap]
+        columns = [torch.ones_like(gap), loss, parts["kl"], parts["clipped"], entropy, known, gap,
+                   parts["tis"]]
         self.sums.index_add_(0, batch.region, torch.stack(columns, 1))
-        maxima = torch.stack([parts["ratio"], gap], 1)
+        maxima = torch.stack([parts["ratio"], gap, parts["mismatch"]], 1)
         region = batch.region.unsqueeze(1).expand_as(maxima)
         self.maxima.scatter_reduce_(0, region, maxima, "amax")
 
@@ -608,8 +638,8 @@ class Tally:
         seconds = all_reduce(self.seconds, dist.ReduceOp.MAX).tolist()
         metrics = {f"seconds_{phase}": value for phase, value in zip(self.PHASES, seconds)}
         metrics["tokens"] = sum(values[0] for values in sums) / turns
-        for region, values, (ratio_max, gap_max) in zip(REGIONS, sums, maxima):
-            tokens, loss, kl, clipped, entropy, gap_tokens, gap = values
+        for region, values, (ratio_max, gap_max, tis_max) in zip(REGIONS, sums, maxima):
+            tokens, loss, kl, clipped, entropy, gap_tokens, gap, tis = values
             if not tokens:
                 continue
             metrics[f"{region}/tokens"] = tokens / turns
@@ -618,6 +648,9 @@ class Tally:
             metrics[f"{region}/clip_fraction"] = clipped / tokens
             metrics[f"{region}/ratio_max"] = ratio_max
             metrics[f"{region}/entropy"] = entropy / tokens
+            if tis:
+                metrics[f"{region}/tis_mean"] = tis / tokens
+                metrics[f"{region}/tis_max"] = tis_max          # before the cap
             if gap_tokens:
                 metrics[f"{region}/gap_mean"] = gap / gap_tokens
                 metrics[f"{region}/gap_max"] = gap_max
@@ -660,13 +693,15 @@ def update(policy: Policy, reference: Policy | None, optimizer: torch.optim.Opti
            rows: list[Row], *, temperature: float = 1.0, clip: float = CLIP, beta: float = BETA,
            vocab: int | None = None, token_budget: int = 16384, updates: int = 1,
            max_grad_norm: float = 1.0, lr: float | None = None, shared: bool = True,
-           want_step_norm: bool = False) -> dict[str, float]:
+           want_step_norm: bool = False, clip_high: float | None = None,
+           tis: float = 0.0) -> dict[str, float]:
     """`updates` optimizer steps on Eq. 13, and their metrics. `rows`: this rank's. Collective.
 
     loss = sum over rows of weight * mean over the row's sampled tokens of Eq. 18
     token_budget: padded tokens of a micro-batch. The result does not depend on it.
     shared: compute a prompt once for all rows that continue it. False: each row has its own copy.
     want_step_norm: measure how far the weights moved; takes a copy of them.
+    tis: cap of the importance weights (`importance_weights`); 0: none.
     A non-finite loss or gradient skips the step on all ranks and ends the update ("skipped": 1).
     """
     check_ids(rows, vocab)
@@ -689,7 +724,8 @@ def update(policy: Policy, reference: Policy | None, optimizer: torch.optim.Opti
                 with tally.time("forward"):
                     logp, entropy = logprobs(policy, batch, entropy=True)
                     advantage = batch.advantage.to(logp.dtype)
-                    tokens, parts = clipped_loss(logp, old_logp, ref_logp, advantage, clip, beta)
+                    tokens, parts = clipped_loss(logp, old_logp, ref_logp, advantage, clip, beta,
+                                                 clip_high, batch.sampled, tis)
                     part = (tokens * batch.scale.to(logp.dtype)).sum()
                 with tally.time("backward"):
                     # gradients are averaged over ranks, but the weights hold the denominator

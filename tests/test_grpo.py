@@ -263,6 +263,45 @@ def test_the_clipped_loss_by_hand():
     )
 
 
+def test_a_higher_upper_clip_lets_rare_tokens_rise_further():
+    """DAPO's clip-higher: ratio 1.25 with A=2 is cut to 1.2 at 0.2, and passes at 0.28."""
+    old = torch.zeros(3, dtype=torch.float64)
+    logp = torch.tensor([1.25, 1.5, 0.5], dtype=torch.float64).log()
+    A = torch.tensor([2.0, 2.0, -2.0], dtype=torch.float64)
+    loss, parts = grpo.clipped_loss(logp, old, None, A, clip=0.2, clip_high=0.28)
+    torch.testing.assert_close(loss, -torch.tensor([2.5, 2.56, -1.6], dtype=torch.float64))
+    assert parts["clipped"].tolist() == [False, True, True]
+
+
+def test_importance_weights_by_hand():
+    """The trainer thinks a token 1.5, 4 and 0.5 times as likely as the sampler did; of the last one
+    the sampler's log-prob is unknown. The cap is 2; the KL (1 - log 2 at half the reference) is not
+    weighted."""
+    logp = torch.full((4,), -3.0, dtype=torch.float64)
+    sampled = logp - torch.tensor([1.5, 4.0, 0.5, 1.0], dtype=torch.float64).log()
+    sampled[3] = torch.nan
+    A = torch.tensor([1.0, 1.0, -2.0, 3.0], dtype=torch.float64)
+    loss, parts = grpo.clipped_loss(logp, None, logp + math.log(2), A, beta=0.1, sampled=sampled,
+                                    tis=2.0)
+    surrogate = torch.tensor([1.5, 2.0, -1.0, 3.0], dtype=torch.float64)
+    torch.testing.assert_close(loss, 0.1 * (1 - math.log(2)) - surrogate)
+    torch.testing.assert_close(parts["tis"], torch.tensor([1.5, 2.0, 0.5, 1.0], dtype=torch.double))
+    assert parts["mismatch"].max() == pytest.approx(4.0)
+
+
+def test_importance_weights_make_the_gradient_that_of_the_policy_s_own_samples():
+    """Tokens drawn from another distribution q, weighted by p / q, give the policy gradient of p
+    in expectation: summed over all four words, exactly."""
+    z = torch.tensor([0.3, -0.2, 1.0, 0.1], dtype=torch.float64, requires_grad=True)
+    q = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64)
+    A = torch.tensor([1.0, -1.0, 0.5, 2.0], dtype=torch.float64)
+    logp = z.log_softmax(0)
+    loss, _ = grpo.clipped_loss(logp, None, None, A, sampled=q.log(), tis=100.0)
+    weighted, = torch.autograd.grad((q * loss).sum(), z, retain_graph=True)
+    exact, = torch.autograd.grad(-(logp.exp() * A).sum(), z)
+    torch.testing.assert_close(weighted, exact)
+
+
 def test_the_clipped_loss_agrees_with_finite_differences():
     stream = torch.Generator().manual_seed(0)
     logp, old, ref, A = (torch.randn(40, generator=stream, dtype=torch.float64) for _ in range(4))
