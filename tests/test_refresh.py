@@ -15,19 +15,23 @@ from chat_server import Server
 import gate
 import model
 import prompts
+from lib import refresh
 from lib import run as lib_run
 from lib.labels import Label, load_labels, save_labels
 
 FLAGS = ("--steps", "2", "--problems-per-step", "1", "--skip-audit", "--refresh-every", "1")
 JUDGE = ("--judge", "toy:judge")
 ANY_GATE = {"auc": 0.0}             # an acceptance that every candidate passes
-POOL = "gate_pool/000001.jsonl"     # in the stage folder
+POOL = "gate_pool/000001_train.jsonl"           # in the stage folder
+HELD_OUT = "gate_pool/000001_val.jsonl"
 
 
-def old_labels() -> list[Label]:
-    """The judge's labels of plans for the toy problems, and for ten that the run does not have."""
-    plans = [(f"toy/{s}", s, way) for s in toy.STATEMENTS for way in "12"]
-    plans += [(f"other {i}", f"other {i}", way) for i in range(10) for way in "13"]
+def old_labels(part: str) -> list[Label]:
+    """The judge's labels of plans for the toy problems, of which one is held out, and for ten that
+    the run does not have, in either part."""
+    statements = ["end"] if part == "val" else ["sum", "top", "gap"]
+    plans = [(f"toy/{s}", s, way) for s in statements for way in "12"]
+    plans += [(f"{part} {i}", f"{part} {i}", way) for i in range(10) for way in "13"]
     return [Label(problem_id, statement, f"A: use 1\nB: use {way}", int(way != "1"))
             for problem_id, statement, way in plans]
 
@@ -43,7 +47,7 @@ def gate_folder(toy_world, tmp_path_factory) -> Path:
         old = gate.Gate(module, tokenizer, tau=0.0, k=2)
         old.write_card(folder, {"accepted": True, "failed": []}, base="none")
     for part in ("train", "val"):
-        save_labels(str(folder / f"labels_{part}.jsonl"), old_labels())
+        save_labels(str(folder / f"labels_{part}.jsonl"), old_labels(part))
     return folder
 
 
@@ -90,20 +94,40 @@ def refresh_of(stage: Path) -> dict:
 
 
 def test_two_fresh_plans_per_problem_are_labelled_and_added_to_the_pool(refused):
-    fresh = refresh_of(refused)["fresh"]
-    assert fresh == 2 * len(toy.problems())
-    assert len(load_labels(str(refused / POOL))) == len(old_labels()) + fresh
+    made = refresh_of(refused)
+    assert made["fresh"] == 2 * len(toy.problems())
+    assert made["fresh_held_out"] == made["fresh"] / 4
+    added = 3 / 4 * made["fresh"]
+    assert len(load_labels(str(refused / POOL))) == len(old_labels("train")) + added
+
+
+def test_no_statement_is_trained_on_and_held_out_and_acceptance_sees_fresh_plans(refused):
+    """The problems of the statement that was held out before the run stay there."""
+    train, val = (load_labels(str(refused / name)) for name in (POOL, HELD_OUT))
+    assert not {label.statement for label in train} & {label.statement for label in val}
+    assert len(val) == len(old_labels("val")) + refresh_of(refused)["fresh_held_out"]
+    assert refresh_of(refused)["positives"] + refresh_of(refused)["negatives"] == len(val)
+
+
+def test_a_new_statement_goes_to_one_side_and_an_old_one_stays_where_it_was():
+    def label(statement):
+        return Label(statement, statement, "A: x", 1)
+
+    fresh = [label(f"new {i}") for i in range(100)] + [label("known"), label("held")]
+    train, val = refresh.apart(fresh, [label("known")], [label("held")], seed=0)
+    assert label("known") in train and label("held") in val
+    assert len(train) + len(val) == 102 and 10 < len(val) < 32
 
 
 def test_a_candidate_that_fails_acceptance_is_dropped_and_the_old_gate_stays(refused, gate_folder):
-    refresh = refresh_of(refused)
-    assert not refresh["accepted"] and refresh["gate"] == str(gate_folder)
+    made = refresh_of(refused)
+    assert not made["accepted"] and made["gate"] == str(gate_folder)
 
 
 def test_a_candidate_that_passes_is_the_gate_from_then_on_at_the_same_tau(accepted, monkeypatch):
-    refresh = refresh_of(accepted)
-    assert refresh["accepted"] and refresh["tau"] == 0.0
-    assert refresh["gate"] == "runs/toy/cppo-m4/gate_000001"
+    made = refresh_of(accepted)
+    assert made["accepted"] and made["tau"] == 0.0
+    assert made["gate"] == "runs/toy/cppo-m4/gate_000001"
     monkeypatch.setitem(prompts.TEMPLATES, "gate", toy.SHORT["gate"])
     gate.Gate.load(str(accepted / "gate_000001"))           # raises if it may not be used
 
