@@ -3,6 +3,7 @@ has."""
 
 import argparse
 import math
+import os
 import sys
 from collections.abc import Callable
 
@@ -19,6 +20,8 @@ class Parser(argparse.ArgumentParser):
                          **settings)
 
     def error(self, message: str):
+        if os.environ.get("RANK", "0") != "0":
+            self.exit(2)                        # the main rank says it
         self.exit(2, f"error: {message} (--help explains the flags)\n")
 
 
@@ -34,6 +37,14 @@ def at_least(least: float, kind: type = int) -> Callable[[str], float]:
             raise argparse.ArgumentTypeError(f"must be {what} of {least} or more, not {text}")
         return value
     return parse
+
+
+def seed(text: str) -> int:
+    """An argparse type: what torch takes for a seed."""
+    value = at_least(0)(text)
+    if value >= 2 ** 63:
+        raise argparse.ArgumentTypeError(f"must be below 2^63, not {text}")
+    return value
 
 
 def above_zero(text: str) -> float:
@@ -64,7 +75,7 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     add("--run", "--run-name", metavar="NAME",
         help="folder under runs/: by default the model's name, with -seedN for N > 0. "
              "Behind torchrun write --run-name")
-    add("--seed", type=at_least(0), default=0, help="seed of everything random")
+    add("--seed", type=seed, default=0, help="seed of everything random")
     add("--steps", type=count, help="optimizer steps; by default the stage's own number")
     add("--problems", metavar="FILE",
         help="problems as JSON lines; by default the stage's pool in corpora/")

@@ -35,16 +35,19 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 import grpo
 import model
@@ -56,6 +59,7 @@ from lib.errors import UserError
 RUNS = Path("runs")
 MAX_SKIPPED = 3                 # steps in a row without a finite gradient that end a run
 STOPPED = 143                   # exit status after SIGTERM, as shells report it
+ENDED = "ended"                 # in the store: how many ranks have ended with an error
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 # How long a collective waits for the slowest rank. One rank may verify a whole batch of programs
 # that run into their time limit while the others are done; torch's ten minutes would end the run.
@@ -80,6 +84,7 @@ class Ranks:
     rank: int
     world: int
     device: torch.device
+    store: dist.Store | None = None     # texts by name, seen by all ranks
 
     @property
     def main(self) -> bool:
@@ -99,6 +104,20 @@ class Ranks:
 
     def barrier(self) -> None:
         self.any(False)
+
+    def main_first(self, name: str, work: Callable) -> None:
+        """work() on the main rank, while the others wait for it outside of any collective, which
+        would time out: building the corpora takes hours. `name` is used once."""
+        if self.main:
+            work()
+            self.store.set(name, "done")
+        try:
+            while not self.store.check([name]):
+                if self.store.check([ENDED]):
+                    raise SystemExit(errors.FAILED)
+                time.sleep(0.2)
+        except dist.DistError:              # the store has ended with the main rank
+            raise SystemExit(errors.FAILED) from None
 
 
 def setup(seed: int = 0, device: str = "auto", timeout: timedelta = PATIENCE) -> Ranks:
@@ -120,17 +139,27 @@ def setup(seed: int = 0, device: str = "auto", timeout: timedelta = PATIENCE) ->
                             f"CUDA_VISIBLE_DEVICES=")
         torch.cuda.set_device(slot)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
+    store = dist.HashStore()
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
-        where = {} if launched else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
-        dist.init_process_group(backend, timeout=timeout, **where)
         if launched:
+            store, _, _ = next(rendezvous("env://", timeout=timeout))
+            errors.first_to_end[0] = partial(is_first_to_end, store)
             atexit.register(leave)
+        dist.init_process_group(backend, timeout=timeout, rank=rank, world_size=world,
+                                store=dist.PrefixStore("group", store))
     random.seed(seed)
     np.random.seed(seed % 2 ** 32)
     torch.manual_seed(seed)
     place = torch.device(device, slot) if device == "cuda" else torch.device(device)
-    return Ranks(rank, world, place)
+    return Ranks(rank, world, place, store)
+
+
+def is_first_to_end(store: dist.Store) -> bool:
+    try:
+        return store.add(ENDED, 1) == 1
+    except dist.DistError:                  # the store has ended with the main rank, which spoke
+        return False
 
 
 def leave() -> None:
@@ -187,7 +216,8 @@ def run_folder(model_path: str, name: str | None = None, seed: int = 0) -> Path:
     if name:
         return RUNS / name
     parts = Path(model_path).parts
-    own = parts[-3] if len(parts) >= 3 and parts[-1] == "final" else Path(model_path).name
+    of_a_stage = len(parts) >= 3 and parts[-1] in ("final", "best")
+    own = parts[-3] if of_a_stage else Path(model_path).name
     return RUNS / (f"{own}-seed{seed}" if seed else own)
 
 
@@ -274,8 +304,8 @@ class Log:
     is logged once; a file newer than the checkpoint starts empty.
     """
 
-    def __init__(self, folder: Path, offsets: dict[str, int], main: bool, wandb: str | None = None):
-        self.folder, self.main, self.files, self.wandb = folder, main, {}, None
+    def __init__(self, folder: Path, offsets: dict[str, int], main: bool, wandb=None):
+        self.folder, self.main, self.files, self.wandb = folder, main, {}, wandb
         if not main:
             return
         folder.mkdir(parents=True, exist_ok=True)
@@ -286,8 +316,6 @@ class Log:
                                 f"put it back, or start over with --fresh")
             os.truncate(path, length)
             self.files[name] = path.open("a", encoding="utf-8")
-        if wandb:
-            self.wandb = start_wandb(wandb, folder)
 
     def write(self, name: str, record: dict) -> None:
         """Append a line to NAME.jsonl. Numbers that JSON cannot say (inf, nan) become null."""
@@ -302,7 +330,10 @@ class Log:
         file.write(json.dumps(plain, ensure_ascii=False) + "\n")
         file.flush()
         if self.wandb and name == "metrics":
-            self.wandb.log(plain, step=plain.get("step"))
+            self.wandb.log(plain)
+        if self.wandb and name == "dev":
+            self.wandb.log({"step": plain["step"]}
+                           | {f"dev/{k}": v for k, v in plain.items() if k != "step"})
 
     def offsets(self) -> dict[str, int]:
         """Length in bytes of every file, once it is on disk: part of a checkpoint."""
@@ -321,9 +352,13 @@ def import_wandb():
     return wandb
 
 
-def start_wandb(project: str, folder: Path):
-    name = "/".join(folder.parts[-2:])
-    return import_wandb().init(project=project, name=name, dir=str(folder))
+def start_wandb(project: str, folder: Path, run_id: str, config: dict):
+    """One run there for one stage here, however often it is resumed. wandb refuses to log an
+    earlier step once more, as a resumed run does; so the step is an axis like any other."""
+    run = import_wandb().init(project=project, name="/".join(folder.parts[-2:]), dir=str(folder),
+                              id=run_id, resume="allow", config=config)
+    run.define_metric("*", step_metric="step")
+    return run
 
 
 # ----------------------------------------------------------------------------------------------
@@ -340,7 +375,7 @@ class Run:
         self.ranks = setup(args.seed)
         self.rank, self.world, self.device = self.ranks.rank, self.ranks.world, self.ranks.device
         self.main, self.any, self.gather = self.ranks.main, self.ranks.any, self.ranks.gather
-        self.barrier = self.ranks.barrier
+        self.barrier, self.main_first = self.ranks.barrier, self.ranks.main_first
         self.dtype = compute_dtype("auto", self.device)
         self.home = run_folder(args.model, args.run, args.seed)
         self.folder = self.home / stage
@@ -360,6 +395,14 @@ class Run:
         self.warnings.append(message)
         self.say(f"WARNING: {message}", file=sys.stderr)
 
+    def warn_of_lacks(self, lacks: list[tuple[str, str]]) -> None:
+        """One block of what the run does without, each with the command that mends it."""
+        if lacks:
+            self.say("WARNING: this run does without", file=sys.stderr)
+        for what, mend in lacks:
+            self.warnings.append(f"without {what}")
+            self.say(f"  {what}\n      mend: {mend}", file=sys.stderr)
+
     def finished(self) -> bool:
         """Whether the stage has its final/ already and is not to be done afresh or for longer.
 
@@ -377,9 +420,11 @@ class Run:
                 raise UserError(f"{final} was made with --{name} {old}, not {new}: name another "
                                 f"--run, or start over with --fresh")
         newest = checkpoints.newest(self.folder)
-        asked = checkpoints.read_state(newest).get("asked") if newest else None
-        if asked and self.args.steps and self.args.steps > asked:
-            return False
+        goal = checkpoints.read_state(newest).get("goal", {}) if newest else {}
+        for name, reached in goal.items():
+            asked = getattr(self.args, name, None)
+            if asked and reached and asked > reached:
+                return False
         self.say(f"{final} is there already (--fresh does the stage again)")
         return True
 
@@ -416,8 +461,13 @@ class Run:
         if newest:
             self.state = checkpoints.load(newest, module, optimizer)
             self.say(f"resuming after step {self.state['step']} from {newest}")
-        self.state["asked"] = self.args.steps       # `finished` compares it with the next --steps
+        # `finished` compares this with what the next command asks for
+        self.state["goal"] = {"steps": self.args.steps,
+                              "epochs": getattr(self.args, "epochs", None)}
         wandb = getattr(self.args, "wandb", None)
+        if wandb and self.main:
+            run_id = self.state.setdefault("wandb", uuid.uuid4().hex[:12])
+            wandb = start_wandb(wandb, self.folder, run_id, vars(self.args))
         self.logs = Log(self.folder, self.state["logs"], self.main, wandb)
         if self.main:
             extra = {"warnings": self.warnings, "dtype": str(self.dtype), **(config or {})}
@@ -497,15 +547,17 @@ class Run:
     def finish(self) -> None:
         """Write final/. In fp32: RL moves weights by less than bf16 can tell apart. Collective."""
         self.save()
-        self.publish("final")
+        self.publish("final", {"step": self.state["step"]})
         self.say(f"{self.folder / 'final'} written after {self.state['step']} steps")
 
-    def publish(self, name: str) -> None:
-        """Write the module as a Hugging Face folder that appears when it is whole. Collective:
-        every rank brings its shards, the main one writes."""
+    def publish(self, name: str, notes: dict | None = None) -> None:
+        """Write the module as a Hugging Face folder that appears when it is whole, with `notes` in
+        its notes.json. Collective: every rank brings its shards, the main one writes."""
         target = self.folder / name
         with files.published(target) if self.main else nullcontext(self.folder) as partial:
             model.save(self.module, partial, self.tokenizer)
+            if self.main and notes:
+                files.write_file(partial / "notes.json", json.dumps(notes) + "\n")
         self.barrier()
 
 
@@ -528,12 +580,11 @@ def run_stage(args: argparse.Namespace, stage: str) -> Iterator[Run]:
             run.status = STOPPED
         except (NotFinite, verifier.SandboxError) as error:
             # a fault of the machinery is no verdict: nothing was learned from it
-            print(f"error: {error}; the same command goes on from the newest checkpoint",
-                  file=sys.stderr, flush=True)
+            errors.last_line(f"{error}; the same command goes on from the newest checkpoint")
             run.status = errors.FAILED
         except OSError as error:
             if error.errno not in DISK_ERRORS:
                 raise
-            print(f"error: {error.strerror}: {error.filename or run.folder}; make room, then the "
-                  f"same command goes on from the newest checkpoint", file=sys.stderr, flush=True)
+            errors.last_line(f"{error.strerror}: {error.filename or run.folder}; make room, then "
+                             f"the same command goes on from the newest checkpoint")
             run.status = errors.FAILED

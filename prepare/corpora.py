@@ -40,6 +40,7 @@ from lib import errors, flags
 from lib.errors import UserError
 from lib.files import save_lines, tree_hash, write_file
 from lib.problems import Problem, problem_to_json
+from lib.progress import progress
 from prepare import readers, sources
 from prepare.decontaminate import BOILERPLATE, CONTAINMENT, NGRAM, find_overlaps, statement_hash
 
@@ -153,6 +154,7 @@ def read_splits(splits: Sequence[tuple[str, str]], origins: dict[str, dict], spo
     for corpus, split in splits:
         origin = origins[corpus]
         rows = sources.rows(corpus, split, origin.get("local"), origin.get("revision"))
+        rows = progress(rows, f"{corpus} {split}, rows")
         cards[corpus, split], count = read_split(corpus, split, rows, spool)
         counts[corpus, split] = count
         refused = [f"{len(places)} {reason}" for reason, places in count["refused"].items()]
@@ -320,6 +322,10 @@ def build(out: str | os.PathLike, sizes: dict[str, int] | None = None, seed: int
             sources.local_files(corpus, split, Path(local[corpus]))
     # before anything is read: the manifest must name the commit even if a branch moves meanwhile
     origins = {corpus: origin(corpus, local) for corpus, _ in splits}
+    size = sum(sources.bytes_on_the_hub(*split) for split in splits if split[0] not in local)
+    if size:
+        say(f"reading {len(splits)} splits from the hub, at most {size / 1e9:.1f} GB: training "
+            f"pools are cleaned against every benchmark; up to 20 GB of disk in {out} meanwhile")
 
     out.mkdir(parents=True, exist_ok=True)
     spool = Spool(out)

@@ -15,6 +15,7 @@ The rubric is the gate's contract of section 3.2: no prompt asks whether a metho
 problem.
 """
 
+import inspect
 import os
 import re
 from collections import Counter
@@ -57,7 +58,13 @@ def open_source(spec: str, role: str, cache: Cache, *, k: int = 4, options: dict
         endpoint = Endpoint(spec, api_key(role), options, concurrency, retries=retries)
         return Responder(endpoint, cache, progress)
     if PLUG_IN.fullmatch(spec):
-        return lib_run.plug_in(spec)
+        function = lib_run.plug_in(spec)
+        try:
+            inspect.signature(function).bind("one", "two")
+        except TypeError:
+            raise UserError(f"--{role} {spec} is no function of two arguments: see the head of "
+                            f"prepare/judge.py") from None
+        return function
     # a typing error in a path must not be taken for a model on the hub
     if not Path(spec).exists() and not HUB_ID.fullmatch(spec):
         raise UserError(f"--{role} {spec}: no such folder; a SPEC is rule, module:name, "

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 from lib.errors import UserError
@@ -124,6 +125,20 @@ def unreadable(name: str, what: str, error: Exception) -> UserError:
     else:
         mend = f"it must be a copy of a file of {corpus.repo} at revision {corpus.revision}"
     return UserError(f"cannot read {what} ({type(error).__name__}: {reason}): {mend}")
+
+
+def bytes_on_the_hub(name: str, split: str) -> int:
+    """Size of the files of a split; of parquet files only some columns are read."""
+    import huggingface_hub
+
+    corpus = find_corpus(name)
+    try:
+        info = huggingface_hub.HfApi().dataset_info(corpus.repo, revision=corpus.revision,
+                                                    files_metadata=True)
+    except Exception as error:          # as in `stream`
+        raise unreadable(name, f"hf://datasets/{corpus.repo}", error) from error
+    return sum(file.size or 0 for file in info.siblings
+               for pattern in corpus.files[split] if fnmatch(file.rfilename, pattern))
 
 
 def resolved_revision(name: str) -> str:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ranks
@@ -335,11 +336,13 @@ def test_a_second_process_in_a_run_folder_is_refused_and_a_dead_one_holds_no_loc
 
 
 def test_a_finished_stage_goes_on_for_more_steps_and_names_another_seed(stage, capsys):
-    run = stage(steps=2)
+    run = stage(steps=2, epochs=1)
     steps_saved(run, 2)
     run.finish()
     assert run.finished() and "is there already" in capsys.readouterr().out
     run.args.steps = 5
+    assert not run.finished()
+    run.args.steps, run.args.epochs = None, 2
     assert not run.finished()
     run.args.seed = 7
     with pytest.raises(errors.UserError, match="--seed 0, not 7"):
@@ -369,15 +372,53 @@ def test_signals_ask_a_run_to_stop_and_a_second_interrupt_ends_it(number):
         signal.signal(n, handler)
 
 
-def test_a_full_disk_is_one_line(stage, capsys, tmp_path):
+@pytest.mark.parametrize("error", [
+    OSError(28, "No space left on device", "step_000001/__0_0.distcp"),
+    OSError(30, "Read-only file system", "step_000001/__0_0.distcp")])
+def test_a_full_or_read_only_disk_is_one_line(stage, capsys, tmp_path, error):
     args = stage().args
     args.run = str(tmp_path / "other")
     with lib_run.run_stage(args, "stage") as run:
-        raise OSError(28, "No space left on device", "step_000001/__0_0.distcp")
+        raise error
     assert run.status == 1
-    error = capsys.readouterr().err
-    assert error.startswith("error: No space left on device: step_000001")
-    assert error.count("\n") == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {error.strerror}: step_000001") and said.count("\n") == 1
+
+
+def test_a_resumed_run_is_the_same_run_in_wandb(stage, monkeypatch):
+    """With the flags as its config; the step is an axis, since wandb refuses to go back to one."""
+    begun, sent = [], []
+
+    def init(**settings):
+        begun.append(settings)
+        return SimpleNamespace(log=sent.append, define_metric=lambda name, step_metric: None)
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    first = stage(wandb="project")
+    steps_saved(first, 1)
+    first.lock_file.close()
+    again = stage(wandb="project")
+    again.log({"step": 2, "R_out": 0.5})
+    again.log({"step": 2, "pass_at_k": 0.25}, "dev")
+    one, two = begun
+    assert one["id"] == two["id"] == again.state["wandb"] and two["resume"] == "allow"
+    assert two["config"]["save_every"] == 1
+    assert sent == [{"step": 2, "R_out": 0.5}, {"step": 2, "dev/pass_at_k": 0.25}]
+
+
+def test_ranks_wait_for_the_main_one_outside_of_collectives(tmp_path):
+    """The main rank builds for longer than a collective may last; then it fails, and the others end
+    with it."""
+    work = ("ranks = lib_run.setup(device='cpu', timeout=timedelta(seconds=1))\n"
+            "ranks.main_first('build', lambda: (time.sleep(3), Path('built').touch()))\n"
+            "assert Path('built').exists()\n"
+            "def fail(): raise errors.UserError('no network')\n"
+            "try:\n"
+            "    with errors.one_line(): ranks.main_first('again', fail)\n"
+            "except SystemExit as end: Path(f'{rank} {end.code}').touch()\n")
+    ranks.run(2, "import time\nfrom datetime import timedelta\nfrom pathlib import Path\n"
+              "from lib import errors\nfrom lib import run as lib_run", work, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"built", "0 2", "1 1"}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -411,7 +452,8 @@ def test_only_the_main_rank_writes(tmp_path):
 
 @pytest.mark.parametrize("error, status, message", [
     (errors.UserError("K of 0\nmust be 1"), 2, "error: K of 0 must be 1"),
-    (torch.OutOfMemoryError("lower --token-budget"), 1, "error: lower --token-budget")])
+    (torch.OutOfMemoryError("lower --token-budget"), 1, "error: lower --token-budget"),
+    (RuntimeError("[gloo/pair.cc:534] Connection closed by peer"), 1, "another rank has ended")])
 def test_a_mistake_of_the_user_is_one_line_and_a_status(capsys, error, status, message):
     with pytest.raises(SystemExit) as exit, errors.one_line():
         raise error
@@ -499,7 +541,8 @@ def test_progress_without_a_terminal_is_lines_and_only_now_and_then(monkeypatch,
 
 @pytest.mark.slow
 def test_a_rank_that_dies_takes_the_job_down_with_its_reason(tmp_path):
-    """The other rank waits in a collective, as it would for a slow verifier."""
+    """The other rank waits in a collective, as it would for a slow verifier. It adds nothing of its
+    own: of eight ranks one line is read."""
     root = Path(lib_run.__file__).parents[1]
     (tmp_path / "job.py").write_text(
         f"import sys; sys.path.insert(0, {str(root)!r})\n"
@@ -514,4 +557,6 @@ def test_a_rank_that_dies_takes_the_job_down_with_its_reason(tmp_path):
     command = [*launch, tmp_path / "job.py"]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert ran.returncode != 0 and "error on rank 1: the seventh problem has no tests" in ran.stderr
+    assert ran.stderr.count("error on rank") + ran.stderr.count("error: ") == 1
+    assert "gloo" not in ran.stderr and "RuntimeError" not in ran.stderr
     assert time.monotonic() - began < 60
