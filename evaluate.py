@@ -28,7 +28,7 @@ from transformers import AutoTokenizer
 import model
 import prompts
 from gate import Gate, RuleGate
-from lib import errors, flags
+from lib import errors, export, flags
 from lib import run as lib_run
 from lib.errors import UserError
 from lib.parts import Parts
@@ -69,6 +69,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument_group("what is evaluated").add_argument
     add("--method", required=True, choices=[*METHODS, "file"])
     add("--model", metavar="FOLDER", help="checkpoint folder, or hub id")
+    add("--step", type=flags.count, metavar="N",
+        help="--model is a stage's folder: its checkpoint of this step")
     add("--revision", help="branch, tag or commit of a hub model; the newest by default")
     add("--programs", metavar="FILE", help="--method file: lines of problem_id, index, program")
     add("--problems", metavar="FILE", help="JSON lines; by default corpora/BENCHMARK.jsonl")
@@ -187,9 +189,15 @@ def default_out(args: argparse.Namespace) -> Path:
         folder = lib_run.run_folder(args.model, args.run)
     else:
         folder = lib_run.run_folder(str(Path(args.programs).with_suffix("")), args.run)
-    if args.model and Path(args.model).name == "final" and not args.run:
+    if args.step:
+        folder = Path(args.model)
+    elif args.model and Path(args.model).name in ("final", "best") and not args.run:
         folder = Path(args.model).parent        # of a stage
     name = f"{args.benchmark}-{args.method}"
+    if args.step:
+        name += f"-step{args.step}"
+    if args.model and Path(args.model).name == "best":
+        name += "-best"
     if args.shuffle_strategies:
         name += "-shuffled"
     if args.seed:
@@ -216,11 +224,16 @@ def load_gate(args: argparse.Namespace, ranks: lib_run.Ranks) -> Gate | RuleGate
 def load_engine(args: argparse.Namespace, ranks: lib_run.Ranks) -> Engine:
     dtype = lib_run.compute_dtype(args.dtype, ranks.device)
     with errors.user_input():
-        module = model.load(args.model, dtype, ranks.device, args.revision).eval()
-        tokenizer = AutoTokenizer.from_pretrained(args.model, revision=args.revision)
+        if args.step:
+            module, folder = export.load_step(Path(args.model), args.step, dtype, ranks.device)
+        else:
+            folder = model.find(args.model, args.revision)
+            module = model.load(folder, dtype, ranks.device)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
         if args.with_think:
             prompts.thought_mark(tokenizer)     # raises where the template has no thinking
-        return Engine(module, tokenizer, args.slots, args.temperature, args.top_k, args.top_p)
+        return Engine(module.eval(), tokenizer, args.slots, args.temperature, args.top_k,
+                      args.top_p)
 
 
 # ----------------------------------------------------------------------------------------------

@@ -15,8 +15,8 @@ Where this departs from the paper, or fills in what it leaves open (docs/paper_t
     of Eq. 12 needs every tuple.
  3. A plan that does not parse has no branches, R_out = J = 0, and counts in the mean of Eq. 12.
  4. Without a trained gate the rule gate is used, with a warning.
- 5. Warm-up stops when the accepted share of the last PLATEAU steps is not above that of as many
-    steps before by one standard error, or at --steps.
+ 5. Warm-up stops when the accepted share has certainly gained less than 0.1 in the last 100 steps
+    (lib/schedule.plateau), or at --steps.
  6. --solver-credit marginal and --planner-credit place are ours: Eq. 11 pays a branch for beating
     its siblings, which teaches the solver to stop listening (docs/credit.md).
  7. --solver-weight scales the solver's advantages (Eq. 11); at 0 solver rows keep their KL, which
@@ -29,6 +29,7 @@ import argparse
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -39,15 +40,16 @@ import prompts
 import reward
 import rollout
 from lib import diagnostics, errors, flags, rl
+from lib.dev import Dev, load_dev
 from lib.errors import UserError
 from lib.refresh import Judge, refresh_gate
 from lib.run import Run, run_stage, stage_model
+from lib.schedule import plateau
 from lib.start import flags_of
 from lib.verdicts import Submitter
 
 AUDIT_PROBLEMS = 64         # stage 4 samples one tuple for each
 USE_EVERY = 10              # steps between measurements of strategy use
-PLATEAU = 30                # steps: window of the warm-up's stopping rule
 REFUSED = 3                 # exit status of an audit that refuses stage 5
 
 
@@ -89,7 +91,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                      "compare with")
     if args.planner_credit == "place" and args.stage == "warmup":
         parser.error("--planner-credit place needs branches, and --stage warmup has none")
-    args.steps = args.steps or 100
+    if args.resample_equal and args.stage == "warmup":
+        parser.error("--resample-equal would hide from --stage warmup how many plans are accepted, "
+                     "by which it ends")
+    rl.check_rl_flags(parser, args)
     return args
 
 
@@ -141,6 +146,13 @@ def collect(engine: rollout.Engine, gate, submitter: Submitter, problems: list, 
     return Batch(problems, tuples, J, r, R_out, R_plan, waited)
 
 
+def collect_one(engine: rollout.Engine, gate, submitter: Submitter, problems: list, key: tuple,
+                args: argparse.Namespace) -> Batch:
+    """One tuple per problem, always solved: for the audit and for dev evaluations."""
+    one = argparse.Namespace(**vars(args) | {"num_tuples": 1, "stage": "joint"})
+    return collect(engine, gate, submitter, problems, key, one)
+
+
 def branches_of(tuples: list[list[rollout.Tuple]]) -> list[rollout.Branch]:
     return [branch for group in tuples for t in group for branch in t.branches]
 
@@ -183,6 +195,12 @@ def credit(batch: Batch, args: argparse.Namespace) -> tuple[Tensor, Tensor]:
     return a, A.unsqueeze(-1).expand_as(a)
 
 
+def teaches(batch: Batch, args: argparse.Namespace) -> Tensor:
+    """Whether a problem has any gradient, (P,): not where all its rewards are equal."""
+    a, A = credit(batch, args)
+    return ((a != 0) | (A != 0)).flatten(1).any(-1)
+
+
 def make_rows(batch: Batch, a: Tensor, A: Tensor, tokenizer,
               args: argparse.Namespace) -> list[grpo.Row]:
     """The rows of Eq. 13: planner tokens with A, solver tokens with a, both (P, M, K).
@@ -193,10 +211,13 @@ def make_rows(batch: Batch, a: Tensor, A: Tensor, tokenizer,
     rows = []
     for p, group in enumerate(batch.tuples):
         for m, t in enumerate(group):
-            rows.append(grpo.Row(t.prompt, t.plan.ids, 0, plan_advantage(t, A[p, m], tokenizer),
-                                 weight, "plan", t.plan.logprobs))
+            if not rl.masked(t.plan, args):
+                advantage = plan_advantage(t, A[p, m], tokenizer)
+                rows.append(grpo.Row(t.prompt, t.plan.ids, 0, advantage, weight, "plan",
+                                     t.plan.logprobs))
             for k, branch in enumerate(t.branches):
-                rows.append(solve_row(branch, a[p, m, k].item(), weight))
+                if not rl.masked(branch.sample, args):
+                    rows.append(solve_row(branch, a[p, m, k].item(), weight))
     return rows
 
 
@@ -220,18 +241,7 @@ def warmed_up(state: dict, args: argparse.Namespace, run: Run) -> bool:
     on the main rank alone, which decides for all. Collective."""
     if args.stage != "warmup":
         return False
-    return run.any(run.main and plateau(state["accepted"], PLATEAU))
-
-
-def plateau(accepted: list[float], window: int) -> bool:
-    """Whether the mean of the last `window` values is not above that of the `window` before by one
-    standard error."""
-    if len(accepted) < 2 * window:
-        return False
-    before = torch.tensor(accepted[-2 * window:-window], dtype=torch.float64)
-    last = torch.tensor(accepted[-window:], dtype=torch.float64)
-    error = ((last.var(unbiased=False) + before.var(unbiased=False)) / window).sqrt()
-    return bool(last.mean() - before.mean() <= error)
+    return run.any(run.main and plateau(state["accepted"]))
 
 
 # ----------------------------------------------------------------------------------------------
@@ -243,9 +253,8 @@ def audit(engine: rollout.Engine, gate, submitter: Submitter, problems: list,
     Collective."""
     n = min(AUDIT_PROBLEMS, len(problems))
     mine = rl.batch_of_step(problems, 0, n, args.seed)[run.rank::run.world]
-    one_tuple = argparse.Namespace(**vars(args) | {"num_tuples": 1})
     batch = run.together(
-        lambda: collect(engine, gate, submitter, mine, (args.seed, "audit"), one_tuple))
+        lambda: collect_one(engine, gate, submitter, mine, (args.seed, "audit"), args))
     tuples = [t for [t] in batch.tuples]
     branches = branches_of(batch.tuples)
     counts = [len(tuples), sum(t.strategies is not None for t in tuples), batch.R_out.sum(),
@@ -286,6 +295,13 @@ def refusal(audited: dict, args: argparse.Namespace) -> str | None:
     return None
 
 
+def dev_scores(batch: Batch) -> dict[str, Tensor]:
+    """What lib/dev.py asks of one tuple per problem, (P,) each."""
+    repeats = [diagnostics.has_duplicate(t.strategies or []) for [t] in batch.tuples]
+    return {"pass_at_k": batch.R_out[:, 0], "pass_at_1": batch.r.nan_to_num(nan=0.0).mean(-1)[:, 0],
+            "duplicate": torch.tensor(repeats, dtype=torch.float64), "J": batch.J[:, 0]}
+
+
 # ----------------------------------------------------------------------------------------------
 # What a run starts with
 
@@ -297,14 +313,29 @@ def load_gate(path: str, args: argparse.Namespace, run: Run):
 
 
 def gate_path(args: argparse.Namespace, run: Run) -> str:
-    """--gate, else the run's own trained gate, else the rule gate with a warning."""
+    """--gate, else the run's own trained gate, else the rule gate."""
     own = run.home / "gate" / "final"
-    if args.gate:
-        return args.gate
-    if (own / "gate.json").exists():
-        return str(own)
-    run.warn(f"{own} is not there: using the RULE GATE instead of a trained one (train_rm.py)")
-    return "rule"
+    return args.gate or (str(own) if (own / "gate.json").exists() else "rule")
+
+
+def lacks(start: str, gate: str, args: argparse.Namespace, run: Run) -> list[tuple[str, str]]:
+    """What the paper has and this run has not: (what, the command that mends it)."""
+    begun = Path(start).parent.name if flags_of(start) else ""      # the stage of the start
+    model = f"--model {args.model}" + (f" --run-name {args.run}" if args.run else "")
+    missing = []
+    if not begun:
+        gold = "" if Path("corpora/gold.jsonl").exists() else "python -m prepare.teacher gold; "
+        missing.append((f"stage 1 (planner SFT): it starts from {start} itself",
+                        f"{gold}python train_sft.py {model}"))
+    if gate == "rule" and not args.gate:
+        labels = "corpora/labels_train.jsonl"
+        made = "" if Path(labels).exists() else "python -m prepare.teacher labels; "
+        missing.append(("a trained gate (stage 2): the rule gate sees form alone",
+                        f"{made}python train_rm.py --model Qwen/Qwen3.5-0.8B "
+                        f"--run-name {run.home.name}"))
+    if args.stage == "joint" and not begun.startswith("warmup"):
+        missing.append(("stage 3 (warm-up)", f"python train_cppo.py {model} --stage warmup"))
+    return missing
 
 
 # ----------------------------------------------------------------------------------------------
@@ -318,22 +349,21 @@ def train(args: argparse.Namespace, run: Run) -> None:
     # ---- models
     earlier = ("sft",) if args.stage == "warmup" else ("warmup", "sft")
     start, message = stage_model(run.home, earlier, args.model)
+    path = gate_path(args, run)
     run.say(message)
+    run.warn_of_lacks(lacks(start, path, args, run))
     args.with_think = flags_of(start).get("with_think", False)  # as train_sft.py has taught it
     models = rl.load_models(args, run, start)
-    lengths = []
-    for problem in problems:
-        turn = prompts.plan(problem, args.num_strategies)
-        lengths.append(len(prompts.encode(models.tokenizer, turn, args.with_think)))
-    room = rl.context_room(models, args.max_plan_tokens + args.max_solve_tokens)
-    problems = rl.leave_out_long(problems, lengths, room, run)
+    held_out = load_dev(args, problems, run)
+    problems, longest = those_that_fit(problems, models, args, run)
+    held_out, _ = those_that_fit(held_out, models, args, run)
     rl.check_pool_size(problems, args)
-    path = gate_path(args, run)
+    rl.count_steps(problems, args)
     gate = load_gate(path, args, run)
     if args.refresh_every and path == "rule":
         raise UserError("--refresh-every needs a trained gate: run train_rm.py first")
     judge = Judge(args, run) if args.judge else None
-    engine = rl.make_engine(args, run, models, min(max(lengths), room))
+    engine = rl.make_engine(args, run, models, longest)
     verifier = rl.make_verifier()
 
     # ---- where a killed run left off
@@ -360,23 +390,36 @@ def train(args: argparse.Namespace, run: Run) -> None:
                 run.status = REFUSED
                 return
         # ---- stage 3 or 5
-        algorithm_1(args, run, problems, models, engine, gate, submitter, judge, state)
+        algorithm_1(args, run, problems, held_out, models, engine, gate, submitter, judge, state)
     run.finish()
 
 
-def algorithm_1(args, run: Run, problems: list, models: rl.Models, engine: rollout.Engine, gate,
-                submitter: Submitter, judge, state: dict) -> None:
-    while state["step"] < args.steps and not warmed_up(state, args, run):
+def those_that_fit(problems: list, models: rl.Models, args: argparse.Namespace,
+                   run: Run) -> tuple[list, int]:
+    """The problems whose plan prompt leaves room for the replies, and the longest prompt."""
+    lengths = []
+    for problem in problems:
+        turn = prompts.plan(problem, args.num_strategies)
+        lengths.append(len(prompts.encode(models.tokenizer, turn, args.with_think)))
+    return rl.leave_out_long(problems, lengths, args.max_plan_tokens + args.max_solve_tokens,
+                             models, run)
+
+
+def algorithm_1(args, run: Run, problems: list, held_out: list, models: rl.Models,
+                engine: rollout.Engine, gate, submitter: Submitter, judge, state: dict) -> None:
+    dev = Dev(args, run, held_out, lambda mine: dev_scores(
+        collect_one(engine, gate, submitter, mine, (args.seed, "dev"), args)))
+    while state["step"] < args.steps and not warmed_up(state, args, run) and not dev.ends(state):
         step, started = state["step"], time.perf_counter()
         if args.refresh_every and step % args.refresh_every == 0 and step > state["refreshed"]:
             gate = refresh_gate(gate, engine, problems, judge, state, args, run)
-        mine = rl.batch_of_step(problems, step, args.problems_per_step, args.seed)
-        mine = mine[run.rank::run.world]
 
         # lines 2-5: plans, programs, verdicts, gate
         key = (args.seed, args.stage, step)         # names the random streams of the step
         engine.stats = rollout.Stats()
-        batch = run.together(lambda: collect(engine, gate, submitter, mine, key, args))
+        batch, replaced = rl.draw_step(
+            problems, step, lambda mine: collect(engine, gate, submitter, mine, key, args),
+            lambda batch: teaches(batch, args), args, run)
 
         # lines 6-7: two kinds of credit
         a, A = credit(batch, args)              # (P, M, K) each: Eq. 11, 12, or marginal credit
@@ -385,6 +428,8 @@ def algorithm_1(args, run: Run, problems: list, models: rl.Models, engine: rollo
         # line 8: one clipped, KL-regularised update over both regions
         rows = make_rows(batch, a, A, models.tokenizer, args)               # Eq. 13
         updated = rl.update(models, rows, step, args)                       # Eq. 18
+        if args.resample_equal:
+            updated["replaced"] = replaced
 
         state["step"] += 1
         parts = run.gather(report)
@@ -392,6 +437,7 @@ def algorithm_1(args, run: Run, problems: list, models: rl.Models, engine: rollo
             log_step(parts, updated, time.perf_counter() - started, state, args, run)
         run.count_skipped(updated["skipped"])
         run.checkpoint()
+    dev.finish(state)
 
 
 def measure(batch: Batch, a: Tensor, A: Tensor, step: int, engine: rollout.Engine,

@@ -237,7 +237,7 @@ def train(args: argparse.Namespace, run: Run) -> None:
             metrics["val_auc"] = gate.auc(p, [label.label for label in val])
             if metrics["val_auc"] > state["best_auc"]:
                 state["best_auc"], state["best_step"] = metrics["val_auc"], state["step"]
-                run.publish("best")
+                run.publish("best", {"step": state["step"]})
         metrics["seconds"], started = time.perf_counter() - started, time.perf_counter()
         run.log(metrics)
         run.say(line(metrics, steps))

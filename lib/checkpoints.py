@@ -16,7 +16,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
 
 from lib import files
 from lib.files import PARTIAL
@@ -128,6 +132,16 @@ def load(path: Path, module: torch.nn.Module, optimizer: torch.optim.Optimizer) 
     set_state_dict(module, optimizer, model_state_dict=state["module"],
                    optim_state_dict=state["optimizer"])
     return read_state(path)
+
+
+@torch.no_grad()
+def load_weights(path: Path, module: torch.nn.Module) -> None:
+    """Put the weights of a checkpoint into a module that is not sharded, in its own dtype."""
+    own = get_model_state_dict(module)
+    wide = {name: torch.empty(t.shape, dtype=torch.float32) for name, t in own.items()}
+    dcp.load({"module": wide}, checkpoint_id=path, no_dist=not dist.is_initialized())
+    for name, t in own.items():
+        t.copy_(wide[name])
 
 
 def read_state(path: Path) -> dict:

@@ -5,6 +5,7 @@ Shapes: P problems of this rank in the step; rows as in grpo.py.
 """
 
 import argparse
+import dataclasses
 import math
 import random
 import sys
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import grpo
 import model
@@ -29,6 +30,8 @@ from lib.start import load_start
 from prepare import corpora, exposure
 
 MAX_GRAD_NORM = 1.0
+DEFAULT_STEPS = 100
+RESAMPLE_ROUNDS = 3     # of --resample-equal, each a rollout of its own
 SHOW_EVERY = 10         # steps between whole samples on the screen
 STEP_NORM_EVERY = 10    # steps between measurements of how far the weights move: it copies them
 
@@ -38,12 +41,27 @@ STEP_NORM_EVERY = 10    # steps between measurements of how far the weights move
 
 def add_rl_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of every script that samples, verifies and updates."""
+    add = parser.add_argument_group("dev evaluation").add_argument
+    add("--epochs", type=flags.count, help="passes over the problems; with --steps, what is less")
+    add("--dev", metavar="FILE", help="held-out problems, by which best/ is chosen")
+    add("--eval-every", type=flags.count, metavar="STEPS", help="steps between dev evaluations")
+    add("--patience", type=flags.steps_or_never, default=0, metavar="N",
+        help="end after N dev evaluations without a new best one; 0: never")
     add = parser.add_argument_group("optimization").add_argument
     add("--lr", type=flags.above_zero, default=5e-7, help="learning rate of AdamW")
     add("--beta", type=flags.weight, default=grpo.BETA,
         help="weight of the KL to the reference; 0: no reference")
     add("--updates-per-rollout", type=flags.count, default=1,
         help="at 1 the ratio is exactly 1 and nothing clips")
+    add("--clip-high", type=flags.above_zero, default=grpo.CLIP,
+        help=f"upper clip range; the lower one is {grpo.CLIP}")
+    add("--tis", type=flags.weight, metavar="CAP",
+        help="multiply a token's surrogate by p_trainer / p_sampler, at most CAP; 0: off; "
+             "default: 2 where the sampler computes in bf16, else off")
+    add("--mask-cut", action="store_true", help="replies cut at the length limit carry no loss")
+    add("--resample-equal", action="store_true",
+        help="replace problems without a gradient by others within the step, at most "
+             f"{RESAMPLE_ROUNDS} times")
     add("--token-budget", type=flags.count, default=16384, help="padded tokens per micro-batch")
     add = parser.add_argument_group("sampling").add_argument
     add("--temperature", type=flags.above_zero, default=0.7, help="of planner and solver")
@@ -55,6 +73,16 @@ def add_rl_flags(parser: argparse.ArgumentParser) -> None:
     add("--wandb", metavar="PROJECT", help="log there as well; needs wandb")
 
 
+def check_rl_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End in one line where flags do not go together; --steps without --epochs is 100."""
+    if bool(args.dev) != bool(args.eval_every):
+        parser.error("--dev FILE and --eval-every STEPS go together")
+    if args.patience and not args.dev:
+        parser.error("--patience counts dev evaluations: pass --dev FILE and --eval-every STEPS")
+    if not args.epochs:
+        args.steps = args.steps or DEFAULT_STEPS
+
+
 # ----------------------------------------------------------------------------------------------
 # Problems
 
@@ -62,10 +90,8 @@ def load_pool(args: argparse.Namespace, run: Run, name: str) -> list[Problem]:
     """The problems of --problems, else of the pool `name` in corpora/. UserError if the pool
     holds an evaluation problem. Collective: one rank builds the corpora on first use."""
     if not args.problems:
-        if run.main:
-            args.problems = str(corpora.default_pool(name))
-        run.barrier()
-        args.problems = args.problems or str(corpora.default_pool(name))
+        run.main_first("corpora", lambda: corpora.default_pool(name))
+        args.problems = str(corpora.default_pool(name))
     problems = load_problems(args.problems)
     unknown_exposure = exposure.check_pool(args.problems)
     if unknown_exposure:
@@ -73,13 +99,25 @@ def load_pool(args: argparse.Namespace, run: Run, name: str) -> list[Problem]:
     return problems
 
 
-def leave_out_long(problems: list[Problem], lengths: list[int], room: float, run: Run) -> list:
-    """The problems whose prompt, `lengths` tokens each, leaves room for the replies."""
+def leave_out_long(problems: list[Problem], lengths: list[int], new_tokens: int, models: "Models",
+                   run: Run) -> tuple[list[Problem], int]:
+    """The problems whose prompt, `lengths` tokens each, leaves room for `new_tokens`; and the
+    longest prompt."""
+    context = getattr(models.policy.config, "max_position_embeddings", None) or math.inf
+    room = context - new_tokens
     too_long = [p.id for p, n in zip(problems, lengths, strict=True) if n > room]
     if too_long:
         run.warn(f"{len(too_long)} of {len(problems)} problems are left out, {too_long[0]} the "
                  f"first: their prompts have more than {room} tokens and leave too little context")
-    return [p for p in problems if p.id not in set(too_long)]
+    longest = max((n for n in lengths if n <= room), default=0)
+    return [p for p in problems if p.id not in set(too_long)], longest
+
+
+def count_steps(problems: list, args: argparse.Namespace) -> None:
+    """Turn --epochs into --steps, now that the number of problems is known."""
+    if args.epochs:
+        steps = args.epochs * (len(problems) // args.problems_per_step)
+        args.steps = min(steps, args.steps or steps)
 
 
 def batch_of_step(problems: list, step: int, n: int, seed: int) -> list:
@@ -115,17 +153,13 @@ def load_models(args: argparse.Namespace, run: Run, path_or_id: str) -> Models:
     policy, tokenizer, start = load_start(run, path_or_id)
     reference = model.load(start, run.dtype).requires_grad_(False) if args.beta else None
     sampler = model.load(start, run.dtype, run.device).requires_grad_(False)
+    if args.tis is None:        # in fp32 sampler and trainer agree to 1e-6
+        args.tis = 2.0 if run.dtype == torch.bfloat16 else 0.0
     policy = grpo.shard(policy, run.dtype, run.device)
     if reference is not None:
         reference = grpo.shard(reference, run.dtype, run.device)
     optimizer = grpo.make_optimizer(policy, args.lr)
     return Models(start, tokenizer, policy, reference, sampler, optimizer)
-
-
-def context_room(models: Models, new_tokens: int) -> float:
-    """How long a prompt may be so that `new_tokens` still fit into the model's context."""
-    context = getattr(models.policy.config, "max_position_embeddings", None) or math.inf
-    return context - new_tokens
 
 
 def make_engine(args: argparse.Namespace, run: Run, models: Models,
@@ -152,6 +186,60 @@ def make_verifier() -> verifier.Verifier:
 # ----------------------------------------------------------------------------------------------
 # One step
 
+def draw_step(problems: list, step: int, draw: Callable, teaches: Callable,
+              args: argparse.Namespace, run: Run):
+    """The batch of a step, and how many problems were replaced on the way to it. Collective.
+
+    draw: this rank's problems -> its Batch. teaches: Batch -> whether each of its problems has a
+    gradient, (P,).
+    With --resample-equal, problems without one give their places to others of the pool, in an order
+    that depends on seed and step alone: the same for any number of ranks, and after a resume.
+    """
+    chosen = batch_of_step(problems, step, args.problems_per_step, args.seed)
+    batch = run.together(lambda: draw(chosen[run.rank::run.world]))
+    replaced = 0
+    if not args.resample_equal:
+        return batch, replaced
+    used = {problem.id for problem in chosen}
+    spare = [problem for problem in problems if problem.id not in used]
+    random.Random(f"{args.seed}:spare:{step}").shuffle(spare)
+    for _ in range(RESAMPLE_ROUNDS):
+        places = places_that_teach_nothing(teaches(batch), args.problems_per_step, run)
+        places = places[:len(spare)]
+        if not places:
+            break
+        new, spare = dict(zip(places, spare)), spare[len(places):]
+        own = [place for place in places if place % run.world == run.rank]
+        drawn = run.together(lambda: draw([new[place] for place in own]))
+        put(batch, [place // run.world for place in own], drawn)
+        replaced += len(places)
+    return batch, replaced
+
+
+def places_that_teach_nothing(teaches: Tensor, n: int, run: Run) -> list[int]:
+    """Of all n places of the step, where place i belongs to rank i mod world. Collective."""
+    nothing = torch.zeros(n)
+    nothing[run.rank::run.world] = (~teaches).float()
+    return grpo.all_reduce(nothing).nonzero().flatten().tolist()
+
+
+def put(batch, places: list[int], drawn) -> None:
+    """Put the problems of another Batch at these places of a Batch: its lists and tensors have one
+    entry per problem."""
+    for field in dataclasses.fields(batch):
+        old, new = getattr(batch, field.name), getattr(drawn, field.name)
+        if isinstance(old, list | Tensor):
+            for i, place in enumerate(places):
+                old[place] = new[i]
+    batch.waited += drawn.waited
+
+
+def masked(sample: rollout.Sample, args: argparse.Namespace) -> bool:
+    """--mask-cut: whether a reply carries no loss, being cut at the length limit. It counts in the
+    rewards and in the mean that its siblings are compared with all the same."""
+    return args.mask_cut and sample.finish == "length"
+
+
 def update(models: Models, rows: list[grpo.Row], step: int, args: argparse.Namespace, *,
            shared: bool = True) -> dict[str, float]:
     """One clipped, KL-regularised update over the rows of all ranks; then the sampler is refreshed.
@@ -159,7 +247,8 @@ def update(models: Models, rows: list[grpo.Row], step: int, args: argparse.Names
     started = time.perf_counter()
     metrics = grpo.update(
         models.policy, models.reference, models.optimizer, rows, temperature=args.temperature,
-        beta=args.beta, vocab=models.vocab, token_budget=args.token_budget,
+        clip_high=args.clip_high, beta=args.beta, tis=args.tis, vocab=models.vocab,
+        token_budget=args.token_budget,
         updates=args.updates_per_rollout, max_grad_norm=MAX_GRAD_NORM, lr=args.lr,
         shared=shared and models.sampler.shares_prompts,
         want_step_norm=step % STEP_NORM_EVERY == 0)

@@ -2,22 +2,23 @@
 go with them."""
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 
 import model
 import prompts
-from lib import errors, files, metrics
+from lib import checkpoints, errors, files, metrics
 from lib.problems import Problem
 from paper import attempts
 from prepare.ask import Responder
 from prepare.judge import Judge, judge_plans
 
 # a second evaluation into the same file must agree in these; of files the hash counts as well
-SETTING = ("method", "benchmark", "problems", "limit", "model", "revision", "programs", "prompts",
-           "gate", "seed", "num_strategies", "attempts", "shuffle_strategies", "temperature",
-           "top_k", "top_p", "max_plan_tokens", "max_solve_tokens", "official_limits",
-           "outcomes", "dtype")
+SETTING = ("method", "benchmark", "problems", "limit", "model", "step", "revision", "programs",
+           "prompts", "gate", "seed", "num_strategies", "attempts", "shuffle_strategies",
+           "temperature", "top_k", "top_p", "max_plan_tokens", "max_solve_tokens",
+           "official_limits", "outcomes", "dtype")
 SETTING_FILES = ("problems", "model", "programs", "prompts", "gate")
 
 
@@ -27,7 +28,9 @@ def made_with(args: argparse.Namespace) -> dict:
     setting["with_think"] = args.with_think or None
     for name in SETTING_FILES:
         path = getattr(args, name)
-        if name == "model" and path:
+        if name == "model" and path and args.step:
+            path = Path(path, checkpoints.name(args.step))
+        elif name == "model" and path:
             path = model.find(path, args.revision)      # of a hub id the snapshot that is loaded
         if path:
             setting[f"{name}_sha256"] = files.tree_hash(path)

@@ -29,6 +29,7 @@ import grpo
 import prompts
 import rollout
 from lib import diagnostics, flags, rl
+from lib.dev import Dev, load_dev
 from lib.run import Run, run_stage
 from lib.verdicts import Submitter
 from rivals import prompts as rival_prompts
@@ -64,7 +65,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args.num_attempts = args.num_attempts or (4 if args.method == "upskill" else 16)
     as_cppo = max(1, ATTEMPTS_PER_STEP // args.num_attempts)
     args.problems_per_step = args.problems_per_step or as_cppo
-    args.steps = args.steps or 100
+    rl.check_rl_flags(parser, args)
     return args
 
 
@@ -136,13 +137,19 @@ def credit(batch: Batch, args: argparse.Namespace) -> tuple[Tensor, Tensor]:
     return reward, advantages
 
 
+def teaches(batch: Batch, args: argparse.Namespace) -> Tensor:
+    """Whether a problem has any gradient, (P,)."""
+    return (credit(batch, args)[1] != 0).any(-1)
+
+
 def make_rows(batch: Batch, advantages: Tensor, args: argparse.Namespace) -> list[grpo.Row]:
     weight = 1 / (args.num_attempts * args.problems_per_step)
     rows = []
     for p, group in enumerate(batch.attempts):
         for i, attempt in enumerate(group):
-            rows.append(grpo.Row(attempt.prompt, attempt.sample.ids, 0, advantages[p, i].item(),
-                                 weight, "solve", attempt.sample.logprobs))
+            if not rl.masked(attempt.sample, args):
+                rows.append(grpo.Row(attempt.prompt, attempt.sample.ids, 0, advantages[p, i].item(),
+                                     weight, "solve", attempt.sample.logprobs))
     return rows
 
 
@@ -154,11 +161,12 @@ def train(args: argparse.Namespace, run: Run) -> None:
     problems = rl.load_pool(args, run, "joint")
     run.say(f"starting from {args.model}")
     models = rl.load_models(args, run, args.model)
-    lengths = [len(prompts.encode(models.tokenizer, user_turns(p, args)[0])) for p in problems]
-    room = rl.context_room(models, args.max_solve_tokens)
-    problems = rl.leave_out_long(problems, lengths, room, run)
+    held_out = load_dev(args, problems, run)
+    problems, longest = those_that_fit(problems, models, args, run)
+    held_out, _ = those_that_fit(held_out, models, args, run)
     rl.check_pool_size(problems, args)
-    engine = rl.make_engine(args, run, models, min(max(lengths), room))
+    rl.count_steps(problems, args)
+    engine = rl.make_engine(args, run, models, longest)
     verifier = rl.make_verifier()
     config = {"verifier": {"tier": verifier.tier, **verifier.report}}
     state = run.resume(models.policy, models.optimizer, models.tokenizer, config=config,
@@ -167,13 +175,15 @@ def train(args: argparse.Namespace, run: Run) -> None:
 
     with verifier:
         submitter = Submitter(verifier)
-        while state["step"] < args.steps:
+        dev = Dev(args, run, held_out, lambda mine: dev_scores(
+            engine, submitter, models, mine, args))
+        while state["step"] < args.steps and not dev.ends(state):
             step, started = state["step"], time.perf_counter()
-            mine = rl.batch_of_step(problems, step, args.problems_per_step, args.seed)
-            mine = mine[run.rank::run.world]
+            key = (args.seed, "joint", step)
             engine.stats = rollout.Stats()
-            batch = run.together(
-                lambda: collect(engine, submitter, models, mine, (args.seed, "joint", step), args))
+            batch, replaced = rl.draw_step(
+                problems, step, lambda mine: collect(engine, submitter, models, mine, key, args),
+                lambda batch: teaches(batch, args), args, run)
             reward, advantages = credit(batch, args)
             rows = make_rows(batch, advantages, args)
             # each skill has a prompt of its own, from its first words on: nothing to share
@@ -181,11 +191,29 @@ def train(args: argparse.Namespace, run: Run) -> None:
             state["step"] += 1
             records = make_records(state["step"], batch, reward, advantages)
             parts = run.gather({"records": records, "stats": engine.stats, "waited": batch.waited})
+            if args.resample_equal:
+                updated["replaced"] = replaced
             if run.main:
                 log_step(parts, updated, time.perf_counter() - started, state, args, run)
             run.count_skipped(updated["skipped"])
             run.checkpoint()
+        dev.finish(state)
     run.finish()
+
+
+def those_that_fit(problems: list, models: rl.Models, args: argparse.Namespace,
+                   run: Run) -> tuple[list, int]:
+    """The problems whose prompt leaves room for a reply, and the longest prompt."""
+    lengths = [len(prompts.encode(models.tokenizer, user_turns(p, args)[0])) for p in problems]
+    return rl.leave_out_long(problems, lengths, args.max_solve_tokens, models, run)
+
+
+def dev_scores(engine: rollout.Engine, submitter: Submitter, models: rl.Models, problems: list,
+               args: argparse.Namespace) -> dict[str, Tensor]:
+    """What lib/dev.py asks: K attempts at each problem, those of a test, (P,) each."""
+    k_attempts = argparse.Namespace(**vars(args) | {"num_attempts": args.num_strategies})
+    batch = collect(engine, submitter, models, problems, (args.seed, "dev"), k_attempts)
+    return {"pass_at_k": batch.r.amax(-1), "pass_at_1": batch.r.mean(-1)}
 
 
 def make_records(step: int, batch: Batch, reward: Tensor, advantages: Tensor) -> list[dict]:

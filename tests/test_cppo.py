@@ -1,12 +1,15 @@
 """train_cppo.py as its users run it, on the toy policy of toy.py: stages 3 to 5, from the flags to
 the folder that is left behind."""
 
+import argparse
 import contextlib
+import dataclasses
 import io
 import json
 import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +17,7 @@ import threading
 import time
 from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -42,6 +46,7 @@ import rollout
 import train_cppo
 from lib import checkpoints, diagnostics, files, progress, rl
 from lib import run as lib_run
+from lib.problems import Problem
 from lib.verdicts import Submitter
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -194,6 +199,12 @@ def test_every_ablation_takes_a_step(run_toy, flags):
     assert status == 0 and metrics["step_norm"] > 0 and 0 < metrics["pass_rate"] < 1
 
 
+def test_the_script_has_at_most_forty_flags(capsys):
+    with pytest.raises(SystemExit):
+        train_cppo.parse_args(["--help"])
+    assert 30 < len(set(re.findall(r"^  (--[\w-]+)", capsys.readouterr().out, re.M))) <= 40
+
+
 def test_a_fork_of_the_script_has_a_stage_folder_of_its_own():
     args = train_cppo.parse_args(["--model", "m", "--variant", "mine"])
     assert train_cppo.stage_name(args) == "cppo-mine"
@@ -254,11 +265,62 @@ def test_problems_of_a_step_are_a_function_of_the_step_and_cover_every_pass_once
     assert steps[0] != steps[3]
 
 
-def test_the_plateau_rule_by_hand():
-    assert not train_cppo.plateau([0.1, 0.2, 0.3], 2)               # too short to say
-    assert not train_cppo.plateau([0.1, 0.1, 0.9, 0.9], 2)          # risen, no spread
-    assert train_cppo.plateau([0.5, 0.5, 0.5, 0.5], 2)
-    assert train_cppo.plateau([0.4, 0.6, 0.45, 0.65], 2)            # 0.05 up, standard error 0.1
+def test_cut_replies_carry_no_loss_if_asked():
+    def sample(finish):
+        return rollout.Sample([5], [-1.0], "", finish)
+
+    branches = [rollout.Branch([1], 1, sample(finish), None) for finish in ("eos", "length")]
+    group = [rollout.Tuple([1], sample("length"), ["a", "b"], None, branches)]
+    batch = train_cppo.Batch([None], [group], *[torch.zeros(1, 1)] * 4, 0.0)
+    regions = []
+    for flags in ((), ("--mask-cut",)):
+        args = train_cppo.parse_args(["--model", "m", *flags])
+        rows = train_cppo.make_rows(batch, torch.ones(1, 1, 2), torch.ones(1, 1, 2), None, args)
+        regions.append([row.region for row in rows])
+    assert regions == [["plan", "solve", "solve"], ["solve"]]
+
+
+def test_epochs_are_steps_of_a_pool():
+    pool = list(range(20))
+    for flags, steps in ((("--epochs", "3"), 6), (("--epochs", "3", "--steps", "4"), 4), ((), 100)):
+        args = train_cppo.parse_args(["--model", "m", *flags])
+        rl.count_steps(pool, args)
+        assert args.steps == steps
+
+
+# --------------------------------------------------------------------------------------------------
+# Problems without a gradient are replaced
+
+@dataclasses.dataclass
+class Drawn:
+    problems: list
+    marks: torch.Tensor
+    waited: float = 1.0
+
+
+def test_problems_without_a_gradient_give_their_places_to_others(monkeypatch):
+    """Those of odd number teach nothing. Each is replaced, at most three times, by problems that
+    the step has not had; the same ones at a resume."""
+    pool = [Problem(str(i), str(i)) for i in range(12)]
+    args = argparse.Namespace(seed=0, problems_per_step=4, resample_equal=True)
+    run, asked = SimpleNamespace(rank=0, world=1, together=lambda draw: draw()), []
+
+    def draw(problems):
+        asked.append([p.id for p in problems])
+        return Drawn(list(problems), torch.tensor([int(p.id) for p in problems]))
+
+    def even(batch):
+        return batch.marks % 2 == 0
+
+    batch, replaced = rl.draw_step(pool, 5, draw, even, args, run)
+    again, _ = rl.draw_step(pool, 5, draw, even, args, run)
+    first = [int(name) for name in asked[0]]
+    kept = [n for n in first if n % 2 == 0]
+    assert [p.id for p in batch.problems] == [p.id for p in again.problems]
+    assert [int(p.id) for p in batch.problems] == batch.marks.tolist()
+    assert set(kept) <= set(batch.marks.tolist()) and len(set(batch.marks.tolist())) == 4
+    assert replaced == sum(map(len, asked[1:len(asked) // 2])) > 0
+    assert len(asked) // 2 <= 1 + rl.RESAMPLE_ROUNDS and batch.waited == len(asked) // 2
 
 
 # --------------------------------------------------------------------------------------------------
@@ -291,6 +353,9 @@ MISTAKES = [
     (("--num-strategies", "0"), "of 1 or more"), (("--num-tuples", "0"), "of 1 or more"),
     (("--solver-credit", "marginal", "--num-tuples", "1"), "nothing to compare"),
     (("--planner-credit", "place", "--stage", "warmup"), "has none"),
+    (("--judge", "os:getcwd"), "no function of two arguments"),
+    (("--seed", "9" * 23), "below 2^63"), (("--lr", "inf"), "not inf"),
+    (("--resample-equal", "--stage", "warmup"), "--resample-equal would hide"),
     (("--beta", "-1"), "of 0 or more"), (("--temperature", "nan"), "a number of 0 or more"),
     (("--model", "/nowhere"), "/nowhere"), (("--gate", "/nowhere"), "/nowhere"),
     (("--problems", "/nowhere"), "/nowhere"), (("--judge", "nothing:here"), "module:name"),
@@ -312,6 +377,19 @@ def test_a_user_s_mistake_is_one_line_with_the_mend_and_costs_nothing(run_toy, c
         assert final.stat().st_mtime_ns == written, flags
 
 
+def test_a_sandbox_that_cannot_be_made_is_said_before_fresh_deletes_anything(
+        run_toy, monkeypatch, capsys):
+    def refuse(workers):
+        raise ValueError("tier A is not to be had here")
+
+    _, stage = run_toy("--steps", "1", "--skip-audit")
+    monkeypatch.setattr(rl.verifier, "Verifier", refuse)
+    with pytest.raises(SystemExit) as stopped:
+        run_toy("--steps", "1", "--skip-audit", "--fresh")
+    assert stopped.value.code == 2 and "tier A is not to be had" in capsys.readouterr().err
+    assert (stage / "final" / "config.json").exists()
+
+
 @pytest.mark.parametrize("text, message", [
     ("{", "line 1"), ('{"id": "a", "statement": "s", "tests": []}', "tests"), ("", "no problems")])
 def test_a_broken_problem_file_is_named_with_its_line(run_toy, tmp_path, capsys, text, message):
@@ -328,8 +406,8 @@ def test_a_broken_problem_file_is_named_with_its_line(run_toy, tmp_path, capsys,
 def test_two_processes_sample_what_one_samples_and_take_the_same_step(
         run_toy, toy_world, tmp_path):
     """Under torchrun, as users start them; sharded, and with whole weights on each, as small models
-    are trained."""
-    flags = ("--steps", "1", "--skip-audit", *STEP)
+    are trained. Problems without a gradient are replaced, and dev problems evaluated."""
+    flags = ("--steps", "1", "--skip-audit", *STEP, *extras(toy_world))
     replicate_below = {"sharded": 0, "replicated": grpo.REPLICATE_BELOW}
     _, stage = run_toy(*flags)
     job = [f"import sys; sys.path.insert(0, {str(ROOT)!r})", "import grpo", "import train_cppo"]
@@ -340,12 +418,13 @@ def test_two_processes_sample_what_one_samples_and_take_the_same_step(
     (tmp_path / "job.py").write_text("\n".join(job))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
               "job.py"]
-    ran = subprocess.run(launch, cwd=tmp_path, capture_output=True, text=True, timeout=240,
+    ran = subprocess.run(launch, cwd=tmp_path, capture_output=True, text=True, timeout=600,
                          env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert ran.returncode == 0, ran.stderr
     for name in replicate_below:
         two = tmp_path / "runs" / name / "cppo-m4"
         assert read(stage / "samples.jsonl") == read(two / "samples.jsonl")
+        assert evaluations(stage) == evaluations(two)
         a, b = logged(stage)[0], logged(two)[0]
         assert abs(a["grad_norm"] - b["grad_norm"]) < 1e-5 * a["grad_norm"]
         ours, theirs = weights(stage), weights(two)
@@ -355,9 +434,20 @@ def test_two_processes_sample_what_one_samples_and_take_the_same_step(
         assert (moved > 1e-4).float().mean() < 0.01
 
 
-def kill_and_start_again(argv: list[str], stage: Path, kills: int, seed: int) -> None:
+def extras(world: Path) -> tuple[str, ...]:
+    return ("--dev", str(world / "dev.jsonl"), "--eval-every", "1", "--resample-equal",
+            "--tis", "2", "--mask-cut")
+
+
+def evaluations(stage: Path) -> list[dict]:
+    """dev.jsonl without clocks."""
+    return [{name: e[name] for name in e if name != "seconds"} for e in read(stage / "dev.jsonl")]
+
+
+def kill_and_start_again(argv: list[str], stage: Path, kills: int, seed: int,
+                         world: int = 1) -> None:
     """A run that is killed `kills` times, each time after a step of its own: in a checkpoint, a
-    rollout, an update. Then it runs to its end."""
+    rollout, an update, an evaluation. Then it runs to its end."""
     rng, log = random.Random(seed), stage / "metrics.jsonl"
 
     def steps_logged() -> int:
@@ -365,30 +455,45 @@ def kill_and_start_again(argv: list[str], stage: Path, kills: int, seed: int) ->
 
     for start in range(kills + 1):
         before, deadline = steps_logged(), time.time() + 120
-        [pid] = ranks.fork(1, lambda rank: train_cppo.main(train_cppo.parse_args(argv)))
+        pids = ranks.fork(world, lambda rank: train_cppo.main(train_cppo.parse_args(argv)))
         if start < kills:
             while time.time() < deadline and steps_logged() <= before:
                 time.sleep(0.01)
-            time.sleep(rng.uniform(0, 0.12))
-            os.kill(pid, signal.SIGKILL)
-        assert ranks.wait([pid]) == [-signal.SIGKILL if start < kills else 0]
+            time.sleep(rng.uniform(0, 0.3))
+            for pid in pids:
+                os.kill(pid, signal.SIGKILL)
+        assert set(ranks.wait(pids)) == {-signal.SIGKILL if start < kills else 0}
         for checkpoint in stage.glob("step_*"):
             assert checkpoint.name.endswith(files.PARTIAL) or (checkpoint / "state.json").exists()
 
 
-def test_killed_at_random_moments_a_run_ends_as_if_it_had_never_stopped(
-        run_toy, toy_world, tmp_path):
-    flags = (*STEP, "--steps", "6", "--problems-per-step", "2", "--save-every", "1", "--skip-audit")
-    _, calm = run_toy(*flags)
-    killed = tmp_path / "killed" / calm
-    (tmp_path / "killed").mkdir()
-    argv = arguments(toy_world, *flags)
-    work = f"test_cppo.kill_and_start_again({argv}, pathlib.Path({str(killed)!r}), kills=3, seed=0)"
-    ranks.run(1, "import pathlib, test_cppo, torch._dynamo", work, tmp_path / "killed")
-    assert logged(killed) == logged(calm)
+def assert_kills_change_nothing(toy_world, tmp_path, world: int, kills: int) -> None:
+    """Weights, best/, samples and logs of a run that is killed are those of one that is not."""
+    flags = (*STEP, "--steps", str(2 * kills), "--problems-per-step", "2", "--save-every", "1",
+             "--skip-audit", *extras(toy_world))
+    argv, folders = arguments(toy_world, *flags), {}
+    for name, times in (("calm", 0), ("killed", kills)):
+        folders[name] = tmp_path / name / "runs/toy/cppo-m4"
+        (tmp_path / name).mkdir()
+        work = (f"test_cppo.kill_and_start_again({argv}, pathlib.Path({str(folders[name])!r}), "
+                f"{times}, 0, {world})")
+        ranks.run(1, "import pathlib, test_cppo, torch._dynamo", work, tmp_path / name, 1500)
+    killed, calm = folders["killed"], folders["calm"]
+    assert logged(killed) == logged(calm) and evaluations(killed) == evaluations(calm)
     assert read(killed / "samples.jsonl") == read(calm / "samples.jsonl")
-    ours, theirs = weights(killed), weights(calm)
-    assert all(torch.equal(ours[n], theirs[n]) for n in ours)
+    for name in ("final", "best"):
+        ours, theirs = (dict(model.load(f / name).named_parameters()) for f in (killed, calm))
+        assert all(torch.equal(ours[n], theirs[n]) for n in ours)
+
+
+def test_killed_at_random_moments_a_run_ends_as_if_it_had_never_stopped(toy_world, tmp_path):
+    assert_kills_change_nothing(toy_world, tmp_path, world=1, kills=3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [1, 2])
+def test_twenty_kills_change_nothing(toy_world, tmp_path, world):
+    assert_kills_change_nothing(toy_world, tmp_path, world, kills=20)
 
 
 def test_sigterm_in_the_audit_leaves_it_to_be_made_again(run_toy, capsys, monkeypatch):

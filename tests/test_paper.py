@@ -229,7 +229,7 @@ def test_eq_13_the_loss_sums_solver_rows_and_planner_rows(theta):
     a = torch.tensor([[[3., 1, 0, 0], [0, -1, 0, 0]]])      # not centred: the sum is not 0
     A = torch.tensor([[2., -1]]).unsqueeze(-1).expand_as(a)         # one for all strategies
     batch = SimpleNamespace(tuples=[[trajectory(), trajectory()]])
-    args = Namespace(num_tuples=M, problems_per_step=1)
+    args = Namespace(num_tuples=M, problems_per_step=1, mask_cut=False)
     rows = train_cppo.make_rows(batch, a, A, TOKENIZER, args)
     assert [r.region for r in rows] == (["plan"] + ["solve"] * K) * M
     assert [r.advantage for r in rows] == [2, 3, 1, 0, 0, -1, 0, -1, 0, 0]

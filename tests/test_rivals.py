@@ -15,7 +15,7 @@ R = torch.tensor([[1, 0, 0, 1, 0], [0, 0, 0, 0, 1]], dtype=torch.float64)
 
 def rows_of(method: str):
     args = argparse.Namespace(method=method, num_attempts=5, num_strategies=2, problems_per_step=2,
-                              alpha_mi=1.0)
+                              alpha_mi=1.0, mask_cut=False)
     sample = rollout.Sample([7, 8], [0.0, 0.0], "", "eos")
     attempts = [[rollout.Branch([1], 1, sample, None) for _ in range(5)] for _ in range(2)]
     batch = train_rivals.Batch([None] * 2, attempts, R, None, 0.0)

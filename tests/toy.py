@@ -9,6 +9,7 @@ statement. The policy has 0.2 M parameters. A few seconds of training teach it t
 and programs, right ones often enough for every reward to be both 0 and 1 within a step.
 """
 
+import itertools
 import json
 import random
 from collections.abc import Iterator
@@ -46,6 +47,12 @@ def problems() -> list[Problem]:
             tests = [{"input": f"{n}\n", "output": f"{n + int(way)}\n"} for n in (7, 9, 3)]
             made.append(Problem(f"toy/{statement}{copy}", statement, tests=tests))
     return made
+
+
+def dev_problems() -> list[Problem]:
+    """Statements that training does not have; the policy's guess is right now and then."""
+    return [Problem(f"dev/{i}", f"{one} {two}", tests=[{"input": "7\n", "output": f"{7 + i}\n"}])
+            for i, (one, two) in enumerate(itertools.combinations(STATEMENTS, 2), 1)]
 
 
 def judge(statement: str, plan: str) -> list[str]:
@@ -100,6 +107,7 @@ def make_world(folder: Path) -> Path:
     """The folder, with base/ (taught) and random/ (not), problems.jsonl and prompts.json."""
     (folder / "prompts.json").write_text(json.dumps(SHORT))
     save_problems(folder / "problems.jsonl", problems())
+    save_problems(folder / "dev.jsonl", dev_problems())
     policy = taught(tiny.qwen(folder / "random"), 100, 16, 3e-3)
     model.save(policy, folder / "base", tiny.tokenizer())
     return folder
