@@ -37,10 +37,10 @@ def test_weights_that_are_not_finite_are_named(tmp_path):
     bad = tiny.qwen(tmp_path / "bad")
 
     def spoil(tensors):
-        tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = torch.nan
+        tensors["model.language_model.layers.1.mlp.up_proj.weight"][3, 5] = torch.nan
 
     tiny.edit(bad, spoil)
-    with pytest.raises(UserError, match="a NaN or an infinity in .*layers.1.mlp.up_proj"):
+    with pytest.raises(UserError, match="a NaN or an infinity in .*1.mlp.up_proj"):
         load_start(run(tmp_path / "runs"), bad)
 
 
