@@ -569,9 +569,7 @@ def collate_all(rows: list[Row], token_budget: int, device: torch.device,
     """This rank's micro-batches, filled up with dummies to the number of the busiest rank, since
     FSDP's collectives must match. Collective."""
     groups = micro_batches(rows, token_budget, shared)
-    # at least one: where every reply of the step is masked, there is still a (zero) gradient
-    count = torch.tensor(max(1, len(groups)), device=device)
-    count = all_reduce(count, dist.ReduceOp.MAX)
+    count = all_reduce(torch.tensor(len(groups), device=device), dist.ReduceOp.MAX)
     groups += [[]] * (int(count) - len(groups))
     return [collate(group, device, shared) for group in groups]
 
