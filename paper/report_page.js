@@ -741,9 +741,9 @@ function joint(shares) {
   return element("div", {class: "panel joint"}, element("h4", {}, "Accepted × solved"),
     element("table", {}, element("tr", {}, ...head), line("accepted"),
       line("rejected")),
-    element("p", {class: "soft small narrow"}, `Shares of ${shares.tuples.toLocaleString("en")} tuples ` +
-      "of all steps. Only accepted and solved pays the planner; a plan that does not parse is " +
-      "rejected."));
+    element("p", {class: "soft small narrow"},
+      `Shares of ${shares.tuples.toLocaleString("en")} tuples of all steps. ` +
+      "Only accepted and solved pays the planner; a plan that does not parse is rejected."));
 }
 
 // --------------------------------------------------------------------------------------------
@@ -804,22 +804,27 @@ function drawEvaluation() {
   }
 }
 
+// room for names on the left; on a phone the pictures are drawn narrow, not scaled or scrolled
+const narrow = window.innerWidth < 700;
+const FRAME = narrow ? {width: 366, left: 140, across: 180} : {width: 900, left: 210, across: 660};
+
 function intervals(rows, ceilings) {
   const height = 24 * rows.length + 46;
-  const svg = picture(900, height, "pass@K of every method");
-  const x = (value) => 210 + 660 * Math.min(1, Math.max(0, value));
+  const svg = picture(FRAME.width, height, "pass@K of every method");
+  const x = (value) => FRAME.left + FRAME.across * Math.min(1, Math.max(0, value));
   for (const value of [0, 0.25, 0.5, 0.75, 1]) {
     svg.append(drawn("line", {class: "axis", x1: x(value), x2: x(value), y1: 20, y2: height - 22}),
       drawn("text", {x: x(value), y: height - 8, "text-anchor": "middle"}, String(value)));
   }
   for (const [name, value] of Object.entries(ceilings)) {
     svg.append(drawn("line", {class: "cross", x1: x(value), x2: x(value), y1: 18, y2: height - 22}),
-      drawn("text", {x: x(value), y: 12, "text-anchor": "middle"}, `${name} ${value.toFixed(3)}`));
+      drawn("text", {x: x(value), y: 12, "text-anchor": "middle"},
+        narrow ? value.toFixed(2) : `${name} ${value.toFixed(3)}`));
   }
   rows.forEach((row, i) => {
     const y = 34 + 24 * i;
     const stroke = /^cppo/i.test(row.method) ? COLOURS[0] : "#5b6570";
-    svg.append(drawn("text", {x: 200, y: y + 4, "text-anchor": "end"}, row.name),
+    svg.append(drawn("text", {x: FRAME.left - 10, y: y + 4, "text-anchor": "end"}, row.name),
       drawn("line", {x1: x(row.low), x2: x(row.high), y1: y, y2: y, stroke, "stroke-width": 3,
         "stroke-opacity": 0.45}),
       drawn("circle", {cx: x(row.value), cy: y, r: 5, fill: stroke}),
@@ -836,13 +841,13 @@ function matrix(rows) {
     rows.reduce((sum, row) => sum + (Number(row.matrix[p]) || 0), 0));
   const order = problems.map((_, p) => p).filter((p) => rows.some((row) => row.matrix[p] !== "-"))
     .sort((a, b) => ease[b] - ease[a]);
-  const svg = picture(900, 16 * rows.length + 4, "which method solves which problem");
+  const svg = picture(FRAME.width, 16 * rows.length + 4, "which method solves which problem");
   const hover = element("div", {class: "hover"}, "Point at a column for its problem.");
-  const wide = 690 / order.length;
+  const wide = (FRAME.width - FRAME.left) / order.length;
   rows.forEach((row, i) => {
-    svg.append(drawn("text", {x: 200, y: 16 * i + 12, "text-anchor": "end"}, row.name));
+    svg.append(drawn("text", {x: FRAME.left - 10, y: 16 * i + 12, "text-anchor": "end"}, row.name));
     for (const digit of "0123456789") {
-      const cell = (j) => `M${(210 + j * wide).toFixed(2)} ${16 * i}h${wide.toFixed(2)}v13` +
+      const cell = (j) => `M${(FRAME.left + j * wide).toFixed(2)} ${16 * i}h${wide.toFixed(2)}v13` +
         `h${(-wide).toFixed(2)}z`;
       const cells = order.map((p, j) => (row.matrix[p] === digit ? cell(j) : ""));
       svg.append(drawn("path", {d: cells.join(""), fill: "#0072b2",
@@ -851,7 +856,8 @@ function matrix(rows) {
   });
   const point = (event) => {
     const frame = svg.getBoundingClientRect();
-    const place = Math.floor(((event.clientX - frame.left) / frame.width * 900 - 210) / wide);
+    const x = (event.clientX - frame.left) / frame.width * FRAME.width;
+    const place = Math.floor((x - FRAME.left) / wide);
     if (order[place] === undefined) return;
     const solve = rows.filter((row) => Number(row.matrix[order[place]]) >= 5);
     hover.textContent = `${problems[order[place]]}: ` + (solve.length
