@@ -90,7 +90,7 @@ stage "stages 4 and 5: the audit, then CPPO with marginal credit; beside it with
 planned=(--method tuple --judge $judge --gate "runs/$run/gate/final")
 cppo() { # FOLDER FLAGS...
   local folder=$1; shift
-  train $(((processes + 1) / 2)) "${common[@]}" $CPPO "$@"
+  train $(((processes + 1) / 2)) "${common[@]}" --steps $STEPS --lr $LR $CPPO "$@"
   evaluate --model "runs/$run/$folder/final" "${planned[@]}"
 }
 paper() {
