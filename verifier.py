@@ -10,9 +10,11 @@
 
 An item has "code" (text, or null if there is no program) and "tests" ([{"input", "output"}]). It
 may have "fn_name" (the tests are then calls: input is a JSON list of arguments, output a JSON
-value), "time_limit" (seconds per test), "memory_mb", "compare" ("lines" or "tokens"),
-"float_tolerance" and "want_outputs". A program is accepted if each of its tests ran, ended normally
-(exit status 0) and printed or returned the right thing; the first failing test ends it.
+value), "time_limit" (seconds per test), "program_seconds" (of all its tests), "memory_mb",
+"compare" ("lines" or "tokens"), "float_tolerance", "prelude" ("lcb"), "packages" (names of
+installed ones that the program may import) and "want_outputs". A program is accepted if each of its
+tests ran, ended normally (exit status 0) and printed or returned the right thing; the first failing
+test ends it.
 
 Only this file knows expected outputs; sandbox.py runs the programs. The two copy together and need
 the standard library alone, on Linux. docs/verifier.md says what the sandbox covers and what it does
@@ -211,11 +213,22 @@ def check_item(item: dict) -> None:
         check_calls(item["fn_name"], tests)
     if item.get("compare") not in (None, "lines", "tokens"):
         raise ValueError(f"compare is 'lines' or 'tokens', not {item['compare']!r}")
-    for key in ("time_limit", "memory_mb", "float_tolerance"):
+    if item.get("prelude") not in (None, "lcb"):
+        raise ValueError(f"prelude is 'lcb', or null for none, not {item['prelude']!r}")
+    check_packages(item.get("packages"))
+    for key in ("time_limit", "program_seconds", "memory_mb", "float_tolerance"):
         value = item.get(key)
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if value is not None and not (number and 0 < value < 1e6):
             raise ValueError(f"{key} is a positive number, not {value!r}")
+
+
+def check_packages(packages: list[str] | None) -> None:
+    if packages is None:
+        return
+    if not isinstance(packages, list) or not all(isinstance(name, str) for name in packages):
+        raise ValueError(f"packages is a list of names, not {packages!r:.60}")
+    find_image(tuple(packages))
 
 
 def check_calls(function: str, tests: list[dict]) -> None:
@@ -244,18 +257,22 @@ class Supervisor:
 
     def __init__(self, config: dict):
         self.config = config
-        self.sandboxes: dict[bool, Sandbox] = {}
+        self.sandboxes: dict[tuple, Sandbox] = {}
 
     def start(self) -> dict[str, str]:
         """Try what the machine gives. The second sandbox, with numpy, starts when it is needed."""
         numpy = "active" if self.config["has_numpy"] else "off: not installed"
-        return dict(self.sandbox(numpy=False).report, numpy=numpy)
+        return dict(self.sandbox(b"", {}).report, numpy=numpy)
 
-    def sandbox(self, numpy: bool) -> Sandbox:
-        numpy = numpy and self.config["has_numpy"]
-        if numpy not in self.sandboxes:
-            self.sandboxes[numpy] = Sandbox(dict(self.config, numpy=numpy))
-        return self.sandboxes[numpy]
+    def sandbox(self, source: bytes, item: dict) -> Sandbox:
+        """The one for this program; those with other packages or prelude start when needed."""
+        config = self.config | item.get("image", {})
+        config["prelude"] = item.get("prelude") or config["prelude"]
+        config["numpy"] = b"numpy" in source and config["has_numpy"]
+        kind = config["numpy"], config["prelude"], tuple(config["readable"])
+        if kind not in self.sandboxes:
+            self.sandboxes[kind] = Sandbox(config)
+        return self.sandboxes[kind]
 
     def close(self) -> None:
         """End the sandboxes, and what a killed zygote has left: the subreaper inherits it."""
@@ -290,7 +307,7 @@ class Supervisor:
 
     def allow(self, item: dict) -> Allowance:
         seconds = item.get("time_limit") or self.config["test_seconds"]
-        self.program_seconds = self.config["program_seconds"]
+        self.program_seconds = item.get("program_seconds") or self.config["program_seconds"]
         if self.program_seconds is None:
             self.program_seconds = max(PROGRAM_SECONDS, seconds * len(item["tests"]) / 4)
         memory_mb = item.get("memory_mb") or MEMORY_MB
@@ -342,7 +359,7 @@ class Supervisor:
             for n, _ in tests:
                 self.results[n] = late
             return
-        box = self.sandbox(numpy=b"numpy" in source)
+        box = self.sandbox(source, self.item)
         inputs = [(self.tests[n]["input"], alone) for n, alone in tests]
         results = box.run(source, inputs, allowance, self.item.get("fn_name"))
         with contextlib.closing(results):
@@ -495,6 +512,8 @@ class Verifier:
         check_item(item)
         if self._closed:
             raise ValueError("this Verifier is closed")
+        if item.get("packages"):
+            item = dict(item, image=find_image(tuple(item["packages"])))
         future: Future = Future()
         self._jobs.put((item, future))
         return future

@@ -41,6 +41,11 @@ class Problem:
     memory_limit: float | None = None
     compare: str = "lines"              # "lines" | "tokens"
     float_tolerance: float | None = None
+    # seconds for all tests of a program; what programs have without importing it ("lcb"); installed
+    # packages that they may import, beside numpy
+    program_seconds: float | None = None
+    prelude: str | None = None
+    packages: list[str] | None = None
     ids: dict[str, str] = field(default_factory=dict)   # official ids, {"codeforces": "1549/A"}
     # of worlds: outcome hash -> probability given the statement
     classes: dict[str, float] | None = None
@@ -197,8 +202,9 @@ def verifier_item(problem: Problem, code: str | None, want_outputs: bool = False
     item: dict[str, Any] = {"code": code or "", "tests": problem.tests, "compare": problem.compare}
     if problem.fn_name is not None:
         item["fn_name"] = problem.fn_name
-    if problem.float_tolerance is not None:
-        item["float_tolerance"] = problem.float_tolerance
+    for name in ("float_tolerance", "program_seconds", "prelude", "packages"):
+        if getattr(problem, name) is not None:
+            item[name] = getattr(problem, name)
     if official_limits and problem.time_limit is not None:
         item["time_limit"] = problem.time_limit
     if official_limits and problem.memory_limit is not None:

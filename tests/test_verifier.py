@@ -5,6 +5,7 @@ import ast
 import contextlib
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -17,6 +18,8 @@ import pytest
 
 import sandbox
 import verifier
+from lib.errors import UserError
+from lib.problems import load_problems
 from verifier import SandboxError, Verifier, same_output
 
 ROOT = Path(verifier.__file__).parent
@@ -58,6 +61,12 @@ def processes_of(judge):
     return [
         pid for worker in judge._pool for pid, _, _ in verifier.family(worker.process.pid)
     ] + [worker.process.pid for worker in judge._pool]
+
+
+def processes_of_living(judge):
+    workers = [worker.process for worker in judge._pool]
+    pids = [process.pid for process in workers if process is not None]
+    return pids + [child for pid in pids for child, _, _ in verifier.family(pid)]
 
 
 def wait_until(condition, seconds=10.0):
@@ -410,6 +419,33 @@ def test_packages_are_there_only_if_asked():
         assert status(judge, "import pytest", ("", "")) == "runtime_error"
     with pytest.raises(ValueError, match="no installed package"):
         Verifier(1, packages=("no_such_package",))
+
+
+def test_an_item_can_have_a_prelude_packages_and_time_of_its_own(both):
+    prelude = "print(gcd(4, 6), len(defaultdict(int)))"
+    assert status(both, prelude, ("", "2 0"), prelude="lcb") == "accepted"
+    assert status(both, prelude, ("", "2 0")) == "runtime_error"
+    code = "from packaging.version import Version\nprint(Version('1.10') > Version('1.9'))"
+    assert status(both, code, ("", "True"), packages=["packaging"]) == "accepted"
+    assert status(both, code, ("", "True")) == "runtime_error"
+    slow = "import time\nwhile time.process_time() < 0.3: pass\nprint('ok')"
+    assert status(both, slow, *[("", "ok")] * 4, program_seconds=0.5) == "time_limit"
+
+
+@pytest.mark.parametrize(
+    "wrong, told",
+    [
+        (dict(prelude="all"), "prelude is 'lcb', or null for none, not 'all'"),
+        (dict(packages="sympy"), "packages is a list of names, not 'sympy'"),
+        (dict(packages=["no_such_package"]), "no_such_package is no installed package"),
+        (dict(program_seconds=0), "program_seconds is a positive number, not 0"),
+    ],
+)
+def test_an_option_that_cannot_be_had_is_refused_when_the_pool_is_loaded(tmp_path, wrong, told):
+    row = dict(id="a", statement="x", tests=[dict(input="", output="")], **wrong)
+    (tmp_path / "pool.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(UserError, match=re.escape(f"pool.jsonl line 1 (id 'a'): {told}")):
+        load_problems(tmp_path / "pool.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -937,6 +973,48 @@ def test_a_test_that_is_killed_from_outside_has_no_verdict(mode):
         # a program that kills itself has one, or it could stop the training
         for code in ("import os\nos.kill(os.getpid(), 9)", "import signal\nsignal.raise_signal(9)"):
             assert status(judge, code) == "runtime_error"
+
+
+def kill_at_random(judge, draw):
+    """One of the processes below the workers, or a worker; False if there is none to kill."""
+    pids = processes_of_living(judge)
+    if not pids:
+        return False
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(draw.choice(pids), signal.SIGKILL)
+    return True
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["strict", "batch"])
+def test_two_hundred_kills_at_random_bring_no_wrong_verdict_and_leave_nothing(mode):
+    """Workers, zygotes, programs and tests, during 160 items; what got no verdict is sent again."""
+    busy = "import time\nend = time.process_time() + 0.02\nwhile time.process_time() < end: pass\n"
+    items, expected = [], []
+    for n in range(160):
+        right = n % 3 > 0
+        items.append(item(busy + ADD, *[("1 2", "3")] * 3, ("2 3", "5" if right else "6")))
+        expected.append("accepted" if right else "wrong_answer")
+    draw, kills, seen = random.Random(0), 0, set()
+    with Verifier(2, mode) as judge:
+        waiting = {n: judge.submit(one_item) for n, one_item in enumerate(items)}
+        while waiting or kills < 200:
+            seen |= set(processes_of_living(judge))
+            if kills < 200:
+                kills += kill_at_random(judge, draw)
+                time.sleep(draw.uniform(0, 0.1))
+            for n, future in list(waiting.items()):
+                if not future.done():
+                    continue
+                if future.exception() is None:
+                    assert future.result().status == expected[n]
+                    del waiting[n]
+                else:
+                    assert isinstance(future.exception(), SandboxError)
+                    waiting[n] = judge.submit(items[n])
+            if not waiting and kills < 200:
+                waiting[0] = judge.submit(items[0])
+    assert wait_until(gone(seen))
 
 
 def test_a_worker_that_starts_anew_has_the_protections_it_had():
