@@ -16,7 +16,7 @@ from pathlib import Path
 from paper import report_data as data
 from paper.report_data import Stage
 
-INPUTS = ("problems", "gold", "labels", "val")      # flags that name a file of data
+INPUTS = ("problems", "dev", "gold", "labels", "val")      # flags that name a file of data
 RULES = {"id": "an equal official identifier", "hash": "an equal statement",
          "ngram": "shared word 13-grams"}
 
