@@ -32,6 +32,7 @@ class Job:
     after: tuple[str, ...] = ()     # jobs that must be done before
     minutes: float = 0.2            # expected, on one core
     passes: tuple[int, ...] = (0,)  # exit statuses that count as done
+    only_if: str = ""               # a condition that the queue's `wanted` decides before it starts
 
     def __str__(self) -> str:
         return shlex.join(self.command)
@@ -45,11 +46,15 @@ class Running:
 
 
 class Queue:
-    """Jobs, and their marks and logs in runs/NAME-queue. `fill` completes the words of a command
-    when its job starts."""
+    """Jobs, and their marks and logs in runs/NAME-queue.
 
-    def __init__(self, name: str, jobs: list[Job], fill: Callable[[str], str] = str):
-        self.name, self.jobs, self.fill = name, jobs, fill
+    fill: completes the words of a command when its job starts. wanted: whether a condition holds
+    (Job.only_if); if not, the job counts as done, and its mark says that it was skipped.
+    """
+
+    def __init__(self, name: str, jobs: list[Job], fill: Callable[[str], str] = str,
+                 wanted: Callable[[str], bool] = bool):
+        self.name, self.jobs, self.fill, self.wanted = name, jobs, fill, wanted
         self.folder = Path(f"runs/{name}-queue")
         self.running: dict[int, Running] = {}       # by process id
         self.failed: set[str] = set()
@@ -87,12 +92,15 @@ class Queue:
     def listing(self) -> str:
         lines = []
         for job in self.jobs:
-            state = "done" if self.is_done(job) else "-"
+            state = "done" if self.is_done(job) else "if" if job.only_if else "-"
+            if self.mark(job).get("skipped"):
+                state = "skip"
             lines.append(f"{state:5}{job.minutes:6.1f} min  {job.name:28} {job}")
-        total = sum(job.minutes for job in self.jobs) / 60
-        left = sum(job.minutes for job in self.missing()) / 60
+        total = sum(job.minutes for job in self.jobs if not job.only_if) / 60
+        left = sum(job.minutes for job in self.missing() if not job.only_if) / 60
+        more = sum(job.minutes for job in self.missing() if job.only_if) / 60
         lines.append(f"{len(self.jobs)} jobs, {total:.1f} hours of one core, {left:.1f} of them "
-                     f"left")
+                     f"left; those marked `if` take at most {more:.1f} more")
         return "\n".join(lines)
 
     # ---- work
@@ -131,6 +139,13 @@ class Queue:
         at_work = {running.job.name for running in self.running.values()}
         return [job for job in self.jobs
                 if job.name not in done | self.failed | at_work and done.issuperset(job.after)]
+
+    def skip_unwanted(self) -> None:
+        """Mark ready jobs whose condition does not hold; that may make others ready."""
+        while unwanted := [job for job in self.ready()
+                           if job.only_if and not self.wanted(job.only_if)]:
+            for job in unwanted:
+                self.write_mark(job, status=job.passes[0], skipped=True, seconds=0, cpu_seconds=0)
 
     def start(self, job: Job, lock: int) -> None:
         self.write_mark(job)
@@ -174,6 +189,7 @@ class Queue:
         begin."""
         with self.locked() as lock, self.stop_signals():
             while True:
+                self.skip_unwanted()
                 for job in self.ready()[:workers - len(self.running)]:
                     if not self.stopping:
                         self.start(job, lock)

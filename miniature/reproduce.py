@@ -2,12 +2,13 @@
 
     world, bases -> per seed: stage 1, the gate, stage 3
                  -> on one seed: stage 5 and every rival at each learning rate of one grid,
-                    measured on the dev problems
+                    measured on the dev problems; a fourth and a fifth rate where the best one lies
+                    at an edge
                  -> per seed: stage 5, ablations, rivals at the learning rate that was best;
                     evaluations; diversity
 
 `bash miniature/reproduce.sh` runs it. jobs.py runs the jobs, report.py writes the results. An
-ablation takes CPPO's learning rate.
+ablation takes CPPO's learning rate. All seeds share one base model.
 """
 
 import argparse
@@ -22,14 +23,22 @@ from miniature import report, results, world
 from miniature.jobs import Job, Queue
 from paper import attempts
 
-SEEDS, QUICK_SEEDS = (0, 1, 2), (0,)
+SEEDS, QUICK_SEEDS = (0, 1, 2, 3, 4), (0,)
+FEWER_SEEDS = 3             # for all but stages 1 to 3 and these
+ON_ALL_SEEDS = ("cppo", "cppo-marginal", "cppo-marginal-place", "pkpo")
+MORE_RATES = 2              # at most so many beyond an edge of the grid
 K = results.K
 MANY = attempts.SWEEP       # K of direct, CPPO and PKPO (Table 20)
 PROMPTS, JUDGE = "miniature/prompts.json", "miniature.world:judge"
 BASELINES = ("direct", "plan-and-solve", "plansearch", "sketch", "self-consistency", "fixed")
 # stage -> method of evaluate.py; these are swept
 TRAINED = {"cppo": "tuple", "cppo-marginal": "tuple", "cppo-marginal-place": "tuple",
-           "grpo": "direct", "passk": "direct", "pkpo": "direct", "upskill": "skills"}
+           "grpo": "direct", "maxrl": "direct", "passk": "direct", "pkpo": "direct",
+           "pkpo-loo": "direct", "upskill": "skills", "upskill-a0.5": "skills",
+           "upskill-a0.1": "skills", "upskill-sequence": "skills"}
+# flags of UpSkill beside the paper's alpha of 5 and our mean over tokens
+UPSKILL = {"a0.5": ("--alpha-mi", "0.5"), "a0.1": ("--alpha-mi", "0.1"),
+           "sequence": ("--alpha-mi", "0.5", "--aggregate", "sequence")}
 # CPPO's credits (docs/credit.md) and ablations (Table 6) -> (flags, solver attempts per step
 # relative to CPPO's)
 MARGINAL = ("--solver-credit", "marginal")
@@ -43,6 +52,21 @@ VARIANTS = {"cppo-outcome": (("--reward", "outcome"), 1),
 # measured, in CPU seconds: a step of 256 solver attempts; one attempt of an evaluation
 STEP_SECONDS = {"tuple": 3.3, "direct": 2.0, "skills": 2.6}
 ATTEMPT_SECONDS = 0.017
+
+
+def rates(grid: list[str], more: int) -> tuple[list[str], list[str]]:
+    """`more` learning rates below the grid and as many above, nearest first, in the grid's outer
+    ratios."""
+    values = [float(word) for word in grid]
+    below = [values[0] * (values[0] / values[1]) ** i for i in range(1, more + 1)]
+    above = [values[-1] * (values[-1] / values[-2]) ** i for i in range(1, more + 1)]
+    return [short(rate) for rate in below], [short(rate) for rate in above]
+
+
+def short(rate: float) -> str:
+    """7.5e-5, as the grid writes it."""
+    mantissa, exponent = f"{rate:.2e}".split("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
 def settings() -> dict[str, list[str]]:
@@ -72,10 +96,11 @@ class Reproduction:
             self.add_methods(seed)
 
     def add(self, job: str, *command, after: tuple[str, ...] = (), minutes: float = 0.2,
-            passes: tuple[int, ...] = (0,)) -> None:
+            passes: tuple[int, ...] = (0,), only_if: str = "") -> None:
         if self.quick:
             minutes = 0.12
-        self.jobs.append(Job(job, [str(word) for word in command], after, minutes, passes))
+        words = [str(word) for word in command]
+        self.jobs.append(Job(job, words, after, minutes, passes, only_if))
 
     def if_quick(self, *words) -> tuple:
         return words if self.quick else ()
@@ -88,7 +113,7 @@ class Reproduction:
         return "rule" if self.quick else f"runs/{self.run(seed)}/gate/final"
 
     def add_training(self, job: str, run: str, seed: int, stage: str, lr: str,
-                     after: tuple[str, ...]) -> None:
+                     after: tuple[str, ...], only_if: str = "") -> None:
         """A run of stage 5 or of a rival. CPPO and its ablations start from the seed's warm-up,
         rivals from the base."""
         # an ablation with fewer tuples takes fewer attempts, for as many steps
@@ -99,23 +124,26 @@ class Reproduction:
                       *self.if_quick("--skip-audit"), *more)
         else:
             script = ("rivals.train_rivals", "--method", stage, "--model", self.base)
-        method = TRAINED.get(stage, "tuple")
+            if stage.startswith("upskill-"):
+                method, _, variant = stage.partition("-")
+                script = ("rivals.train_rivals", "--method", method, "--model", self.base,
+                          *UPSKILL[variant], "--variant", variant)
         steps = int(self.flags["STEPS"][0])
         self.add(job, *script, "--run-name", run, "--seed", seed, "--prompts", PROMPTS,
                  "--problems", f"{self.pool}/train.jsonl", *self.flags["SAMPLING"], "--lr", lr,
                  "--steps", 2 if self.quick else steps, *self.if_quick("--problems-per-step", 2),
-                 "--keep", 1, after=after,
-                 minutes=steps * share * STEP_SECONDS[method] / 60)
+                 "--keep", 1, after=after, only_if=only_if,
+                 minutes=steps * share * STEP_SECONDS[TRAINED.get(stage, "tuple")] / 60)
 
     def add_evaluation(self, job: str, seed: int, model: str, method: str, *more,
                        ks: tuple[int, ...] = (1, 2, K), split: str = "heldout",
-                       after: tuple[str, ...] = ()) -> None:
+                       after: tuple[str, ...] = (), only_if: str = "") -> None:
         judge = ("--judge", JUDGE) if method in attempts.PLANNED else ()
         seconds = world.SIZES[split] * max(ks) * ATTEMPT_SECONDS
         self.add(job, "evaluate.py", "--method", method, "--model", model,
                  "--problems", f"{self.pool}/{split}.jsonl", "--prompts", PROMPTS,
                  *self.flags["SAMPLING"], "--seed", seed, "--k", *ks, *judge,
-                 "--workers", 1, *more, *self.if_quick("--limit", 6), after=after,
+                 "--workers", 1, *more, *self.if_quick("--limit", 6), after=after, only_if=only_if,
                  minutes=0.15 + seconds / 60)
 
     def add_preparation(self) -> None:
@@ -145,25 +173,43 @@ class Reproduction:
                  after=(f"gate-{seed}", f"sft-{seed}"), minutes=0.8)
 
     def add_sweep(self) -> None:
-        """Every trained method at every learning rate, on seed 0."""
-        for stage, method in TRAINED.items():
+        """Every trained method at every learning rate, on seed 0; then beyond the edge where its
+        best rate lies, if it lies at one."""
+        below, above = rates(self.grid, 1 if self.quick else MORE_RATES)
+        for stage in TRAINED:
             for lr in self.grid:
-                run = f"{self.name}-lr{lr}"
-                after = ("warmup-0",) if stage in CREDITS else ("base", "world")
-                self.add_training(f"sweep-{stage}-{lr}", run, 0, stage, lr, after)
-                self.add_evaluation(f"dev-{stage}-{lr}", 0, f"runs/{run}/{stage}/final", method,
-                                    "--out", f"runs/{run}/dev/{stage}.jsonl", ks=(K,), split="dev",
-                                    after=(f"sweep-{stage}-{lr}",))
+                self.add_swept(stage, lr)
+            inside = tuple(f"dev-{stage}-{lr}" for lr in self.grid)
+            for edge, further in ((self.grid[0], below), (self.grid[-1], above)):
+                before = inside
+                for lr in further:
+                    self.add_swept(stage, lr, before, only_if=f"{stage} is best at {edge}")
+                    before, edge = (f"dev-{stage}-{lr}",), lr
+
+    def swept(self, stage: str) -> tuple[str, ...]:
+        """The jobs that must be done before a method's best learning rate is known."""
+        pattern = rf"dev-{stage}-[\d.e-]+"
+        return tuple(job.name for job in self.jobs if re.fullmatch(pattern, job.name))
+
+    def add_swept(self, stage: str, lr: str, before: tuple[str, ...] = (),
+                  only_if: str = "") -> None:
+        """Training at one learning rate, and pass@4 on the dev problems."""
+        run = f"{self.name}-lr{lr}"
+        after = ("warmup-0",) if stage in CREDITS else ("base", "world")
+        self.add_training(f"sweep-{stage}-{lr}", run, 0, stage, lr, (*after, *before), only_if)
+        self.add_evaluation(f"dev-{stage}-{lr}", 0, f"runs/{run}/{stage}/final", TRAINED[stage],
+                            "--out", f"runs/{run}/dev/{stage}.jsonl", ks=(K,), split="dev",
+                            after=(f"sweep-{stage}-{lr}", *before), only_if=only_if)
 
     def add_methods(self, seed: int) -> None:
         """Every method on a seed, evaluated on the held-out problems."""
-        run = self.run(seed)
+        run, is_early = self.run(seed), seed < FEWER_SEEDS
 
         def evaluate(job: str, model: str, method: str, *more, ks=(1, 2, K), after=()) -> None:
             self.add_evaluation(f"eval-{seed}-{job}", seed, model, method, *more, ks=ks,
                                 after=after)
 
-        for method in BASELINES:
+        for method in BASELINES if is_early else ("direct",):
             evaluate(f"base-{method}", self.base, method, "--run-name", run,
                      ks=MANY if method == "direct" else (1, 2, K), after=("base", "world"))
         sft = f"runs/{run}/sft/final"
@@ -172,6 +218,8 @@ class Reproduction:
         evaluate("warmup", f"runs/{run}/warmup/final", "tuple", after=(f"warmup-{seed}",))
         evaluate("sft-iid", sft, "tuple-iid", after=(f"sft-{seed}",))
         for stage, method in TRAINED.items():
+            if not is_early and stage not in ON_ALL_SEEDS:
+                continue
             self.add_best(seed, stage)
             gate = ("--gate", self.gate(seed)) if stage in CREDITS else ()
             final, after = f"runs/{run}/{stage}/final", (f"{stage}-{seed}",)
@@ -181,7 +229,7 @@ class Reproduction:
                 evaluate(f"{stage}-iid", final, "tuple-iid", after=after)
         cppo, after = f"runs/{run}/cppo/final", (f"cppo-{seed}",)
         evaluate("cppo-shuffled", cppo, "tuple", "--shuffle-strategies", after=after)
-        for stage in VARIANTS:
+        for stage in VARIANTS if is_early else ():
             self.add_training(f"{stage}-{seed}", run, seed, stage, "{lr:cppo}", after)
             evaluate(stage, f"runs/{run}/{stage}/final", "tuple", after=(f"{stage}-{seed}",))
         self.add_diversity(seed)
@@ -189,7 +237,7 @@ class Reproduction:
     def add_best(self, seed: int, stage: str) -> None:
         """A trained method at the learning rate that the sweep found best: {lr:STAGE}, filled in
         when the job starts."""
-        swept = tuple(f"dev-{stage}-{lr}" for lr in self.grid)
+        swept = self.swept(stage)
         best, run = f"{{lr:{stage}}}", self.run(seed)
         if seed == 0:               # the sweep has trained it
             self.add(f"{stage}-{seed}", "cp", "-rT", f"runs/{self.name}-lr{best}/{stage}",
@@ -212,10 +260,15 @@ class Reproduction:
         word = word.replace("{python}", shlex.quote(sys.executable))
         return re.sub(r"\{lr:([^}]+)\}", lambda m: report.best_lr(self.name, m[1]), word)
 
+    def wanted(self, condition: str) -> bool:
+        """Whether a method is best, so far, at a learning rate: "pkpo is best at 1.5e-4"."""
+        stage, _, lr = condition.partition(" is best at ")
+        return report.best_lr(self.name, stage) == lr
+
 
 def make_queue(name: str, quick: bool) -> Queue:
     reproduction = Reproduction(name, quick)
-    return Queue(name, reproduction.jobs, reproduction.fill)
+    return Queue(name, reproduction.jobs, reproduction.fill, reproduction.wanted)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -1,4 +1,4 @@
-"""The set-level advantages of the rivals: GRPO, pass@K training, PKPO, UpSkill's information
+"""The set-level advantages of the rivals: GRPO, MaxRL, pass@K training, PKPO, UpSkill's information
 reward.
 
     advantages = set_advantages("pkpo", rewards, k=4)       # (P, N) -> (P, N)
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from grpo import across_tuple_advantages
 
-SET_ADVANTAGES = ("grpo", "passk", "pkpo")
+SET_ADVANTAGES = ("grpo", "maxrl", "passk", "pkpo", "pkpo-loo")
 SKILL_AGGREGATES = ("mean", "sum", "sequence")
 UPSKILL_ALPHA = 5.0         # Appendix R: weight of the information reward
 
@@ -23,16 +23,18 @@ def set_advantages(name: str, rewards: Tensor, k: int) -> Tensor:
     float64.
 
     grpo   (r - mean) / (std + eps), Eq. 17; does not know k.
+    maxrl  (r - mean) / mean of MaxRL (arXiv 2602.02710); does not know k. Zeros if nothing passes.
     passk  Pass@k training (arXiv 2508.10751), analytic: each of the C(N, k) groups is rewarded by
-    its
-           best member, normalised over all groups (population std); an attempt gets the mean over
-           the groups that it is in.
+           its best member, normalised over all groups (population std); an attempt gets the mean
+           over the groups that it is in.
     pkpo   sloo-minus-one of PKPO (arXiv 2505.15201): by how much the attempt raises the best of a
            k-subset, times k / N. The 1/N is inside, so the loss sums over the attempts. It is never
            negative, and raw by intention: centring biases it, and z-scoring turns it into plain
            GRPO for 0/1 rewards.
+    pkpo-loo  sloo of the same paper: the baseline is the best of k of the others, not of k - 1.
+           Failures are paid negatively; equal rewards c give the constant c k (1/N - 1/(N - 1)).
 
-    A group in which nothing can be learned gets exact zeros from all three.
+    A group in which nothing can be learned gets exact zeros from all but pkpo-loo.
     """
     rewards = torch.as_tensor(rewards, dtype=torch.float64)
     if rewards.dim() != 2:
@@ -41,14 +43,23 @@ def set_advantages(name: str, rewards: Tensor, k: int) -> Tensor:
         raise ValueError("rewards hold a value that is not finite: score a failed attempt as 0")
     if name == "grpo":
         return across_tuple_advantages(rewards)
+    if name == "maxrl":
+        mean = rewards.mean(-1, keepdim=True)
+        return torch.where(mean > 0, (rewards - mean) / mean, 0.0)
     if name not in SET_ADVANTAGES:
         raise ValueError(f"no advantage is called {name!r}: take {', '.join(SET_ADVANTAGES)}")
     n = rewards.shape[1]
-    smallest = 2 if name == "pkpo" else 1       # PKPO compares with the best of the k - 1 others
-    if not smallest <= k <= n:
-        raise ValueError(f"{name} needs {smallest} <= k <= N, not k={k} with N={n} attempts")
+    # PKPO compares with the best of k - 1 others, or of k
+    smallest = 1 if name == "passk" else 2
+    largest = n - 1 if name == "pkpo-loo" else n
+    if not smallest <= k <= largest:
+        limit = "N - 1" if name == "pkpo-loo" else "N"
+        raise ValueError(f"{name} needs {smallest} <= k <= {limit}, not k={k} with N={n} attempts")
     values, order = rewards.sort(dim=-1)        # ascending; ties in any order give equal advantages
     transformed = _passk(values, k) if name == "passk" else _pkpo(values, k)
+    if name == "pkpo-loo":
+        transformed += k / n * _best_of_others(values, k - 1)
+        transformed -= k / (n - 1) * _best_of_others(values, k)
     return torch.empty_like(values).scatter_(-1, order, transformed)
 
 
@@ -82,6 +93,17 @@ def _pkpo(values: Tensor, k: int) -> Tensor:
     return gain @ values.new_tensor(ranks)
 
 
+def _best_of_others(values: Tensor, m: int) -> Tensor:
+    """E max of m of the other attempts, for each attempt. (P, N) ascending -> (P, N)."""
+    n = values.shape[1]
+    chance = values.new_zeros(n, n)     # that j is the best of m of the attempts other than i
+    for i in range(n):
+        for j in range(n):
+            rank = j - (j > i)
+            chance[i, j] = comb(rank, m - 1) / comb(n - 1, m) if j != i else 0
+    return values @ chance.T
+
+
 def skill_information(logp: Tensor, skill: Tensor, mask: Tensor, aggregate: str = "mean") -> Tensor:
     """UpSkill's mutual-information reward (arXiv 2602.22296): what a completion tells of its skill.
 
@@ -91,8 +113,7 @@ def skill_information(logp: Tensor, skill: Tensor, mask: Tensor, aggregate: str 
     is at most log Z.
 
     mean      sum_t log(p_own / mean_z p_z) / T. The default: comparable with a correctness reward
-    in
-              [0, 1] at any length. Appendix R does not say how token-level rewards are joined.
+              in [0, 1] at any length. Appendix R does not say how token-level rewards are joined.
     sum       the formula as published; grows up to T log Z and then drowns correctness.
     sequence  log(P_own / mean_z P_z), P over whole completions: the released code; at most log Z.
     """

@@ -5,7 +5,8 @@
     torchrun --nproc_per_node=8 -m rivals.train_rivals --model Qwen/Qwen3.5-2B --method grpo
 
     grpo     plain GRPO                             passk    pass@K training (arXiv 2508.10751)
-    pkpo     PKPO, sloo-minus-one (2505.15201)      upskill  a skill per attempt (2602.22296)
+    pkpo     PKPO, sloo-minus-one (2505.15201)      pkpo-loo its leave-one-out baseline
+    maxrl    (r - mean) / mean (2602.02710)         upskill  a skill per attempt (2602.22296)
 
 They start from the base model: stage 1 trains nothing that they use. Each step takes as many solver
 attempts as CPPO's default step (8 problems x 8 tuples x 4 branches).
@@ -40,12 +41,12 @@ from rivals.advantages import (
     skill_information,
 )
 
-METHODS = ("grpo", "passk", "pkpo", "upskill")
+METHODS = ("grpo", "maxrl", "passk", "pkpo", "pkpo-loo", "upskill")
 ATTEMPTS_PER_STEP = 256         # CPPO's: 8 problems, 8 tuples, 4 branches
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = flags.Parser("The rivals of CPPO: GRPO, pass@K training, PKPO, UpSkill.")
+    parser = flags.Parser("The rivals of CPPO: GRPO, MaxRL, pass@K training, PKPO, UpSkill.")
     flags.add_run_flags(parser)
     add = parser.add_argument_group("method").add_argument
     add("--method", choices=METHODS, required=True)
@@ -130,7 +131,7 @@ def credit(batch: Batch, args: argparse.Namespace) -> tuple[Tensor, Tensor]:
     reward = batch.r if batch.r_mi is None else batch.r + args.alpha_mi * batch.r_mi
     name = "grpo" if args.method == "upskill" else args.method
     advantages = set_advantages(name, reward, args.num_strategies)
-    if args.method == "pkpo":
+    if args.method.startswith("pkpo"):
         # its transform holds 1/N already, and so do the rows' weights: a weight of 1/P instead
         # would make its KL N times as strong as everybody's (that cost it 0.05 of pass@4)
         advantages = advantages * args.num_attempts

@@ -44,7 +44,21 @@ def pkpo_by_enumeration(rewards: torch.Tensor, k: int) -> torch.Tensor:
     return advantages
 
 
-ENUMERATED = {"passk": passk_by_enumeration, "pkpo": pkpo_by_enumeration}
+def loo_by_enumeration(rewards: torch.Tensor, k: int) -> torch.Tensor:
+    """Sloo as defined: over the k-subsets with i, the best over C(n, k); less k / (n - 1) times the
+    mean best of the k-subsets without i."""
+    n = rewards.shape[1]
+    member = subsets(n, k)
+    advantages = torch.zeros_like(rewards)
+    for i in range(n):
+        gained = best(rewards, member[member[:, i]]).sum(1) / len(member)
+        baseline = k / (n - 1) * best(rewards, member[~member[:, i]]).mean(1)
+        advantages[:, i] = gained - baseline
+    return advantages
+
+
+ENUMERATED = {"passk": passk_by_enumeration, "pkpo": pkpo_by_enumeration,
+              "pkpo-loo": loo_by_enumeration}
 
 
 def every_count(n: int) -> torch.Tensor:
@@ -66,7 +80,7 @@ def first_correct(c: int, n: int = 16) -> torch.Tensor:
 @pytest.mark.parametrize("n", range(1, 17))
 def test_set_advantages_equal_enumeration_for_every_number_correct_and_every_k(name, n):
     rewards = every_count(n)
-    for k in range(2 if name == "pkpo" else 1, n + 1):
+    for k in range(1 if name == "passk" else 2, n if name == "pkpo-loo" else n + 1):
         difference = set_advantages(name, rewards, k) - ENUMERATED[name](rewards, k)
         assert difference.abs().max() < TOLERANCE, k
 
@@ -75,7 +89,7 @@ def test_set_advantages_equal_enumeration_for_every_number_correct_and_every_k(n
 def test_set_advantages_equal_enumeration_for_graded_rewards_with_ties(name):
     generator = torch.Generator().manual_seed(1)
     rewards = torch.randint(-2, 3, (20, 7), generator=generator).double() / 4
-    for k in range(2, 8):
+    for k in range(2, 7 if name == "pkpo-loo" else 8):
         difference = set_advantages(name, rewards, k) - ENUMERATED[name](rewards, k)
         assert difference.abs().max() < TOLERANCE, k
 
@@ -83,6 +97,8 @@ def test_set_advantages_equal_enumeration_for_graded_rewards_with_ties(name):
 def test_pkpo_gives_the_worked_numbers():
     worked = set_advantages("pkpo", torch.tensor([[0, 1, 0, 0.5]]), k=2)
     assert worked[0].tolist() == pytest.approx([0, 0.41667, 0, 0.16667], abs=1e-5)
+    worked = set_advantages("pkpo-loo", torch.tensor([[0, 1, 0, 0.5]]), k=2)
+    assert worked[0].tolist() == pytest.approx([-0.3056, 0.2778, -0.3056, -0.1111], abs=1e-4)
     by_correct = {1: 0.25, 2: 0.2, 3: 0.15714, 4: 0.12088, 6: 0.06593, 8: 0.03077, 10: 0.01099,
                   12: 0.0022, 13: 0.00055}
     for c, gain in by_correct.items():
@@ -111,7 +127,8 @@ def test_pass_at_k_training_with_k_1_is_grpo_with_the_population_std():
     assert torch.allclose(set_advantages("passk", rewards, k=1), expected, atol=1e-12)
 
 
-def test_the_pkpo_estimate_is_the_gradient_of_pass_at_k():
+@pytest.mark.parametrize("name", ["pkpo", "pkpo-loo"])
+def test_the_pkpo_estimate_is_the_gradient_of_pass_at_k(name):
     """Over all outcomes of six Bernoulli(p) attempts, E sum_i A_i dlog p(r_i)/dp is
     d/dp (1 - (1 - p)^3)."""
     p, n, k = 0.3, 6, 3
@@ -120,7 +137,7 @@ def test_the_pkpo_estimate_is_the_gradient_of_pass_at_k():
         rewards = torch.tensor([outcome], dtype=torch.float64)
         probability = (rewards * p + (1 - rewards) * (1 - p)).prod()
         score = rewards / p - (1 - rewards) / (1 - p)
-        advantages = set_advantages("pkpo", rewards, k)
+        advantages = set_advantages(name, rewards, k)
         estimate += (probability * (advantages * score).sum()).item()
     assert estimate == pytest.approx(k * (1 - p) ** (k - 1), abs=1e-12)
 
@@ -131,7 +148,12 @@ def test_grpo_normalises_with_the_unbiased_std_of_the_problem_s_attempts():
     assert (advantages[1] == 0).all()
 
 
-@pytest.mark.parametrize("name", ["grpo", "passk", "pkpo"])
+def test_maxrl_divides_by_the_mean_and_gives_zeros_where_nothing_passes():
+    advantages = set_advantages("maxrl", torch.tensor([[1.0, 0, 0, 0], [0] * 4, [1] * 4]), k=4)
+    assert advantages.tolist() == [[3, -1, -1, -1], [0] * 4, [0] * 4]
+
+
+@pytest.mark.parametrize("name", ["grpo", "maxrl", "passk", "pkpo", "pkpo-loo"])
 def test_advantages_do_not_depend_on_the_order_of_attempts_or_on_other_problems(name):
     rewards = every_count(9)
     order = torch.randperm(9, generator=torch.Generator().manual_seed(3))
@@ -142,6 +164,7 @@ def test_advantages_do_not_depend_on_the_order_of_attempts_or_on_other_problems(
 
 @pytest.mark.parametrize("name, k, shape, message", [
     ("ppo", 4, (1, 4), "ppo"), ("passk", 5, (1, 4), "k=5 with N=4"), ("pkpo", 1, (1, 4), "2 <= k"),
+    ("pkpo-loo", 4, (1, 4), "k <= N - 1, not k=4"),
     ("passk", 0, (1, 4), "k=0"), ("pkpo", 2, (4,), r"\(4,\)")])
 def test_a_wrong_name_k_or_shape_is_refused_with_its_value(name, k, shape, message):
     with pytest.raises(ValueError, match=message):

@@ -23,7 +23,7 @@ def rows_of(method: str):
     return train_rivals.make_rows(batch, advantages, args)
 
 
-@pytest.mark.parametrize("method", ["grpo", "passk", "pkpo"])
+@pytest.mark.parametrize("method", ["grpo", "maxrl", "passk", "pkpo", "pkpo-loo"])
 def test_every_rival_weights_its_kl_alike(method):
     """The weight of a row multiplies its KL too: 1 / (attempts * problems of the batch)."""
     assert {row.weight for row in rows_of(method)} == {1 / 10}
@@ -37,7 +37,7 @@ def test_pkpo_keeps_the_surrogate_of_its_transform():
 
 
 @pytest.mark.parametrize("flags", [
-    ("grpo",), ("passk",), ("pkpo",),
+    ("grpo",), ("maxrl",), ("passk",), ("pkpo",), ("pkpo-loo",),
     ("upskill", "--num-attempts", "3", "--problems-per-step", "9")])
 def test_every_rival_takes_a_step(run_toy, flags):
     status, stage = run_toy("--steps", "1", "--method", *flags, script=train_rivals)
