@@ -1,24 +1,23 @@
 """docs/results.md and results/, from what the queue of reproduce.py has made so far.
 
-The attempts of a seed go into one archive, results/NAME-seedN.zip, and all tables are made from
-these archives: the paper's by paper/tables.py, our own by results.py. The sweep of learning rates
-and three of the figures read the logs of the runs themselves. What stands in docs/results.md below
-the line MARK was written by hand and stays there.
+The attempts of a seed go into one archive, results/NAME-seedN.zip; what the queue and the sweep of
+learning rates did goes into results/NAME.json. The page is made from these alone, on any machine:
+the paper's tables by paper/tables.py, our own by results.py, what they say by sentences.py. Three
+figures read the logs of the runs; without those the pictures stay as they are. What stands in
+docs/results.md below the line MARK was written by hand and stays there.
 """
 
-import contextlib
-import io
 import json
-import re
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 from lib import files
 from lib.errors import UserError
-from miniature import results
+from miniature import results, sentences
 from miniature.results import PAPER_MODEL, K
 from paper import attempts, tables
-from paper.runs import CEILINGS, find
+from paper.runs import CEILINGS, SYSTEMS, Runs, find
 
 PAGE = Path("docs/results.md")
 MARK = "<!-- what follows was written by hand -->"
@@ -34,10 +33,11 @@ FIGURES = {
 FROM_LOGS = "389"       # figures that read the logs of training, which no archive holds
 READING = f"""\
 pass@K is averaged over the posterior of each statement; brackets are 95 % bootstrap intervals over
-problems, ± is the standard deviation over training seeds. The ceilings: constant, programs that
-never read the statement; independent, draws from one distribution; coordinated, different programs.
-(paper): its numbers for {PAPER_MODEL} (Table 4: 4B) on real benchmarks, of which only the direction
-can be compared. Where it differs, the reasons are at the end.""".replace("\n", " ")
+problems, ± is the standard deviation over runs, which share a base model and a machine: runs from
+other bases spread more ([notes](notes.md)). The ceilings: constant, programs that never read the statement;
+independent, draws from one distribution; coordinated, different programs. (paper): its numbers for
+{PAPER_MODEL} (Table 4: 4B) on real benchmarks, of which only the direction can be
+compared.""".replace("\n", " ")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -131,17 +131,18 @@ def sweep_table(name: str) -> list[dict]:
 
 
 def sweep_note(lines: list[dict]) -> str:
-    """Which methods might do better still beyond the grid."""
+    """Which methods might do better still beyond the rates that they were tried at."""
     swept = [line for line in lines if "learning rate" in line]
-    rates = [float(line["learning rate"]) for line in swept]
     at_edge = []
     for line in swept:
+        rates = [float(other["learning rate"]) for other in swept
+                 if other["method"] == line["method"]]
         if line["taken"] and float(line["learning rate"]) in (min(rates), max(rates)):
             at_edge.append(line["method"])
     note = ("CPPO alone had gold tuples, gate labels and a warm-up before; the rivals start from "
             "the base.")
     if at_edge:
-        note += (f" At an edge of the grid, so that others might be better still: "
+        note += (f" Best at an edge of what was tried, so that other rates might be better still: "
                  f"{', '.join(at_edge)}.")
     return note
 
@@ -149,37 +150,36 @@ def sweep_note(lines: list[dict]) -> str:
 # --------------------------------------------------------------------------------------------------
 # The page
 
-def output_of_tables(argv: list[str]) -> str:
-    """What `python -m paper.tables ...` prints, an error included."""
-    text = io.StringIO()
-    with (contextlib.redirect_stdout(text), contextlib.redirect_stderr(text),
-          contextlib.suppress(SystemExit)):
-        tables.main(tables.parse_args(argv))
-    return re.sub("^error: (.*)", r"- (\1)", text.getvalue().rstrip())
-
-
 def table_section(title: str, source: str, text: str, note: str) -> str:
     """source: one line that says where the numbers come from."""
     section = f"### {title}\n\n{source}\n\n```\n{text}\n```\n"
     return section + (f"\n{note}\n" if note else "")
 
 
-def figure_section(number: str, name: str, archives: list[Path], out: Path) -> str:
+def figure_section(number: str, name: str, runs: Runs, archives: list[Path], out: Path) -> str:
     from_logs = number in FROM_LOGS
-    runs = [f"runs/{path.stem}" if from_logs else str(path) for path in archives]
+    folders = [Path("runs") / path.stem for path in archives]
     shown_runs = f"runs/{name}-seed*" if from_logs else f"results/{name}-seed*.zip"
     picture = out / "results" / f"figure-{number}.png"
-    printed = output_of_tables(["figure", number, *runs, "--out", str(picture)])
-    shown = f"![](../results/{picture.name})" if printed == str(picture) else printed
+    shown = f"![](../results/{picture.name})"
+    try:
+        from paper import figures       # matplotlib is optional
+        figures.draw(number, runs, [str(folder) for folder in folders], str(picture))
+    except (ImportError, UserError) as error:
+        shown = f"{shown} (of the runs whose logs are no longer here)" if picture.exists() else (
+            f"- ({error})")
     return (f"### Figure {number}: {FIGURES[number]}\n\n"
             f"`python -m paper.tables figure {number} {shown_runs}`\n\n{shown}\n")
 
 
-def paper_table_section(number: int, archives: list[Path], shown_runs: str, commits: str,
+def paper_table_section(number: int, runs: Runs, shown_runs: str, commits: str,
                         ceilings: str) -> str:
     paper_model = PAPER_MODEL.replace("2B", "4B") if number == 4 else PAPER_MODEL
+    try:
+        text = tables.table_text(number, replace(runs, paper_model=paper_model))
+    except UserError as error:
+        text = f"- ({error})"
     flags = [] if number == 12 else ["--paper-model", paper_model]
-    text = output_of_tables(["table", str(number), *map(str, archives), *flags])
     command = " ".join(["python -m paper.tables table", str(number), shown_runs, *flags])
     note = ceilings_note(text, ceilings)
     return table_section(f"Table {number}: {TITLES[number]}",
@@ -192,46 +192,70 @@ def ceilings_note(text: str, ceilings: str) -> str:
     return "" if has_ceilings or "pass@" not in text else ceilings
 
 
-def write_report(name: str, out: Path, done: list[dict], missing: list[str]) -> Path:
-    """docs/results.md and results/ under `out`, from what there is. done: the queue's marks of
-    finished jobs; missing: the names of the others."""
-    archives = pack(name, out / "results")
-    if not archives:
-        raise UserError(f"runs/{name}-seed* hold no attempts yet: run the queue first")
+def record(name: str, folder: Path, done: list[dict], missing: list[str]) -> dict:
+    """What no archive of attempts holds: how far the queue got, its CPU hours, and the sweep.
+    Written to NAME.json where there are runs, read from there where there are none."""
+    path = folder / f"{name}.json"
+    if done:
+        hours = sum(mark["cpu_seconds"] for mark in done) / 3600
+        skipped = sum(mark.get("skipped", False) for mark in done)
+        kept = {"done": len(done) - skipped, "jobs": len(done) - skipped + len(missing),
+                "missing": missing, "cpu_hours": round(hours, 1), "sweep": sweep_table(name)}
+        files.write_file(path, json.dumps(kept, indent=1) + "\n")
+    if not path.exists():
+        raise UserError(f"neither runs/{name}-queue nor {path} is there: run the queue first")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def page_text(name: str, out: Path, archives: list[Path], kept: dict) -> str:
+    """The page above MARK. kept: `record`."""
     runs = find(archives, paper_model=PAPER_MODEL)
     evaluations = [evaluation for seeds in runs.evaluations.values() for evaluation in seeds]
     commits = ", ".join(sorted({e.card.get("commit", "unknown")[:10] for e in evaluations}))
     ours = results.Results(runs)
     shown_runs = f"results/{name}-seed*.zip"
-    ceilings, *facts = results.summary(ours)
-    hours = sum(mark["cpu_seconds"] for mark in done) / 3600
-
+    ceilings, *facts = sentences.summary(ours)
+    made = (f"Written by `bash miniature/reproduce.sh`: {len(archives)} run(s), {len(ours.names)} "
+            f"held-out problems, {kept['done']} of {kept['jobs']} jobs, {kept['cpu_hours']} CPU "
+            f"hours. `bash miniature/reproduce.sh --report` writes this page again from results/. "
+            f"{READING}\n")
     parts = ["# Results of the miniature world\n",
              f"**{' '.join([ceilings, *facts[:1]])}**\n",
-             *(f"- {fact}" for fact in facts[1:]), "",
-             f"Written by `bash miniature/reproduce.sh`: {len(archives)} seed(s), "
-             f"{len(ours.names)} held-out problems, {len(done)} of {len(done) + len(missing)} "
-             f"jobs, {hours:.1f} CPU hours. {READING}\n"]
-    if missing:
-        parts.append(f"NOT DONE: {', '.join(missing)}.\n")
+             *(f"- {fact}" for fact in facts[1:]), "", made]
+    absent = [row for row in SYSTEMS if not ours.seeds(row)]
+    if absent:
+        parts.append(f"Not measured yet: {'; '.join(absent)}.\n")
+    if kept["missing"]:
+        parts.append(f"NOT DONE: {', '.join(kept['missing'])}.\n")
     source = f"Attempts of commit {commits}: `python -m miniature.results {shown_runs}`"
     for title, text, note in results.blocks(ours):
         note = f"{note} {ceilings_note(text, ceilings)}".strip()
         parts.append(table_section(title, source, text, note))
-    sweep = sweep_table(name)
-    if sweep:
-        source = f"Attempts of commit {commits}: `bash miniature/reproduce.sh --report`"
+    if kept["sweep"]:
+        source = f"results/{name}.json, attempts of commit {commits}"
         parts.append(table_section("The sweep of learning rates, on seed 0", source,
-                                   attempts.render(sweep), sweep_note(sweep)))
+                                   attempts.render(kept["sweep"]), sweep_note(kept["sweep"])))
+    parts.append("## Where the small world differs from the paper, and why\n")
+    parts += [f"**{title}.** {text}\n" for title, text in sentences.reasons(ours)]
     parts.append("## The paper's tables\n")
     for number in TITLES:
-        parts.append(paper_table_section(number, archives, shown_runs, commits, ceilings))
+        parts.append(paper_table_section(number, runs, shown_runs, commits, ceilings))
     parts.append("Table 13 needs annotators.\n\n## The paper's figures\n")
     for number in FIGURES:
-        parts.append(figure_section(number, name, archives, out))
+        parts.append(figure_section(number, name, runs, archives, out))
+    return "\n".join(parts)
 
+
+def write_report(name: str, out: Path, done: list[dict], missing: list[str]) -> Path:
+    """docs/results.md and results/ under `out`, from what there is. done: the queue's marks of
+    finished jobs; missing: the names of the others."""
+    archives = pack(name, out / "results")
+    if not archives:
+        raise UserError(f"neither runs/{name}-seed* nor {out / 'results'} hold attempts yet: run "
+                        f"the queue first")
+    text = page_text(name, out, archives, record(name, out / "results", done, missing))
     page = out / PAGE
     # what a person has written below the mark outlives every report
     by_hand = page.read_text(encoding="utf-8").partition(MARK)[2] if page.exists() else "\n"
-    files.write_file(page, "\n".join(parts) + f"\n{MARK}{by_hand}")
+    files.write_file(page, f"{text}\n{MARK}{by_hand}")
     return page

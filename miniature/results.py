@@ -4,8 +4,7 @@
 
 paper/tables.py makes the paper's tables from the same attempts. Here are the tables that only a
 world with known posteriors allows: every method beside its ceilings; the paper's comparisons with
-an interval each; the gap to the coordinated ceiling in its parts. `summary` says in sentences what
-the tables show.
+an interval each; the gap to the coordinated ceiling in its parts. sentences.py says what they show.
 """
 
 import argparse
@@ -17,7 +16,7 @@ import numpy as np
 
 from lib import errors, metrics
 from lib.problems import outcome_hash
-from miniature import world
+from miniature import gap, world
 from paper import attempts, numbers
 from paper.attempts import Evaluation
 from paper.runs import (
@@ -28,6 +27,8 @@ from paper.runs import (
     Runs,
     algorithmic,
     find,
+    interval_over_runs,
+    mean_std,
     semantic,
     surface,
 )
@@ -103,29 +104,52 @@ def printed_gain(row: str) -> float | None:
 
 @dataclass
 class Comparison:
-    """a minus b: the paper's difference, and ours over problems with seeds averaged."""
+    """a minus b: the paper's difference; ours over problems, with runs averaged; and run by run."""
     quantity: str
     a: str
     b: str
     paper: float | None
     here: metrics.Comparison
+    problems: int                   # that both have a value for
+    by_run: list[float]             # of the runs that have both
+
+    @property
+    def over_runs(self) -> tuple[float, float]:
+        """95 % interval over runs; one run says nothing about others."""
+        return interval_over_runs(self.by_run)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the sign may be another one on other problems, or in other runs."""
+        low, high = self.over_runs
+        return self.here.low <= 0 <= self.here.high or low <= 0 <= high
 
     @property
     def agrees(self) -> str | None:
-        """Whether our difference has the paper's sign, as far as the 95 % interval tells."""
+        """Whether our difference has the paper's sign, as far as both 95 % intervals tell."""
         if self.paper is None:
             return None
-        if self.here.low <= 0 <= self.here.high:
+        if self.is_open:
             return "open"
         return "yes" if self.here.gain * self.paper > 0 else "NO"
 
+    def cells(self) -> dict[str, str]:
+        return {"here [over problems]": with_interval(self.here),
+                "over runs": runs_interval(self.by_run)}
+
     def __str__(self) -> str:
-        return (f"{self.quantity}, {self.a} minus {self.b} "
-                f"({self.here.gain:+.3f}, the paper {self.paper:+.3f})")
+        theirs = "" if self.paper is None else f"; the paper {self.paper:+.3f}"
+        return (f"{self.quantity}, {self.a} minus {self.b} ({with_interval(self.here)}, over runs "
+                f"{runs_interval(self.by_run)}{theirs})")
 
 
 def with_interval(difference: metrics.Comparison) -> str:
     return f"{difference.gain:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
+
+
+def runs_interval(by_run: list[float]) -> str:
+    low, high = interval_over_runs(by_run)
+    return "one run" if len(by_run) < 2 else f"[{low:+.3f}, {high:+.3f}], {len(by_run)} runs"
 
 
 def planned_comparisons() -> Iterator[tuple]:
@@ -133,6 +157,9 @@ def planned_comparisons() -> Iterator[tuple]:
     for row in SYSTEMS:
         if not row.startswith("CPPO"):
             yield "pass@4", "CPPO", row, printed_gain(row), passing()
+    for ours in CREDITS[1:]:
+        yield "pass@4", ours, "CPPO", None, passing()
+        yield "pass@1", ours, "CPPO", None, passing(1)
     full, ungated = "CPPO (J R_out)", "without J (R_out)"
     pairs = ((full, ungated), (full, "J alone"), (full, "M = 4"), ("M = 4", "M = 2"),
              ("M = 2", "M = 1"))
@@ -173,9 +200,9 @@ class Results:
         self.constant = runs.ceiling(self.place, K, "constant")
         self.comparisons = []
         for quantity, a, b, theirs, measure in planned_comparisons():
-            difference = self.difference(a, b, measure)
-            if difference:
-                self.comparisons.append(Comparison(quantity, a, b, theirs, difference))
+            made = self.compare(quantity, a, b, theirs, measure)
+            if made:
+                self.comparisons.append(made)
 
     def seeds(self, row: str) -> list[Evaluation]:
         return self.runs.get(self.place, ALL_SYSTEMS.get(row, row), K)
@@ -193,14 +220,27 @@ class Results:
         values = self.by_problem(row, passing())
         return np.array([values[name] for name in self.names])
 
-    def difference(self, a: str, b: str, measure: Measure) -> metrics.Comparison | None:
+    def by_run(self, row: str, measure: Measure) -> dict[str, float]:
+        """The mean over problems of each run."""
+        means = {}
+        for evaluation in self.seeds(row):
+            values = [value for _, value in measure(evaluation)]
+            if values:
+                means[evaluation.run] = float(np.mean(values))
+        return means
+
+    def compare(self, quantity: str, a: str, b: str, theirs: float | None,
+                measure: Measure) -> Comparison | None:
         """a minus b over the problems that both have, or None without any."""
         ours, other = self.by_problem(a, measure), self.by_problem(b, measure)
         both = [name for name in ours if name in other]
         if not both:
             return None
-        return metrics.paired_bootstrap([ours[name] for name in both],
+        here = metrics.paired_bootstrap([ours[name] for name in both],
                                         [other[name] for name in both])
+        first, second = self.by_run(a, measure), self.by_run(b, measure)
+        differences = [first[run] - second[run] for run in first if run in second]
+        return Comparison(quantity, a, b, theirs, here, len(both), differences)
 
     def above_independent(self, row: str) -> tuple[float, float]:
         """pass@4 minus the independent ceiling: the mean over problems, and the same in standard
@@ -215,71 +255,6 @@ class Results:
 
 
 # --------------------------------------------------------------------------------------------------
-# In sentences
-
-def summary(ours: Results) -> list[str]:
-    lines = [f"Best possible pass@{K}: constant {ours.constant:.3f}, independent "
-             f"{ours.independent.mean():.3f}, coordinated {ours.coordinated.mean():.3f}."]
-    if ours.seeds("CPPO"):
-        lines += cppo_lines(ours)
-    rivals = [gain for row, gain in ours.gains().items() if row in SYSTEMS]
-    if rivals:
-        closest = min(rivals, key=lambda comparison: comparison.here.gain)
-        lines.append(f"The strongest rival is {closest.b}: CPPO minus it "
-                     f"{with_interval(closest.here)}, p = {closest.here.p:.3f}.")
-    if any(ours.seeds(row) for row in IDENTICAL):
-        lines.append(identical_line(ours))
-    return lines + agreement_lines(ours)
-
-
-def cppo_lines(ours: Results) -> list[str]:
-    cppo = ours.passed("CPPO")
-    by_seed = [attempts.outcomes(evaluation, K, score=attempts.posterior).mean()
-               for evaluation in ours.seeds("CPPO")]
-    listed = ", ".join(f"{value:.3f}" for value in by_seed)
-    lines = [f"CPPO reaches {cppo.mean():.3f} (by seed {listed})."]
-    limits = {"independent ceiling": ours.independent,
-              "best constant tuple": np.full_like(cppo, ours.constant)}
-    for name, limit in limits.items():
-        difference = metrics.paired_bootstrap(cppo, limit)
-        where = "above, but not surely,"
-        if difference.low > 0:
-            where = "above"
-        elif difference.gain <= 0:
-            where = "NOT above"
-        lines.append(f"CPPO is {where} the {name}: {with_interval(difference)}, "
-                     f"p = {difference.p:.3f}.")
-    return lines
-
-
-def identical_line(ours: Results) -> str:
-    """Does any method stand above a ceiling that it cannot pass? Then something is wrong."""
-    standing = {row: ours.above_independent(row) for row in IDENTICAL if ours.seeds(row)}
-    above = [row for row, (_, in_errors) in standing.items() if in_errors > 2]
-    highest = max(standing, key=lambda row: standing[row][1])
-    gain, in_errors = standing[highest]
-    verdict = f"{', '.join(above)} STAND ABOVE" if above else "none stands above"
-    return (f"Of {len(standing)} identically distributed methods {verdict} the independent ceiling "
-            f"by more than two standard errors; the highest is {highest}, {gain:+.3f}, "
-            f"{in_errors:+.1f} standard errors.")
-
-
-def agreement_lines(ours: Results) -> list[str]:
-    by_verdict = {"yes": [], "NO": [], "open": []}
-    for comparison in ours.comparisons:
-        if comparison.agrees:
-            by_verdict[comparison.agrees].append(str(comparison))
-    made = sum(len(group) for group in by_verdict.values())
-    lines = [f"Of the paper's {made} comparisons made here, {len(by_verdict['yes'])} have the "
-             f"paper's sign."]
-    if by_verdict["NO"]:
-        lines.append(f"The opposite sign: {'; '.join(by_verdict['NO'])}.")
-    if by_verdict["open"]:
-        lines.append(f"Open, their intervals contain 0: {'; '.join(by_verdict['open'])}.")
-    return lines
-
-
-# --------------------------------------------------------------------------------------------------
 # Tables
 
 def methods_table(ours: Results) -> list[dict]:
@@ -289,19 +264,24 @@ def methods_table(ours: Results) -> list[dict]:
         if not ours.seeds(row):
             continue
         above, in_errors = ours.above_independent(row)
-        line = {"method": row,
-                "pass@4": ours.runs.pass_cell(ours.place, ALL_SYSTEMS[row], K),
+        system = ALL_SYSTEMS[row]
+        line = {"method": row, "runs": len(ours.seeds(row)),
+                "pass@1": ours.runs.pass_cell(ours.place, system, 1),
+                "pass@4": ours.runs.pass_cell(ours.place, system, K),
                 "minus the independent ceiling": f"{above:+.3f}, {in_errors:+.1f} se"}
         if row in gains:
             theirs = gains[row].paper
             line["CPPO minus it"] = with_interval(gains[row].here)
+            line["over runs"] = runs_interval(gains[row].by_run)
             line["paper"] = None if theirs is None else f"{theirs:+.3f}"
             line["as in the paper"] = gains[row].agrees
         lines.append(line)
     best = {"constant": ours.constant, "independent": ours.independent.mean(),
             "coordinated": ours.coordinated.mean()}
     for name, value in best.items():
-        lines.append({"method": f"ceiling: {name}", "pass@4": f"{value:.3f}"})
+        first = ours.runs.ceiling(ours.place, 1, name)
+        lines.append({"method": f"ceiling: {name}", "pass@4": f"{value:.3f}",
+                      "pass@1": None if first is None else f"{first:.3f}"})
     return lines
 
 
@@ -311,8 +291,8 @@ def comparisons_table(ours: Results) -> list[dict]:
     for c in ours.comparisons:
         if (c.quantity, c.a) == ("pass@4", "CPPO") and c.b not in IID:
             continue
-        lines.append({"of": c.quantity, "difference": f"{c.a} minus {c.b}",
-                      "here": with_interval(c.here),
+        lines.append({"of": c.quantity, "difference": f"{c.a} minus {c.b}"} | c.cells() |
+                     {"problems": c.problems,
                       "paper": None if c.paper is None else f"{c.paper:+.3f}",
                       "as in the paper": c.agrees})
     return lines
@@ -337,7 +317,7 @@ def contents_table(ours: Results) -> list[dict]:
     """What the strategies of a tuple differ in: the reading, or only the word that they open
     with."""
     lines = []
-    for row in ("Tuple Planner SFT", "+ RM warm-up", "CPPO", "without J (R_out)", *IID):
+    for row in ("Tuple Planner SFT", "+ RM warm-up", *CREDITS, "without J (R_out)", *IID):
         readings, openings, words = [], [], []
         for evaluation in ours.seeds(row):
             for group in attempts.tuples(evaluation):
@@ -390,11 +370,32 @@ def gap_table(ours: Results) -> list[dict]:
     return lines
 
 
+def left_table(ours: Results) -> list[dict]:
+    """What separates tuples from the coordinated ceiling, by gap.py: means over runs."""
+    lines = []
+    for row in ("Tuple Planner SFT", "+ RM warm-up", *CREDITS, *VARIANTS):
+        seeds = ours.seeds(row)
+        if not seeds or row == "CPPO (J R_out)":
+            continue
+        split = [gap.split(evaluation, ours.known) for evaluation in seeds]
+        left = [part["ceiling"] - part["pass"] for part in split]
+        solver = [part["ignored"] - part["luck"] for part in split]
+        lines.append({"method": row, "left": mean_std(left),
+                      "planner: wasted": mean_std([part["wasted"] for part in split]),
+                      "planner: choice": mean_std([part["choice"] for part in split]),
+                      "solver": mean_std(solver),
+                      "obeys": mean_std([part["obeys"] for part in split])})
+    return lines
+
+
 # title -> (table, what to know about it)
 TABLES = {
     "Every method": (methods_table, (
-        "se: standard errors over problems. paper: CPPO's difference there, mean of its three "
-        "benchmarks.")),
+        "se: standard errors over problems. ± and the intervals over runs (Student's t) are of "
+        "runs that share a base model; [ ] without a word are over problems. pass@1: the first attempt. "
+        "iid, first and iid, any: Appendix G does not say which strategy of a plan iid inference "
+        "takes. paper: CPPO's difference there, mean of its three benchmarks. The last column is "
+        "open where either interval contains 0.")),
     "The paper's other comparisons": (comparisons_table, (
         "M = 4, 2, 1 take 1/2, 1/4, 1/8 of CPPO's attempts per step, for as many steps. D_surf, "
         "D_sem and D_alg are of strategies, or of programs where there are none; D_alg uses the "
@@ -408,6 +409,11 @@ TABLES = {
         "or coordinated tuples. Solver noise is what its strategies would reach, carried out to "
         "the letter, minus what its programs reach; without strategies it is part of the "
         "optimization.")),
+    "What is left to the coordinated ceiling": (left_table, (
+        "Of all tuples that were drawn. left = planner: wasted (strategies that name no reading of "
+        "the statement, or one named already) + planner: choice (not the likeliest readings) + "
+        "solver (readings named and not carried out, less those carried out and not named). Obeys: "
+        "share of programs that do what their strategy says.")),
 }
 
 
@@ -426,8 +432,9 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN",
                         help="runs/NAME-seedN, or its archive in results/")
     args = parser.parse_args()
+    from miniature import sentences     # which reads what is here
     ours = Results(find(args.runs))
-    print("\n".join(summary(ours)))
+    print("\n".join(sentences.summary(ours)))
     for title, table, note in blocks(ours):
         print(f"\n{title}\n{table}\n{note}".rstrip())
 

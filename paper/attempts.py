@@ -33,7 +33,7 @@ TOKENS_PER = 10_000                 # Table 4: pass@4 per so many decoded tokens
 Score = Callable[[list[dict]], float]       # of the K attempts at a problem
 
 
-@dataclass
+@dataclass(eq=False)
 class Evaluation:
     """An attempts file. Attempts of a problem are in order: a smaller K counts the first of
     them."""
@@ -41,6 +41,7 @@ class Evaluation:
     card: dict                          # setting, ceilings, command, commit
     problems: dict[str, list[dict]]     # attempts per problem id
     diversity: dict | None = None       # what diversity.py wrote about its groups of attempts
+    run: str = ""                       # NAME of runs/NAME or NAME.zip, where it was found by run
 
     @property
     def setting(self) -> dict:
@@ -175,7 +176,7 @@ def any_label(evaluation: Evaluation) -> Evaluation:
             if len(found.get((name, number), [])) == len(branches):
                 categories[name, number] = found[name, number][place]
     card = evaluation.card | {"setting": evaluation.setting | {"method": "tuple-iid"}}
-    iid = Evaluation(evaluation.path, card, problems)
+    iid = Evaluation(evaluation.path, card, problems, run=evaluation.run)
     records = []
     for group in tuples(iid):
         keys = [(attempt["problem_id"], attempt["tuple"]) for attempt in group]

@@ -6,6 +6,7 @@
         print(cell(seeds, runs.passing(4)))         # mean ± std over runs [interval over problems]
 """
 
+import functools
 import math
 import re
 from collections import defaultdict
@@ -62,6 +63,10 @@ BENCHMARKS = {"apps": "APPS", "cc": "CodeContests", "lcb": "LCBv6", "apps-500": 
 NOT_APPS = ("CodeContests", "LCBv6", "LCBv6-500", "execution", "test-output")
 CEILINGS = ("constant", "independent", "coordinated")
 TUPLES = 4          # independent plans that an iid draw of four attempts takes a strategy each from
+# 97.5 % quantiles of Student's t by the number of runs; of more runs the normal one, or nearly
+STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306,
+           10: 2.262, 11: 2.228, 12: 2.201, 13: 2.179, 14: 2.160, 15: 2.145}
+NORMAL = 2.0
 # seeds of one method must agree in these
 SAMPLED_BY = ("num_strategies", "temperature", "top_k", "top_p", "max_plan_tokens",
               "max_solve_tokens", "prompts_sha256")
@@ -159,6 +164,7 @@ def find(runs: Iterable[str | Path], realised: bool = False, paper_model: str | 
             raise UserError(f"{run} holds no attempts (eval/*.jsonl): evaluate.py writes them")
         for path in paths:
             evaluation = attempts.load(path)
+            evaluation.run = run.name.removesuffix(".zip")
             if not evaluation.setting:
                 raise UserError(f"{path} is there without the .json that evaluate.py writes "
                                 f"beside it")
@@ -224,6 +230,7 @@ def reliability(path: str) -> dict[str, float]:
 # ----------------------------------------------------------------------------------------------
 # Measures of a file
 
+@functools.cache
 def surface(evaluation: Evaluation) -> np.ndarray:
     """D_surf per tuple; nan of fewer than two texts."""
     groups = [attempts.texts(evaluation, group) for group in attempts.tuples(evaluation)]
@@ -295,6 +302,15 @@ def cell(seeds: list[Evaluation], measure: Measure) -> str | None:
     measured = by_problem[:, ~np.isnan(by_problem).all(axis=0)]
     low, high = metrics.bootstrap_interval(np.nanmean(measured, axis=0))
     return f"{mean_std(list(np.nanmean(by_problem, axis=1)))} [{low:.3f}, {high:.3f}]"
+
+
+def interval_over_runs(numbers: list[float]) -> tuple[float, float]:
+    """95 % interval of the mean by Student's t; without limits for fewer than two runs."""
+    average, std = metrics.seed_mean_std(numbers)
+    if len(numbers) < 2:
+        return -math.inf, math.inf
+    half = STUDENT.get(len(numbers), NORMAL) * std / math.sqrt(len(numbers))
+    return average - half, average + half
 
 
 def mean_std(numbers: list[float]) -> str | None:
