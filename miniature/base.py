@@ -113,7 +113,7 @@ def solver_reply(combo: world.Combination, asked: world.Statement, rng: random.R
     if rng.random() < ignored:
         combo = asked.favourite
     program = world.program(combo)
-    if rng.random() < BROKEN:
+    if rng.random() < max(BROKEN, asked.slip(combo)):
         cut = rng.randrange(len(program) - 1)
         program = program[:cut] + "\n"
     return fence(program)
@@ -278,10 +278,10 @@ def example(mode: str, asked: world.Statement, rng: random.Random) -> tuple[str,
     raise ValueError(f"no prompt mode has the name {mode!r}")
 
 
-def examples(mix: Mix, rng: random.Random) -> Iterator[tuple[str, str]]:
+def examples(mix: Mix, rng: random.Random, setting: str = "open") -> Iterator[tuple[str, str]]:
     while True:
         mode = rng.choices(list(mix), list(mix.values()))[0]
-        yield example(mode, rng.choice(world.statements("train")), rng)
+        yield example(mode, rng.choice(world.statements("train", setting)), rng)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -345,12 +345,12 @@ def pad_batch(rows: list[tuple[list[int], int]], pad: int) -> tuple[Tensor, Tens
     return ids, reply
 
 
-def batches(tokenizer, lessons: Lessons, rows: int, steps: int, rng: random.Random
-            ) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(tokenizer, lessons: Lessons, rows: int, steps: int, rng: random.Random,
+            setting: str = "open") -> Iterator[tuple[Tensor, Tensor]]:
     """`steps` padded batches of `rows` examples; rows of similar length share a batch."""
     for first in range(0, steps, POOL):
         mix = next(mix for until, mix in lessons if first < until * steps)
-        source = examples(mix, rng)
+        source = examples(mix, rng, setting)
         n = min(POOL, steps - first)
         pool = encode(tokenizer, [next(source) for _ in range(n * rows)])
         pool.sort(key=lambda row: len(row[0]))
@@ -390,7 +390,7 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 
 
 def train(module: nn.Module, tokenizer, lessons: Lessons, steps: int, rows: int, lr: float,
-          seed: int, among: list[int] | None = None) -> float:
+          seed: int, among: list[int] | None = None, setting: str = "open") -> float:
     """Cross-entropy on the replies, or on their tokens in `among` alone. Returns the mean loss of
     the last 50 steps, in nats per token.
 
@@ -402,7 +402,7 @@ def train(module: nn.Module, tokenizer, lessons: Lessons, steps: int, rows: int,
     optimizer = torch.optim.AdamW(module.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
     recent: list[float] = []
     started = last_shown = time.time()
-    source = batches(tokenizer, lessons, rows, steps, random.Random(seed))
+    source = batches(tokenizer, lessons, rows, steps, random.Random(seed), setting)
     for step, (ids, reply) in enumerate(source):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, lr)
@@ -434,6 +434,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                         help="the gate's smaller base instead of the policy's")
     parser.add_argument("--seed", type=int, default=0,
                         help="seed of weights and examples (%(default)s)")
+    parser.add_argument("--setting", choices=world.SETTINGS, default="open",
+                        help="of the world whose statements it reads (%(default)s)")
     parser.add_argument("--steps", type=int, help="optimizer steps (1300, with --gate 2000)")
     parser.add_argument("--rows", type=int, help="examples per step (32, with --gate 64)")
     parser.add_argument("--lr", type=float, help="peak learning rate (2e-3, with --gate 3e-3)")
@@ -460,7 +462,8 @@ def main(args: argparse.Namespace) -> None:
         words = tokenizer(["Pass", "Fail"], add_special_tokens=False)["input_ids"]
         verdicts = [ids[0] for ids in words]
     lessons = GATE_LESSONS if args.gate else POLICY_LESSONS
-    train(module, tokenizer, lessons, args.steps, args.rows, args.lr, args.seed, verdicts)
+    train(module, tokenizer, lessons, args.steps, args.rows, args.lr, args.seed, verdicts,
+          args.setting)
     if ranks.main:
         model.save(module, args.out, tokenizer)
 

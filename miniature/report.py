@@ -34,8 +34,8 @@ FROM_LOGS = "389"       # figures that read the logs of training, which no archi
 READING = f"""\
 pass@K is averaged over the posterior of each statement; brackets are 95 % bootstrap intervals over
 problems, ± is the standard deviation over runs, which share a base model and a machine: runs from
-other bases spread more ([notes](notes.md)). The ceilings: constant, programs that never read the statement;
-independent, draws from one distribution; coordinated, different programs. (paper): its numbers for
+other bases spread more ([notes](notes.md)). The ceilings: constant, programs that never read the
+statement; independent, draws from one distribution; coordinated, different programs. (paper): its numbers for
 {PAPER_MODEL} (Table 4: 4B) on real benchmarks, of which only the direction can be
 compared.""".replace("\n", " ")
 

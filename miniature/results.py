@@ -392,8 +392,8 @@ def left_table(ours: Results) -> list[dict]:
 TABLES = {
     "Every method": (methods_table, (
         "se: standard errors over problems. ± and the intervals over runs (Student's t) are of "
-        "runs that share a base model; [ ] without a word are over problems. pass@1: the first attempt. "
-        "iid, first and iid, any: Appendix G does not say which strategy of a plan iid inference "
+        "runs that share a base model; [ ] without a word are over problems. pass@1: the first "
+        "attempt. iid, first and iid, any: Appendix G does not say which strategy of a plan iid inference "
         "takes. paper: CPPO's difference there, mean of its three benchmarks. The last column is "
         "open where either interval contains 0.")),
     "The paper's other comparisons": (comparisons_table, (

@@ -160,7 +160,7 @@ def iid_inference(ours: Results) -> str | None:
     if not parts:
         return None
     text = (f"Appendix G does not say which strategy of a plan an iid draw takes. "
-            f"{'; '.join(parts)}. Table 17 splits the gain by the reading, so neither split is a finding.")
+            f"{'; '.join(parts)}. Table 17 splits the gain by the reading: neither split is a finding.")
     contents = {line["method"]: line["readings per tuple"] for line in contents_table(ours)}
     if {"CPPO, iid, first", "Tuple Planner SFT, iid, first"} <= contents.keys():
         text += (f" CPPO's first strategy is nearly certain: four of them, drawn apart, hold "

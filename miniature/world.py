@@ -23,6 +23,10 @@ Where the paper asks large models, the world has rules: `gold` and `labels` are 
 
     python -m miniature.world build --out DIR    # train dev heldout gold labels_{train,val} .jsonl
     python -m miniature.world show               # a problem of each family; the ceilings
+
+Two further settings (--setting, SETTINGS) do not flatter the method: in `settled` one reading holds
+nearly all of the posterior, so that coordination can add little; in `uneven` some strategies are
+harder to carry out than others.
 """
 
 import argparse
@@ -42,7 +46,7 @@ from lib.problems import Problem, outcome_hash, save_problems
 
 Combination = tuple[str, str, str, int | None]      # family, choose, report, k if its code has one
 
-# The world is frozen: every published number depends on this seed and on the tables below, and
+# Frozen, in each setting: every published number depends on this seed and on the tables below, and
 # tests/test_world.py holds the hash of all that `build` writes.
 SEED = 2026
 K = 4
@@ -160,7 +164,23 @@ VAGUE_REPORT = {
         "mark": "heads tails long", "tail": "zyx lst minl",
     },
 }
-ODDS = {2: (3, 2), 3: (3, 2, 2)}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What differs between worlds. Words, readings, hidden inputs and forms are the same in all."""
+    odds: dict[int, tuple[int, ...]]    # of a vague word's readings, by their number
+    favourite: int                      # the base's habit: place among the readings
+    hard: tuple[str, ...] = ()          # groups of REPORT whose programs the base often breaks off
+    slip: float = 0.0                   # share of such programs in its lessons
+
+
+SETTINGS = {
+    # the least likely reading is the base's habit: RL has something to mend
+    "open": Setting({2: (3, 2), 3: (3, 2, 2)}, favourite=-1),
+    "settled": Setting({2: (19, 1), 3: (19, 1, 1)}, favourite=0),
+    "uneven": Setting({2: (3, 2), 3: (3, 2, 2)}, favourite=-1, hard=("extreme",), slip=0.6),
+}
 FORMS = ("Print the {report} of the {choose} {family} for {k}.",
          "For {k}, give the {report} of {choose} {family}.")
 
@@ -263,6 +283,7 @@ class Statement:
     report: str      # vague word for what to report
     k: int
     form: int = 0    # index into FORMS
+    setting: str = "open"
 
     def __str__(self) -> str:
         return FORMS[self.form].format(**vars(self))
@@ -278,19 +299,28 @@ class Statement:
     def posterior(self) -> dict[Combination, float]:
         """Probability that each combination was meant."""
         chosen, reported = self.readings
+        by_place = SETTINGS[self.setting].odds
         odds = {}
-        for choose, choose_odds in zip(chosen, ODDS[len(chosen)], strict=True):
-            for report, report_odds in zip(reported, ODDS[len(reported)], strict=True):
+        for choose, choose_odds in zip(chosen, by_place[len(chosen)], strict=True):
+            for report, report_odds in zip(reported, by_place[len(reported)], strict=True):
                 combo = combination(self.family, choose, report, self.k)
                 odds[combo] = choose_odds * report_odds
         return {combo: weight / sum(odds.values()) for combo, weight in odds.items()}
 
     @property
     def favourite(self) -> Combination:
-        """What the base model writes out of habit: a combination that the statement allows, and
-        the least likely one."""
+        """What the base model writes out of habit: a combination that the statement allows, the
+        least likely one or (`settled`) the likeliest."""
         chosen, reported = self.readings
-        return combination(self.family, chosen[-1], reported[-1], self.k)
+        place = SETTINGS[self.setting].favourite
+        return combination(self.family, chosen[place], reported[place], self.k)
+
+    def slip(self, combo: Combination) -> float:
+        """How often the base's lessons break off a program of this combination because it is a
+        hard one."""
+        family, _, report, _ = combo
+        setting = SETTINGS[self.setting]
+        return setting.slip if REPORT[family][report][0] in setting.hard else 0.0
 
     @property
     def is_sound(self) -> bool:
@@ -299,7 +329,7 @@ class Statement:
         return len(classes) == len(self.posterior)
 
 
-def parse_statement(text: str) -> Statement:
+def parse_statement(text: str, setting: str = "open") -> Statement:
     """The statement with this text. ValueError where no statement has it."""
     for form, template in enumerate(FORMS):
         pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>\\w+)", re.escape(template))
@@ -308,7 +338,7 @@ def parse_statement(text: str) -> Statement:
             continue
         family, choose, report = m["family"], m["choose"], m["report"]
         if choose in VAGUE_CHOOSE[family] and report in VAGUE_REPORT[family]:
-            return Statement(family, choose, report, int(m["k"]), form)
+            return Statement(family, choose, report, int(m["k"]), form, setting)
     raise ValueError(f"not a statement of the miniature world: {text!r}")
 
 
@@ -322,7 +352,7 @@ def split_of(family: str, choose: str, report: str) -> str:
 
 
 @functools.cache
-def statements(split: str) -> tuple[Statement, ...]:
+def statements(split: str, setting: str = "open") -> tuple[Statement, ...]:
     """All sound statements of a split, in both forms."""
     sound = []
     for family in CHOOSE:
@@ -331,7 +361,7 @@ def statements(split: str) -> tuple[Statement, ...]:
                 if split_of(family, choose, report) != split:
                     continue
                 for k in CONSTANTS:
-                    forms = [Statement(family, choose, report, k, form)
+                    forms = [Statement(family, choose, report, k, form, setting)
                              for form in range(len(FORMS))]
                     sound += [statement for statement in forms if statement.is_sound]
     return tuple(sound)
@@ -353,10 +383,10 @@ def make_problem(id: str, statement: Statement, truth: Combination) -> Problem:
                    public_tests=tests[HIDDEN_TESTS:], classes=classes)
 
 
-def problems(split: str) -> list[Problem]:
+def problems(split: str, setting: str = "open") -> list[Problem]:
     """The problems of a split. No two dev or held-out statements differ in their form alone."""
     rng = random.Random(f"{SEED} {split}")
-    pool = list(statements(split))
+    pool = list(statements(split, setting))
     rng.shuffle(pool)
     if split != "train":
         by_meaning = {(s.family, s.choose, s.report, s.k): s for s in pool}
@@ -372,8 +402,8 @@ def problems(split: str) -> list[Problem]:
 # --------------------------------------------------------------------------------------------------
 # Ceilings
 
-def ceilings(split: str, k: int = K) -> dict[str, float]:
-    """The best pass@k of four kinds of policy, averaged over a split's problems and their
+def ceilings(split: str, k: int = K, setting: str = "open") -> dict[str, float]:
+    """The best pass@k of each kind of policy, averaged over a split's problems and their
     posteriors; exact.
 
     pass@1       the likeliest class
@@ -381,8 +411,12 @@ def ceilings(split: str, k: int = K) -> dict[str, float]:
                  by its input)
     independent  k draws from one distribution over programs, the best one for each statement
     coordinated  the k likeliest classes
+
+    In a setting with hard strategies these are of a perfect solver, and "..., as taught" are the
+    best choices of strategies for a solver that breaks off hard ones as often as the base's lessons
+    do, and nothing else.
     """
-    pool = [parse_statement(problem.statement) for problem in problems(split)]
+    pool = [parse_statement(problem.statement, setting) for problem in problems(split, setting)]
     posteriors = [list(statement.posterior.values()) for statement in pool]
     # Classes are disjoint, so a constant tuple covers the sum of its members' shares, and the k
     # classes of largest total share are the best one: nothing has to be searched.
@@ -394,10 +428,54 @@ def ceilings(split: str, k: int = K) -> dict[str, float]:
     for counts in shares.values():
         constant += sum(share for _, share in counts.most_common(k))
     n = len(pool)
-    return {"pass@1": sum(max(p) for p in posteriors) / n,
+    best = {"pass@1": sum(max(p) for p in posteriors) / n,
             "constant": constant / n,
             "independent": sum(independent_ceiling(p, k) for p in posteriors) / n,
             "coordinated": sum(coordinated_ceiling(p, k) for p in posteriors) / n}
+    if SETTINGS[setting].slip:
+        success = [[1 - statement.slip(combo) for combo in statement.posterior]
+                   for statement in pool]
+        pairs = list(zip(posteriors, success, strict=True))
+        best["independent, as taught"] = sum(best_distribution(p, q, k) for p, q in pairs) / n
+        best["coordinated, as taught"] = sum(best_tuple(p, q, k) for p, q in pairs) / n
+    return best
+
+
+def best_tuple(p: list[float], q: list[float], k: int) -> float:
+    """max of sum p_i (1 - (1 - q_i)^n_i) over whole numbers n_i of attempts at class i, sum n = k.
+
+    p: posterior of each class; q: how often an attempt at it succeeds. Another attempt at a class
+    gains less than the one before, so taking the largest gain k times is exact. A hard likely
+    reading may be worth two attempts before an unlikely one gets any.
+    """
+    missed = [1.0] * len(p)
+    total = 0.0
+    for _ in range(k):
+        gains = [p[i] * missed[i] * q[i] for i in range(len(p))]
+        i = gains.index(max(gains))
+        total += gains[i]
+        missed[i] *= 1 - q[i]
+    return total
+
+
+def best_distribution(p: list[float], q: list[float], k: int) -> float:
+    """max of sum p_i (1 - (1 - s_i q_i)^k) over distributions s: k independent attempts.
+
+    At the optimum k p_i q_i (1 - s_i q_i)^(k - 1) is one level for all classes in use; the level is
+    found by bisection.
+    """
+    def spread(level: float) -> list[float]:
+        used = []
+        for pi, qi in zip(p, q, strict=True):
+            part = (1 - (level / (k * pi * qi)) ** (1 / (k - 1))) / qi
+            used.append(min(1.0, max(0.0, part)))
+        return used
+
+    low, high = 0.0, k * max(pi * qi for pi, qi in zip(p, q, strict=True))
+    for _ in range(100):
+        level = (low + high) / 2
+        low, high = (level, high) if sum(spread(level)) > 1 else (low, level)
+    return sum(pi * (1 - (1 - si * qi) ** k) for pi, qi, si in zip(p, q, spread(high), strict=True))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -659,25 +737,30 @@ def labels(split: str) -> list[dict]:
 # --------------------------------------------------------------------------------------------------
 # Commands
 
-def datasets() -> dict[str, list]:
-    """What `build` writes, by file name."""
-    return {"train": problems("train"), "dev": problems("dev"), "heldout": problems("heldout"),
-            "gold": gold(), "labels_train": labels("train"), "labels_val": labels("val")}
+def datasets(setting: str = "open") -> dict[str, list]:
+    """What `build` writes, by file name. The teacher does not know the odds: its data are the same
+    in every setting."""
+    splits = {split: problems(split, setting) for split in ("train", "dev", "heldout")}
+    return splits | {"gold": gold(), "labels_train": labels("train"), "labels_val": labels("val")}
 
 
-def fingerprint() -> str:
+def fingerprint(setting: str = "open") -> str:
     """A hash of what `build` writes, without field names and the hashes of classes, which
-    lib/problems.py may change."""
+    lib/problems.py may change; of further settings also of their parameters and ceilings."""
     def plain(row):
         if isinstance(row, Problem):
             return [row.id, row.statement, row.tests, list(row.classes.values())]
         return row
-    plain_rows = {name: [plain(row) for row in rows] for name, rows in datasets().items()}
+    plain_rows = {name: [plain(row) for row in rows] for name, rows in datasets(setting).items()}
+    if setting != "open":
+        best = ceilings("heldout", setting=setting)
+        plain_rows["setting"] = [repr(SETTINGS[setting]),
+                                 {name: round(value, 9) for name, value in best.items()}]
     return hashlib.sha256(json.dumps(plain_rows).encode()).hexdigest()[:16]
 
 
-def build(folder: str) -> None:
-    for name, rows in datasets().items():
+def build(folder: str, setting: str = "open") -> None:
+    for name, rows in datasets(setting).items():
         path = Path(folder) / f"{name}.jsonl"
         if isinstance(rows[0], Problem):
             save_problems(path, rows)
@@ -701,27 +784,32 @@ def show_problem(asked: Statement, rng: random.Random) -> None:
         print(f"{prompts.format_plan(plan)}\n  faults: {kind}\n")
 
 
-def show() -> None:
+def show(setting: str = "open") -> None:
     rng = random.Random(0)
     for family in CHOOSE:
-        pool = [statement for statement in statements("heldout") if statement.family == family]
+        pool = [statement for statement in statements("heldout", setting)
+                if statement.family == family]
         show_problem(rng.choice(pool), rng)
     for split in ("train", "heldout"):
-        best = ", ".join(f"{name} {value:.3f}" for name, value in ceilings(split).items())
+        best = ", ".join(f"{name} {value:.3f}"
+                         for name, value in ceilings(split, setting=setting).items())
         print(f"{split}: {len(statements(split))} statements; best pass@{K}: {best}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="The miniature world: its data and its ceilings.")
     parser.add_argument("command", choices=["build", "show"])
+    parser.add_argument("--setting", choices=SETTINGS, default="open",
+                        help="settled: one reading holds nearly all of the posterior; uneven: some "
+                        "strategies are harder to carry out (%(default)s)")
     parser.add_argument("--out", default="runs/world", help="folder for build (%(default)s)")
     args = parser.parse_args()
     if args.command == "show":
-        show()
+        show(args.setting)
         return
-    build(args.out)
+    build(args.out, args.setting)
     sizes = ", ".join(f"{name} {n}" for name, n in SIZES.items())
-    print(f"{args.out}: world {fingerprint()}, {sizes}")
+    print(f"{args.out}: world {fingerprint(args.setting)}, {sizes}")
 
 
 if __name__ == "__main__":

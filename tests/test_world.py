@@ -11,11 +11,14 @@ from pathlib import Path
 import pytest
 
 import prompts
+from lib import metrics
 from lib.problems import load_problems, outcome_hash
 from miniature import world
 
 ROOT = Path(__file__).resolve().parent.parent
 FROZEN = "c0c81a0bb86b1301"      # change it only together with every published number
+# frozen on 2026-11-28, before any run in them
+FURTHER = {"settled": "188d71a8a6fff2bf", "uneven": "756dcadd76c1f38c"}
 
 
 def test_the_world_is_frozen_and_its_command_writes_the_files_that_the_stages_read(tmp_path):
@@ -30,6 +33,63 @@ def test_the_world_is_frozen_and_its_command_writes_the_files_that_the_stages_re
         assert len((tmp_path / f"{name}.jsonl").read_text().splitlines()) == world.SIZES[name]
     row = json.loads((tmp_path / "labels_val.jsonl").read_text().splitlines()[1])
     assert set(row) == {"problem_id", "statement", "plan", "label", "kind"}
+
+
+@pytest.mark.parametrize("setting", FURTHER)
+def test_the_further_settings_are_frozen_with_their_ceilings_and_differ_as_they_say(setting):
+    assert world.fingerprint(setting) == FURTHER[setting]
+    best, plain = world.ceilings("heldout", setting=setting), world.ceilings("heldout")
+    if setting == "settled":                # there is little left for coordination
+        assert best["coordinated"] - best["independent"] < 0.08
+        assert plain["coordinated"] - plain["independent"] > 0.25
+        statement = world.statements("heldout", setting)[0]
+        assert statement.posterior[statement.favourite] == max(statement.posterior.values())
+    else:
+        assert {name: best[name] for name in plain} == plain        # of a perfect solver
+        hard = [sum(s.slip(combo) > 0 for combo in s.posterior) / len(s.posterior)
+                for s in world.statements("heldout", setting)]
+        assert 0.2 < sum(0 < share < 1 for share in hard) / len(hard)   # both kinds side by side
+
+
+def test_the_ceilings_of_the_further_settings_are_those_of_a_search_over_policies():
+    """By brute force on a few problems of each: every tuple, and a grid over distributions that is
+    refined around its best point."""
+    rng = random.Random(3)
+    for setting in FURTHER:
+        pool = [s for s in world.statements("heldout", setting) if len(s.posterior) == 4]
+        for statement in rng.sample(pool, 2):
+            p = list(statement.posterior.values())
+            q = [1 - statement.slip(combo) for combo in statement.posterior]
+            tuples = itertools.combinations_with_replacement(range(4), 4)
+            best = max(sum(p[i] * (1 - (1 - q[i]) ** chosen.count(i)) for i in range(4))
+                       for chosen in tuples)
+            assert world.best_tuple(p, q, 4) == pytest.approx(best)
+            found = best_by_search(p, q)
+            assert found - 1e-9 <= world.best_distribution(p, q, 4) <= found + 1e-6
+            ones = [1.0] * 4
+            assert world.best_distribution(p, ones, 4) == pytest.approx(
+                metrics.independent_ceiling(p, 4), abs=1e-9)
+
+
+def best_by_search(p: list[float], q: list[float]) -> float:
+    """pass@4 of the best of ever finer moves of mass between two classes."""
+    def reached(s: list[float]) -> float:
+        return sum(pi * (1 - (1 - si * qi) ** 4) for pi, qi, si in zip(p, q, s))
+
+    s, step = [0.25] * 4, 0.25
+    while step > 1e-6:
+        moved = []
+        for i, j in itertools.permutations(range(4), 2):
+            if s[i] >= step:
+                moved.append([*s])
+                moved[-1][i] -= step
+                moved[-1][j] += step
+        best = max(moved, key=reached, default=s)
+        if reached(best) > reached(s):
+            s = best
+        else:
+            step /= 2
+    return reached(s)
 
 
 def test_programs_print_in_a_real_interpreter_what_the_table_of_outcomes_says():
