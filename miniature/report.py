@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lib import files
 from lib.errors import UserError
-from miniature import results, sentences
+from miniature import results, sentences, world
 from miniature.results import PAPER_MODEL, K
 from paper import attempts, tables
 from paper.runs import CEILINGS, SYSTEMS, Runs, find
@@ -35,8 +35,8 @@ READING = f"""\
 pass@K is averaged over the posterior of each statement; brackets are 95 % bootstrap intervals over
 problems, ± is the standard deviation over runs, which share a base model and a machine: runs from
 other bases spread more ([notes](notes.md)). The ceilings: constant, programs that never read the
-statement; independent, draws from one distribution; coordinated, different programs. (paper): its numbers for
-{PAPER_MODEL} (Table 4: 4B) on real benchmarks, of which only the direction can be
+statement; independent, draws from one distribution; coordinated, different programs. (paper): its
+numbers for {PAPER_MODEL} (Table 4: 4B) on real benchmarks, of which only the direction can be
 compared.""".replace("\n", " ")
 
 
@@ -244,6 +244,28 @@ def page_text(name: str, out: Path, archives: list[Path], kept: dict) -> str:
     for number in FIGURES:
         parts.append(figure_section(number, name, runs, archives, out))
     return "\n".join(parts)
+
+
+def write_setting(name: str, setting: str, out: Path, missing: list[str]) -> Path:
+    """results/NAME.md: one table of a further setting, with its ceilings."""
+    archives = pack(name, out / "results")
+    if not archives:
+        raise UserError(f"neither runs/{name}-seed* nor {out / 'results'} hold attempts yet: run "
+                        f"the queue first")
+    ours = results.Results(find(archives), setting)
+    best = world.ceilings("heldout", K, setting)
+    said = "; ".join(f"{kind} {value:.3f}" for kind, value in best.items())
+    table = attempts.render(results.methods_table(ours))
+    lines = [f"# The small world in the setting `{setting}`\n",
+             f"{world.SETTINGS[setting]}, world {world.fingerprint(setting)}.\n",
+             f"Best possible: {said}. (Pass@{K}, where no K is named.)\n", f"```\n{table}\n```\n",
+             f"{results.TABLES['Every method'][1]}\n",
+             f"Written by `bash miniature/reproduce.sh --setting {setting}`."]
+    if missing:
+        lines.append(f"\nNOT DONE: {', '.join(missing)}.")
+    page = out / "results" / f"{name}.md"
+    files.write_file(page, "\n".join(lines) + "\n")
+    return page
 
 
 def write_report(name: str, out: Path, done: list[dict], missing: list[str]) -> Path:

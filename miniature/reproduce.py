@@ -9,6 +9,9 @@
 
 `bash miniature/reproduce.sh` runs it. jobs.py runs the jobs, report.py writes the results. An
 ablation takes CPPO's learning rate. All seeds share one base model.
+
+With --setting, one of the further settings of the world (world.SETTINGS): stages 1 to 5 with both
+credits, GRPO and PKPO on three seeds, without a sweep, into one table: results/SETTING.md.
 """
 
 import argparse
@@ -79,16 +82,21 @@ def settings() -> dict[str, list[str]]:
 class Reproduction:
     """All jobs, in the order in which they are wanted. Runs are runs/NAME-seedN, of the sweep
     runs/NAME-lrX. `quick`: the same jobs with one seed, two learning rates, and tiny steps, pools
-    and bases."""
+    and bases. `setting`: of the world."""
 
-    def __init__(self, name: str, quick: bool):
-        self.name, self.quick = name, quick
+    def __init__(self, name: str, quick: bool, setting: str = "open"):
+        self.name, self.quick, self.setting = name, quick, setting
         self.flags = settings()
         self.pool, self.base = f"runs/{name}-world", f"runs/{name}-base"
         self.seeds = QUICK_SEEDS if quick else SEEDS
         self.grid = self.flags["LR_GRID"][:2] if quick else self.flags["LR_GRID"]
         self.jobs: list[Job] = []
         self.add_preparation()
+        if setting != "open":
+            for seed in self.seeds[:FEWER_SEEDS]:
+                self.add_first_stages(seed)
+                self.add_few_methods(seed)
+            return
         for seed in self.seeds:
             self.add_first_stages(seed)
         self.add_sweep()
@@ -148,8 +156,9 @@ class Reproduction:
 
     def add_preparation(self) -> None:
         """The world and the two bases."""
-        self.add("world", "miniature.world", "build", "--out", self.pool)
-        self.add("base", "miniature.base", "--out", self.base, *self.flags["BASE"],
+        setting = () if self.setting == "open" else ("--setting", self.setting)
+        self.add("world", "miniature.world", "build", "--out", self.pool, *setting)
+        self.add("base", "miniature.base", "--out", self.base, *self.flags["BASE"], *setting,
                  *self.if_quick("--steps", 300), minutes=4)
         self.add("gate-base", "miniature.base", "--out", f"{self.base}-gate",
                  *self.flags["GATE_BASE"], *self.if_quick("--steps", 10), minutes=5)
@@ -234,6 +243,21 @@ class Reproduction:
             evaluate(stage, f"runs/{run}/{stage}/final", "tuple", after=(f"{stage}-{seed}",))
         self.add_diversity(seed)
 
+    def add_few_methods(self, seed: int) -> None:
+        """In a further setting: no sweep, so CPPO at run.sh's learning rate and the rivals at the
+        one that was best for them in the open setting, the lowest of the grid."""
+        run = self.run(seed)
+        self.add_evaluation(f"eval-{seed}-base-direct", seed, self.base, "direct", "--run-name",
+                            run, after=("base", "world"))
+        self.add_evaluation(f"eval-{seed}-sft", seed, f"runs/{run}/sft/final", "tuple",
+                            after=(f"sft-{seed}",))
+        for stage in (*CREDITS, "grpo", "pkpo"):
+            lr = self.flags["LR"][0] if stage in CREDITS else self.grid[0]
+            after = (f"warmup-{seed}",) if stage in CREDITS else ("base", "world")
+            self.add_training(f"{stage}-{seed}", run, seed, stage, lr, after)
+            self.add_evaluation(f"eval-{seed}-{stage}", seed, f"runs/{run}/{stage}/final",
+                                TRAINED[stage], after=(f"{stage}-{seed}",))
+
     def add_best(self, seed: int, stage: str) -> None:
         """A trained method at the learning rate that the sweep found best: {lr:STAGE}, filled in
         when the job starts."""
@@ -266,8 +290,8 @@ class Reproduction:
         return report.best_lr(self.name, stage) == lr
 
 
-def make_queue(name: str, quick: bool) -> Queue:
-    reproduction = Reproduction(name, quick)
+def make_queue(name: str, quick: bool, setting: str = "open") -> Queue:
+    reproduction = Reproduction(name, quick, setting)
     return Queue(name, reproduction.jobs, reproduction.fill, reproduction.wanted)
 
 
@@ -279,18 +303,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                         help="write the results of what is done so far, and end")
     parser.add_argument("--quick", action="store_true",
                         help="a smoke run of all jobs; its results go to runs/NAME")
-    parser.add_argument("--name",
-                        help="of the runs, runs/NAME-seedN: reproduce, or with --quick quick")
+    parser.add_argument("--setting", choices=world.SETTINGS, default="open",
+                        help="of the small world: a few methods in a setting that does not flatter")
+    parser.add_argument("--name", help="of the runs, runs/NAME-seedN: reproduce, or the setting's; "
+                        "with --quick quick")
     parser.add_argument("--workers", type=flags.count, default=os.cpu_count(),
                         help="jobs at a time, one core each")
     args = parser.parse_args(argv)
-    args.name = args.name or ("quick" if args.quick else "reproduce")
+    full = "reproduce" if args.setting == "open" else args.setting
+    args.name = args.name or ("quick" if args.quick else full)
     return args
 
 
 @errors.one_line()
 def main(args: argparse.Namespace) -> int:
-    queue = make_queue(args.name, args.quick)
+    queue = make_queue(args.name, args.quick, args.setting)
     if args.list:
         print(queue.listing())
         return 0
@@ -299,7 +326,10 @@ def main(args: argparse.Namespace) -> int:
     out = Path("runs") / args.name if args.quick else Path(".")
     done = [queue.mark(job) for job in queue.done()]
     missing = [job.name for job in queue.missing()]
-    page = report.write_report(args.name, out, done, missing)
+    if args.setting == "open":
+        page = report.write_report(args.name, out, done, missing)
+    else:
+        page = report.write_setting(args.name, args.setting, out, missing)
     print(f"written: {page}")
     for job in left:
         print(f"not done: {job.name} (see {queue.folder / job.name}.log)", file=sys.stderr)

@@ -5,6 +5,7 @@
 #   bash miniature/reproduce.sh            # half a day on two cores; stopped, it continues
 #   bash miniature/reproduce.sh --list     # the jobs, what is done, estimated minutes
 #   bash miniature/reproduce.sh --quick    # all jobs with tiny steps -> runs/quick/docs/results.md
+#   bash miniature/reproduce.sh --setting settled    # few methods in another world, 3 seeds: 2 h
 #   bash miniature/reproduce.sh --report   # the page of what is done, or of the archives in results/
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -184,10 +184,10 @@ def planned_comparisons() -> Iterator[tuple]:
 class Results:
     """The evaluations of runs on the held-out problems, with what the world knows about them."""
 
-    def __init__(self, runs: Runs):
-        self.runs = runs
+    def __init__(self, runs: Runs, setting: str = "open"):
+        self.runs, self.setting = runs, setting
         self.place = next(runs.places())
-        self.known = {problem.id: problem for problem in world.problems("heldout")}
+        self.known = {problem.id: problem for problem in world.problems("heldout", setting)}
         evaluations = next(iter(runs.evaluations.values()))
         self.names = list(evaluations[0].problems)
         unknown = set(self.names) - self.known.keys()
@@ -393,9 +393,9 @@ TABLES = {
     "Every method": (methods_table, (
         "se: standard errors over problems. ± and the intervals over runs (Student's t) are of "
         "runs that share a base model; [ ] without a word are over problems. pass@1: the first "
-        "attempt. iid, first and iid, any: Appendix G does not say which strategy of a plan iid inference "
-        "takes. paper: CPPO's difference there, mean of its three benchmarks. The last column is "
-        "open where either interval contains 0.")),
+        "attempt. iid, first and iid, any: Appendix G does not say which strategy of a plan iid "
+        "inference takes. paper: CPPO's difference there, mean of its three benchmarks. The last "
+        "column is open where either interval contains 0.")),
     "The paper's other comparisons": (comparisons_table, (
         "M = 4, 2, 1 take 1/2, 1/4, 1/8 of CPPO's attempts per step, for as many steps. D_surf, "
         "D_sem and D_alg are of strategies, or of programs where there are none; D_alg uses the "
@@ -431,9 +431,11 @@ def main() -> None:
         description="Every method of the miniature world beside CPPO, its ceilings and the paper.")
     parser.add_argument("runs", nargs="+", metavar="RUN",
                         help="runs/NAME-seedN, or its archive in results/")
+    parser.add_argument("--setting", choices=world.SETTINGS, default="open",
+                        help="of the world that the runs are from")
     args = parser.parse_args()
     from miniature import sentences     # which reads what is here
-    ours = Results(find(args.runs))
+    ours = Results(find(args.runs), args.setting)
     print("\n".join(sentences.summary(ours)))
     for title, table, note in blocks(ours):
         print(f"\n{title}\n{table}\n{note}".rstrip())

@@ -98,10 +98,11 @@ def base_lines(ours: Results) -> list[str]:
     habits = []
     for evaluation in ours.seeds("Direct Solve"):
         for name, made in evaluation.problems.items():
-            favourite = world.parse_statement(ours.known[name].statement).favourite
-            rarest = outcome_hash(list(world.outcome(favourite)))
-            habits += [attempt["outcome"] == rarest for attempt in made]
-    if not habits:
+            asked = world.parse_statement(ours.known[name].statement, ours.setting)
+            favourite = asked.favourite
+            habit = outcome_hash(list(world.outcome(favourite)))
+            habits += [attempt["outcome"] == habit for attempt in made]
+    if not habits or ours.setting != "open":        # elsewhere the habit is another one
         return []
     return [f"The base model decides where methods start, and was taught two habits: asked "
             f"directly, it answers by the least likely reading of a statement "
@@ -160,7 +161,8 @@ def iid_inference(ours: Results) -> str | None:
     if not parts:
         return None
     text = (f"Appendix G does not say which strategy of a plan an iid draw takes. "
-            f"{'; '.join(parts)}. Table 17 splits the gain by the reading: neither split is a finding.")
+            f"{'; '.join(parts)}. Table 17 splits the gain by the reading: neither split is a "
+            f"finding.")
     contents = {line["method"]: line["readings per tuple"] for line in contents_table(ours)}
     if {"CPPO, iid, first", "Tuple Planner SFT, iid, first"} <= contents.keys():
         text += (f" CPPO's first strategy is nearly certain: four of them, drawn apart, hold "

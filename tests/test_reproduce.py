@@ -36,9 +36,10 @@ def parsed(job: Job):
     return module, module.parse_args(words)
 
 
-@pytest.mark.parametrize("quick", [False, True])
-def test_every_job_is_a_command_that_its_script_takes_and_comes_after_jobs_that_exist(quick):
-    queue, seen, written = reproduce.make_queue("r", quick), set(), []
+@pytest.mark.parametrize("quick, setting", [(False, "open"), (True, "open"), (False, "settled")])
+def test_every_job_is_a_command_that_its_script_takes_and_comes_after_jobs_that_exist(
+        quick, setting):
+    queue, seen, written = reproduce.make_queue("r", quick, setting), set(), []
     for job in queue.jobs:
         assert job.name not in seen and seen.issuperset(job.after), job.name
         seen.add(job.name)
@@ -180,14 +181,15 @@ def test_an_archive_holds_the_tree_of_a_run_and_equal_files_give_equal_bytes(tmp
         assert file.read("cppo/eval/heldout.jsonl") == b"cppo.jsonl"
 
 
-def write_attempts(run: Path, stage: str, method: str, problems: list, choose) -> None:
+def write_attempts(run: Path, stage: str, method: str, problems: list, choose,
+                   setting: str = "open") -> None:
     """Four attempts per problem: `choose` picks from the combinations that its statement allows,
     likeliest first."""
     path, rng = run / stage / "eval" / f"heldout-{method}.jsonl", random.Random(0)
     path.parent.mkdir(parents=True, exist_ok=True)
     is_tuple, rows = method == "tuple", []
     for problem in problems:
-        posterior = world.parse_statement(problem.statement).posterior
+        posterior = world.parse_statement(problem.statement, setting).posterior
         likeliest = sorted(posterior, key=posterior.get, reverse=True)
         for i, combo in enumerate(choose(likeliest)):
             outcome = outcome_hash(list(world.outcome(combo)))
@@ -197,9 +199,9 @@ def write_attempts(run: Path, stage: str, method: str, problems: list, choose) -
                          "program": world.program(combo), "outcome": outcome,
                          "posterior": problem.classes[outcome], "answer": None})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    setting = {"method": method, "benchmark": "heldout", "num_strategies": 4,
+    sampled = {"method": method, "benchmark": "heldout", "num_strategies": 4,
                "shuffle_strategies": False}
-    card = {"setting": setting, "ceilings": cards.ceilings(problems, (2, 4), 4)}
+    card = {"setting": sampled, "ceilings": cards.ceilings(problems, (2, 4), 4)}
     path.with_suffix(".json").write_text(json.dumps(card))
 
 
@@ -226,6 +228,21 @@ def test_the_results_say_who_stands_above_the_independent_ceiling_and_what_the_g
     write_attempts(run, "pkpo", "direct", problems, lambda likeliest: likeliest[:4])
     text = "\n".join(sentences.summary(results.Results(find([run]))))
     assert "PKPO STAND ABOVE" in text
+
+
+def test_a_further_setting_ends_in_one_table_with_its_own_ceilings(tmp_path, monkeypatch):
+    """In `settled` four draws of the likeliest reading are near what coordination reaches."""
+    monkeypatch.chdir(tmp_path)
+    problems = world.problems("heldout", "settled")[:10]
+    run = Path("runs/s-seed0")
+    write_attempts(run, "cppo", "tuple", problems, lambda likeliest: likeliest[:4], "settled")
+    write_attempts(run, ".", "direct", problems, lambda likeliest: likeliest[:1] * 4, "settled")
+    page = report.write_setting("s", "settled", Path("."), []).read_text()
+    best = world.ceilings("heldout", setting="settled")
+    assert f"independent {best['independent']:.3f}" in page and "Direct Solve" in page
+    direct = next(line for line in page.splitlines() if line.startswith("Direct Solve"))
+    expected = np.mean([max(problem.classes.values()) for problem in problems])
+    assert f"{expected:.3f} [" in direct and expected > 0.85
 
 
 @pytest.mark.slow
@@ -258,3 +275,34 @@ def test_all_jobs_in_small_survive_a_kill_and_end_in_results(tmp_path):
     page.write_text(text + "By hand.\n")
     assert subprocess.run([*command, "--report"], cwd=tmp_path, env=env).returncode == 0
     assert page.read_text() == text + "By hand.\n"
+
+
+# --------------------------------------------------------------------------------------------------
+# docs/results.md
+
+@pytest.mark.slow
+def test_the_page_above_the_mark_is_what_the_archives_give(tmp_path):
+    """Every sentence and every table of it is computed: nothing was edited by hand."""
+    archives = sorted((ROOT / "results").glob("reproduce-seed*.zip"))
+    for path in (ROOT / "results").iterdir():
+        (tmp_path / "results").mkdir(exist_ok=True)
+        (tmp_path / "results" / path.name).write_bytes(path.read_bytes())
+    kept = json.loads((ROOT / "results/reproduce.json").read_text())
+    text = report.page_text("reproduce", tmp_path, archives, kept)
+    page = (ROOT / report.PAGE).read_text(encoding="utf-8")
+    assert page.partition(report.MARK)[0] == text + "\n"
+
+
+@pytest.mark.slow
+def test_the_numbers_below_the_mark_are_those_that_the_testbed_prints(tmp_path):
+    """Each row of the two tables is one of its rows, or the beginning of one."""
+    by_hand = (ROOT / report.PAGE).read_text(encoding="utf-8").partition(report.MARK)[2]
+    command = [sys.executable, "-m", "miniature.testbed", "--out", str(tmp_path / "testbed.png")]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+    printed = {" ".join(line.split()) for line in printed.splitlines()}
+    tables = by_hand.split("```")[1::2]
+    rows = [" ".join(line.split()) for table in tables for line in table.splitlines()
+            if re.search(r"\d\.\d{3}", line)]
+    assert len(rows) >= 10
+    missing = [row for row in rows if not any(line.startswith(row) for line in printed)]
+    assert missing == []
