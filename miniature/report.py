@@ -157,19 +157,20 @@ def table_section(title: str, source: str, text: str, note: str) -> str:
 
 
 def figure_section(number: str, name: str, runs: Runs, archives: list[Path], out: Path) -> str:
+    folders = [str(Path("runs") / path.stem) for path in archives]
     from_logs = number in FROM_LOGS
-    folders = [Path("runs") / path.stem for path in archives]
     shown_runs = f"runs/{name}-seed*" if from_logs else f"results/{name}-seed*.zip"
+    remark = " (of logs, which results/ does not hold)" if from_logs else ""
     picture = out / "results" / f"figure-{number}.png"
     shown = f"![](../results/{picture.name})"
     try:
         from paper import figures       # matplotlib is optional
-        figures.draw(number, runs, [str(folder) for folder in folders], str(picture))
+        figures.draw(number, runs, folders, str(picture))
     except (ImportError, UserError) as error:
-        shown = f"{shown} (of the runs whose logs are no longer here)" if picture.exists() else (
-            f"- ({error})")
+        if not picture.exists():        # else it is of the runs that were here
+            shown = f"- ({error})"
     return (f"### Figure {number}: {FIGURES[number]}\n\n"
-            f"`python -m paper.tables figure {number} {shown_runs}`\n\n{shown}\n")
+            f"`python -m paper.tables figure {number} {shown_runs}`{remark}\n\n{shown}\n")
 
 
 def paper_table_section(number: int, runs: Runs, shown_runs: str, commits: str,

@@ -31,6 +31,7 @@ def summary(ours: Results) -> list[str]:
     for row in CREDITS:
         if ours.seeds(row):
             lines += credit_lines(ours, row)
+    lines.append(sharing_line(ours))
     for comparison in ours.comparisons:
         if comparison.a in CREDITS[1:] and comparison.b == "CPPO":
             lines.append(f"{comparison}.")
@@ -61,8 +62,17 @@ def credit_lines(ours: Results, row: str) -> list[str]:
         elif difference.gain <= 0:
             where = "NOT above"
         lines.append(f"{row} is {where} the {name}: {with_interval(difference)} over problems, "
-                     f"{runs_interval(above)}.")
+                     f"over runs {runs_interval(above)}.")
     return lines
+
+
+def sharing_line(ours: Results) -> str:
+    """What the intervals over runs leave out."""
+    bases = {seed.setting.get("model_sha256") for seed in ours.seeds("Direct Solve")}
+    runs = {seed.run for seeds in ours.runs.evaluations.values() for seed in seeds}
+    return (f"These {len(runs)} runs start from {len(bases) or 'an unknown number of'} base "
+            f"model(s): their spread leaves out how much bases, machines and numbers of processes "
+            f"differ, which in earlier runs was more ([notes](notes.md)).")
 
 
 def identical_line(ours: Results) -> str:

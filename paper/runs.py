@@ -299,9 +299,26 @@ def cell(seeds: list[Evaluation], measure: Measure) -> str | None:
     if not seeds:
         return None
     by_problem = values(seeds, measure)
-    measured = by_problem[:, ~np.isnan(by_problem).all(axis=0)]
-    low, high = metrics.bootstrap_interval(np.nanmean(measured, axis=0))
+    if np.isnan(by_problem).any():
+        low, high = interval_of_few(by_problem)
+    else:
+        low, high = metrics.bootstrap_interval(by_problem)
     return f"{mean_std(list(np.nanmean(by_problem, axis=1)))} [{low:.3f}, {high:.3f}]"
+
+
+def interval_of_few(by_problem: np.ndarray, resamples: int = 1000) -> tuple[float, float]:
+    """metrics.bootstrap_interval where some values are nan: every run weighs alike, however many
+    tuples it has a value for. by_problem: (seeds, problems)."""
+    rng = np.random.default_rng(0)
+    n = by_problem.shape[1]
+    means = []
+    for _ in range(resamples):
+        of_runs = [np.nanmean(run) for run in by_problem[:, rng.integers(n, size=n)]
+                   if not np.isnan(run).all()]
+        if of_runs:
+            means.append(np.mean(of_runs))
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
 
 
 def interval_over_runs(numbers: list[float]) -> tuple[float, float]:

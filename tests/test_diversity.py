@@ -90,6 +90,8 @@ def test_an_attempt_without_a_text_stays_in_the_denominator_of_d_alg(tmp_path):
     expected = (1 + 1 / 4 + 0 + 2 / 4 + 26 * 2 / 4) / 30
     assert line["D_alg (unvalidated)"].startswith(f"{expected:.3f} [")
     assert line["tuples with two texts"] == "56 of 60"
+    mean, low, high = (float(word.strip("[],")) for word in line["D_surf"].split())
+    assert low <= mean <= high
 
 
 def letter(text: str, statement: str | None) -> str:
