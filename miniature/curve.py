@@ -13,17 +13,11 @@ table and the picture show their mean.
 import os
 import subprocess
 import sys
-import tempfile
-import warnings
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-import torch
-import torch.distributed.checkpoint as dcp
-from transformers import AutoTokenizer
 
-import model
 from lib import checkpoints, errors, files, flags, metrics
 from lib.errors import UserError
 from lib.problems import Problem, load_problems
@@ -88,31 +82,16 @@ def steps_of(stage: Path, every: int) -> dict[int, Path]:
     return found
 
 
-def export(checkpoint: Path, out: str) -> None:
-    """A checkpoint's weights as a Hugging Face folder. Shape and tokenizer are those of final/."""
-    final = checkpoint.parent / "final"
-    if not final.exists():
-        raise UserError(f"{final} is missing: let the stage end first")
-    module = model.load(str(final), torch.float32, torch.device("cpu"))
-    state = {"module": module.state_dict()}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")         # "assuming the intent is to load in one process"
-        dcp.load(state, checkpoint_id=checkpoint, no_dist=True)
-    module.load_state_dict(state["module"])
-    model.save(module, out, AutoTokenizer.from_pretrained(final))
-
-
 def evaluate(checkpoint: Path, heldout: Path, sampling: list[str]) -> attempts.Evaluation:
     """The attempts of a checkpoint, made unless they are there: STAGE/curve/step_NNNNNN.jsonl."""
     out = checkpoint.parent / "curve" / f"{checkpoint.name}.jsonl"
     if not out.exists():
-        with tempfile.TemporaryDirectory() as folder:
-            export(checkpoint, folder)
-            command = ["evaluate.py", "--method", "tuple", "--model", folder, "--problems", heldout,
-                       "--workers", 1, *sampling, "--out", out]
-            print(f"evaluating {checkpoint}", file=sys.stderr, flush=True)
-            ran = subprocess.run([sys.executable, *map(str, command)], capture_output=True,
-                                 text=True, check=False)
+        step = int(checkpoint.name.removeprefix("step_"))
+        command = ["evaluate.py", "--method", "tuple", "--model", checkpoint.parent, "--step", step,
+                   "--problems", heldout, "--workers", 1, *sampling, "--out", out]
+        print(f"evaluating {checkpoint}", file=sys.stderr, flush=True)
+        ran = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True,
+                             check=False)
         if ran.returncode:
             raise UserError(f"evaluate.py failed on {checkpoint}: {ran.stderr.strip()[-500:]}")
     return attempts.load(out)

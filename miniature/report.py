@@ -164,7 +164,7 @@ def figure_section(number: str, name: str, runs: Runs, archives: list[Path], out
     picture = out / "results" / f"figure-{number}.png"
     shown = f"![](../results/{picture.name})"
     try:
-        from paper import figures       # matplotlib is optional
+        from paper import figures  # matplotlib is optional
         figures.draw(number, runs, folders, str(picture))
     except (ImportError, UserError) as error:
         if not picture.exists():        # else it is of the runs that were here

@@ -434,7 +434,7 @@ def main() -> None:
     parser.add_argument("--setting", choices=world.SETTINGS, default="open",
                         help="of the world that the runs are from")
     args = parser.parse_args()
-    from miniature import sentences     # which reads what is here
+    from miniature import sentences  # which reads what is here
     ours = Results(find(args.runs), args.setting)
     print("\n".join(sentences.summary(ours)))
     for title, table, note in blocks(ours):

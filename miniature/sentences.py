@@ -104,7 +104,7 @@ def agreement_lines(ours: Results) -> list[str]:
 
 def base_lines(ours: Results) -> list[str]:
     """What the base model was taught that decides where the methods start."""
-    from miniature import base          # which imports the tokenizers
+    from miniature import base  # which imports the tokenizers
     habits = []
     for evaluation in ours.seeds("Direct Solve"):
         for name, made in evaluation.problems.items():

@@ -6,11 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny
-import torch
-import torch.distributed.checkpoint as dcp
 
-import model
 from lib.errors import UserError
 from lib.problems import outcome_hash, save_problems
 from miniature import curve, world
@@ -53,24 +49,13 @@ def stages(tmp_path_factory) -> list[Path]:
     made = []
     for seed in (0, 1):
         stage = tmp_path_factory.mktemp(f"run{seed}") / "cppo"
-        tiny.qwen(stage / "final")
-        module = model.load(str(stage / "final"), torch.float32, torch.device("cpu"))
         for step in (2, 4):
-            with torch.no_grad():
-                next(module.parameters()).fill_(step + seed)
-            dcp.save({"module": module.state_dict()}, checkpoint_id=stage / f"step_00000{step}",
-                     no_dist=True)
+            (stage / f"step_00000{step}").mkdir(parents=True)
             (stage / f"step_00000{step}" / "state.json").write_text("{}")
         log = [{"step": step, "strategy_use": step / 10} for step in (1, 2, 3, 4)]
         (stage / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
         made.append(stage)
     return made
-
-
-def test_a_checkpoint_is_exported_with_its_own_weights(stages, tmp_path):
-    curve.export(stages[1] / "step_000004", str(tmp_path))
-    module = model.load(str(tmp_path), torch.float32, torch.device("cpu"))
-    assert next(module.parameters()).unique().tolist() == [5.0]
 
 
 def test_checkpoints_of_several_runs_become_a_table_and_a_picture(stages, tmp_path, capsys):
