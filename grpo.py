@@ -28,6 +28,7 @@ Shapes: K branches per tuple, M tuples per problem, B rows, P prefix tokens, S s
 tokens, H hidden size, V vocabulary.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -39,7 +40,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 EPS = 1e-6                  # Eq. 11, 12, 17: added to the std, outside the root
@@ -348,7 +350,7 @@ class Policy(Protocol):
     transformers. `update` on one process needs forward alone, `shard` the two lists.
     """
     blocks: Sequence[nn.Module]         # the decoder layers: each is gathered by itself
-    fp32_units: Sequence[nn.Module]     # parts of blocks that compute in fp32 always; may be empty
+    fp32_units: Sequence[nn.Module]     # small parts that compute in fp32 always; may be empty
 
     def forward(self, ids: Tensor, suffixes: Tensor | None = None,
                 head: Callable[[Tensor, Tensor, float | None], Tensor] | None = None) -> Tensor:
@@ -377,9 +379,23 @@ def local(p: Tensor) -> Tensor:
     return p.to_local() if isinstance(p, DTensor) else p
 
 
+def mesh_of_ranks(device_type: str) -> DeviceMesh:
+    """All ranks in a row; on several nodes (nodes, ranks of a node): weights are sharded within a
+    node, where gathers are fast, and only gradients travel between nodes.
+
+    The device type is named because FSDP would else take whatever accelerator the machine has, and
+    a run with --device cpu may be on a machine with one.
+    """
+    world = world_size()
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world))       # torchrun sets it
+    if world > here and world % here == 0:
+        return init_device_mesh(device_type, (world // here, here), mesh_dim_names=("node", "rank"))
+    return init_device_mesh(device_type, (world,), mesh_dim_names=("rank",))
+
+
 def shard(module: nn.Module, compute_dtype: torch.dtype,
           device: torch.device | str = "cpu") -> nn.Module:
-    """FSDP2 in place: the fp32 units, each block, then the root.
+    """FSDP2 in place: each block, then the root. The fp32 units stay whole on every rank.
 
     Parameters keep their dtype (fp32 in a policy: the master weights). Gathers and arithmetic are
     in `compute_dtype`, gradients are reduced in fp32.
@@ -400,19 +416,21 @@ def shard(module: nn.Module, compute_dtype: torch.dtype,
         raise ValueError(f"computing in {compute_dtype} over other master weights needs a process "
                          f"group, even of one process: call lib.run.setup first, or compute in the "
                          f"dtype of the weights")
-    wide = torch.promote_types(compute_dtype, torch.float32)
     # inputs are not cast: blocks hand an fp32 recurrent state around
-    precision = partial(MixedPrecisionPolicy, reduce_dtype=wide, cast_forward_inputs=False)
-    low, full = precision(param_dtype=compute_dtype), precision(param_dtype=wide)
-    # A_log and dt_bias set how fast the recurrent state forgets; bf16 rounds them by up to 0.4 %
-    for unit in module.fp32_units:
-        fully_shard(unit, mp_policy=full)
+    precision = MixedPrecisionPolicy(
+        compute_dtype, torch.promote_types(compute_dtype, torch.float32), cast_forward_inputs=False)
+    # A_log and dt_bias set how fast the recurrent state forgets; bf16 rounds them by up to 0.4 %.
+    # They keep their dtype, and all together they are a few thousand numbers: as units of their own
+    # they took 144 of 221 collectives of a micro-batch (24 layers), now none.
+    small = {p for unit in module.fp32_units for p in unit.parameters()}
+    sharded = partial(fully_shard, mesh=mesh_of_ranks(torch.device(device).type),
+                      mp_policy=precision, ignored_params=small)
     for block in module.blocks:
-        fully_shard(block, mp_policy=low)
+        sharded(block)
     # By default the root stays whole until its backward: after a forward without one, parameters()
     # would return whole tensors whose memory is freed later (seen: a segmentation fault).
     # Resharding costs one more gather.
-    return fully_shard(module, mp_policy=low, reshard_after_forward=True)
+    return sharded(module, reshard_after_forward=True)
 
 
 @torch.no_grad()
@@ -433,19 +451,21 @@ def refresh(sampler: nn.Module, policy: nn.Module) -> None:
 
 def make_optimizer(module: nn.Module, lr: float, weight_decay: float = 0.0) -> torch.optim.AdamW:
     """AdamW over the master weights. Norms, biases, A_log and dt_bias (one axis) do not decay."""
-    params = [p for p in module.parameters() if p.requires_grad]
-    matrices = [p for p in params if p.ndim >= 2]
-    vectors = [p for p in params if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": weight_decay},
-              {"params": vectors, "weight_decay": 0.0}]
+    # tensors that `shard` leaves whole are a group of their own: one fused kernel takes either kind
+    whole = {p for unit in getattr(module, "fp32_units", ()) for p in unit.parameters()}
+    decaying, vectors, units = [], [], []
+    for p in module.parameters():
+        if p.requires_grad:
+            (units if p in whole else decaying if p.ndim >= 2 else vectors).append(p)
+    groups = [{"params": decaying, "weight_decay": weight_decay},
+              {"params": vectors, "weight_decay": 0.0}, {"params": units, "weight_decay": 0.0}]
     # fused: one pass, and no temporaries as large as the model
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, fused=True)
 
 
-def average_gradients(module: nn.Module) -> None:
-    """Average a replicated module's gradients over ranks, in one message: what FSDP does for
+def average_gradients(grads: list[Tensor]) -> None:
+    """Average the gradients of what is whole on every rank, in one message: what FSDP does for
     shards. Collective."""
-    grads = [p.grad for p in module.parameters() if p.grad is not None]
     flat = all_reduce(torch.cat([g.flatten() for g in grads])).div_(world_size())
     for g, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
         g.copy_(part.view_as(g))
@@ -458,10 +478,19 @@ def apply_gradients(module: nn.Module, optimizer: torch.optim.Optimizer, loss: T
     loss: summed over ranks already, so that all ranks decide alike. max_grad_norm 0: no clipping.
     Returns (norm before clipping, whether a step was made).
     """
-    if world_size() > 1 and not isinstance(next(module.parameters()), DTensor):
-        average_gradients(module)
-    norm = nn.utils.clip_grad_norm_(module.parameters(), max_grad_norm or float("inf"))
-    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    sharded, whole = [], []             # torch has no kernels for both kinds in one list
+    for p in module.parameters():
+        if p.grad is not None:
+            (sharded if isinstance(p, DTensor) else whole).append(p)
+    if whole and world_size() > 1:
+        average_gradients([p.grad for p in whole])
+    norms = []
+    for params in filter(None, (sharded, whole)):
+        norm = nn.utils.get_total_norm([p.grad for p in params])
+        norms.append(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    norm = torch.stack(norms).norm() if len(norms) > 1 else (norms or [torch.zeros_like(loss)])[0]
+    for params in filter(None, (sharded, whole)):
+        nn.utils.clip_grads_with_norm_(params, max_grad_norm or float("inf"), norm)
     finite = bool(torch.isfinite(norm) & torch.isfinite(loss))
     if finite:
         for group in optimizer.param_groups:
@@ -678,13 +707,19 @@ def explain_out_of_memory(token_budget: int) -> Iterator[None]:
 def distance(params: list[Tensor], before: list[Tensor]) -> float:
     """Length of the step that led from `before` (this rank's shards, overwritten) to `params`.
     Collective."""
-    squared = torch.zeros((), dtype=torch.float64, device=params[0].device)
+    sharded, whole = torch.zeros(2, dtype=torch.float64, device=params[0].device)
+    mesh = None
     for p, was in zip(params, before, strict=True):
         moved = was.sub_(local(p).detach())
-        squared += torch.linalg.vector_norm(moved, dtype=torch.float64).square()
-    if isinstance(params[0], DTensor):
-        all_reduce(squared)
-    return float(squared) ** 0.5
+        squared = torch.linalg.vector_norm(moved, dtype=torch.float64).square()
+        if isinstance(p, DTensor):
+            mesh = p.device_mesh
+            sharded += squared
+        else:
+            whole += squared
+    if mesh is not None:            # the last axis holds the shards, other nodes have the same ones
+        dist.all_reduce(sharded, group=mesh.get_group(mesh.ndim - 1))
+    return float(sharded + whole) ** 0.5
 
 
 def update(policy: Policy, reference: Policy | None, optimizer: torch.optim.Optimizer,
@@ -719,6 +754,8 @@ def update(policy: Policy, reference: Policy | None, optimizer: torch.optim.Opti
         for turn in range(updates):
             loss = torch.zeros((), dtype=torch.float64, device=params[0].device)
             for batch, old_logp, ref_logp in zip(batches, old, ref, strict=True):
+                if isinstance(policy, FSDPModule):      # between nodes gradients travel once a step
+                    policy.set_requires_all_reduce(batch is batches[-1])
                 with tally.time("forward"):
                     logp, entropy = logprobs(policy, batch, entropy=True)
                     advantage = batch.advantage.to(logp.dtype)

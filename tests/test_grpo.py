@@ -8,8 +8,10 @@ import functools
 import importlib
 import math
 import random
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import ranks
@@ -61,6 +63,19 @@ def some_rows(seed=0):
     for row in rows:
         row.logprobs = torch.rand(len(row.suffix) - row.start, generator=stream).neg().tolist()
     return rows
+
+
+class Collectives(TorchDispatchMode):
+    """Counts the messages between ranks, by the operation's name."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "c10d":
+            self.counts[func._opname] += 1
+        return func(*args, **kwargs or {})
 
 
 class Keep:
@@ -683,8 +698,16 @@ def work(out):
     )
 
     # the path of a real run: fp32 masters, bf16 compute, a bf16 reference and sampler
-    policy = grpo.shard(tiny(1, checkpointing=True), torch.bfloat16)
+    # what torch finds on a machine with a GPU, though the run is one of --device cpu
+    with mock.patch("torch._C._get_accelerator", lambda *_: torch.device("cuda")):
+        policy = grpo.shard(tiny(1, checkpointing=True), torch.bfloat16)
     reference = grpo.shard(tiny(2, torch.bfloat16).requires_grad_(False), torch.bfloat16)
+    found["devices"] = {p.device_mesh.device_type for p in policy.parameters()
+                        if hasattr(p, "device_mesh")}
+    with Collectives() as messages:
+        grpo.row_logprobs(policy, grpo.collate(uneven[:2], group.device)).sum().backward()
+    found["messages"] = messages.counts
+    policy.zero_grad()
     seen = set()
     for name, module in policy.named_modules():
         if name.endswith(("decay", "in_proj_a")):
@@ -764,6 +787,17 @@ def test_the_sampler_gets_the_gathered_policy(two_ranks):
     _, _, whole, sampler = two_ranks["real"]
     assert whole.keys() == sampler.keys()
     assert all(torch.equal(sampler[n], whole[n].to(sampler[n].dtype)) for n in whole)
+
+
+def test_a_run_on_the_cpu_stays_there_on_a_machine_with_a_gpu(two_ranks):
+    """Left to itself, FSDP takes the accelerator that torch finds."""
+    assert two_ranks["devices"] == {"cpu"}
+
+
+def test_a_micro_batch_sends_three_messages_a_unit(two_ranks):
+    """Three units, two blocks and the root: gathered forwards, gathered backwards, reduced. The
+    small tensors that stay fp32 travel once a step."""
+    assert two_ranks["messages"] == {"_allgather_base_": 2 * 3, "_reduce_scatter_base_": 3}
 
 
 def test_a_nan_on_one_rank_skips_the_step_on_all(two_ranks):
