@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.bias import CausalBias, causal_lower_right
 from torch.utils.checkpoint import checkpoint
 
 BUCKET = 64     # decoding buffers are a multiple of this many columns wide
@@ -124,7 +125,8 @@ def up(x: Tensor) -> Tensor:
 class Span:
     """Where a segment lies in its rows. With `at`, the past is buffers, written in place."""
     rope: tuple[Tensor, Tensor]             # cosine and sine, (B, T, 1, rotary) or (T, 1, rotary)
-    mask: Tensor | None = None              # (..., T, n) True where a token may look; None: causal
+    mask: Tensor | None = None              # (..., T, n) True where a token may look; None: causal;
+                                            # causal_lower_right: after n - T earlier tokens
     lengths: Tensor | None = None           # (B,) real tokens of right-padded rows; None: all T
     at: tuple[Tensor, ...] | None = None    # index of the tokens in buffers (B, h, columns, d)
     limit: int = 0                          # how many columns of the buffers to look at
@@ -245,9 +247,17 @@ def invert_unit_lower(A: Tensor) -> Tensor:
         while b < C:
             blocks, system = diagonal_blocks(X, 2 * b), diagonal_blocks(A, 2 * b)
             P, R, Q = blocks[..., :b, :b], system[..., b:, :b], blocks[..., b:, b:]
-            blocks[..., b:, :b] = -(Q @ R @ P)
+            product = tiny_product if b <= 4 else torch.matmul
+            blocks[..., b:, :b] = -product(product(Q, R), P)
             b *= 2
     return 2 * X - X @ (A + eye) @ X
+
+
+def tiny_product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b for matrices of up to 4 x 4, as a sum. There are so many (135,000 of 1 x 1 in a
+    micro-batch of the 2B model) that cuBLAS would have to split the batch; and on a CPU the whole
+    inverse takes 15 % less time, equal to the last bit."""
+    return (a.unsqueeze(-1) * b.unsqueeze(-3)).sum(-2)
 
 
 def diagonal_blocks(M: Tensor, n: int) -> Tensor:
@@ -268,6 +278,24 @@ def delta_step(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, S: Tens
     w = (v - keep * held) * beta.unsqueeze(-1)
     S.mul_(keep.unsqueeze(-1)).addcmul_(k.unsqueeze(-1), w.unsqueeze(-2))
     return keep * asked + (q * k).sum(-1, keepdim=True) * w
+
+
+def short_convolution(window: Tensor, weight: Tensor) -> Tensor:
+    """Each channel's weighted sum of its last `kernel` inputs: window
+    (B, kernel - 1 + T, channels), weight (channels, 1, kernel) -> (B, T, channels)."""
+    if window.is_cpu:
+        # As an image of height 1 the input is channels-last just as it lies; conv1d would transpose
+        # it. On a CPU 9 times faster, 6 times with the backward, and equal to the last bit.
+        image = window.mT.unsqueeze(2)
+        return F.conv2d(image, weight.unsqueeze(2), groups=len(weight)).squeeze(2).mT
+    # Elsewhere the sum as it stands, also equal to the last bit in fp32: for bf16 images of height
+    # 1, cuDNN has slow kernels or none.
+    T = window.shape[1] - weight.shape[-1] + 1
+    wide, taps = up(window), up(weight).squeeze(1).unbind(-1)
+    y = wide[:, :T] * taps[0]
+    for i, tap in enumerate(taps[1:], 1):
+        y = torch.addcmul(y, wide[:, i:i + T], tap)
+    return y.type_as(window)
 
 
 class DeltaNet(nn.Module):
@@ -308,7 +336,7 @@ class DeltaNet(nn.Module):
             g, beta = g * real, beta * real
             last = ends + torch.arange(self.kernel - 1, device=x.device)
             tail = window[torch.arange(B, device=x.device).unsqueeze(1), last]
-        q, k, v = self.heads(F.silu(self.convolve(window)))
+        q, k, v = self.heads(F.silu(short_convolution(window, self.conv1d.weight)))
         if span.at is not None and T == 1:
             o = delta_step(*(t.squeeze(1) for t in (q, k, v, g, beta)), S).unsqueeze(1)
         else:
@@ -318,15 +346,6 @@ class DeltaNet(nn.Module):
             if past[1] is not S:
                 past[1].copy_(S)
         return self.out_proj(self.norm(o, z).flatten(2)), (tail, S)
-
-    def convolve(self, window: Tensor) -> Tensor:
-        """Each channel's weighted sum of its last `kernel` inputs:
-        (B, kernel - 1 + T, channels) -> (B, T, channels)."""
-        weight = self.conv1d.weight                                         # (channels, 1, kernel)
-        # As an image of height 1 the input is channels-last just as it lies; conv1d would transpose
-        # it. On a CPU 9 times faster, 6 times with the backward, and equal to the last bit.
-        image = window.mT.unsqueeze(2)
-        return F.conv2d(image, weight.unsqueeze(2), groups=len(weight)).squeeze(2).mT
 
     def heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         qk, v = qkv.split([2 * self.hk * self.dk, self.hv * self.dv], -1)
@@ -387,8 +406,8 @@ class Attention(nn.Module):
             k = torch.cat([past[0].expand(B, -1, -1, -1), k], 2)
             v = torch.cat([past[1].expand(B, -1, -1, -1), v], 2)
         group = self.h // self.kv           # query heads that share keys and values
-        if span.mask is None:
-            o = attend(q, k.repeat_interleave(group, 1), v.repeat_interleave(group, 1), None)
+        if span.mask is None or isinstance(span.mask, CausalBias):
+            o = attend(q, k.repeat_interleave(group, 1), v.repeat_interleave(group, 1), span.mask)
         else:
             # With a mask they can as well be further queries of one head: keys are not copied.
             mask = span.mask if T == 1 else torch.cat([span.mask] * group, -2)
@@ -499,7 +518,10 @@ class Model(nn.Module):
         if suffixes is not None:
             S = suffixes.shape[1]
             xs.append(self.embed_tokens(suffixes))
-            mask = torch.ones(S, P + S, dtype=torch.bool, device=ids.device).tril(P)
+            if ids.is_cpu:
+                mask = torch.ones(S, P + S, dtype=torch.bool).tril(P)
+            else:           # the same without a matrix, which flash attention does not take
+                mask = causal_lower_right(S, P + S)
             spans.append(Span(self._rope(P, P + S, xs[1]), mask))
         recompute = self.checkpointing and torch.is_grad_enabled()
         for block in self.layers:
@@ -511,7 +533,7 @@ class Model(nn.Module):
         return self._logits(x) if head is None else head(x, self.head_weight, None)
 
     def _logits(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.head_weight)
+        return head_logits(x, self.head_weight)
 
     def _rope(self, start: int, end: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine of positions start ... end - 1, each (T, 1, rotary)."""
@@ -585,6 +607,16 @@ class Model(nn.Module):
             for a, b in zip(mine, theirs, strict=True):
                 n = min(a.shape[2], b.shape[2])     # dimension 2 differs where it counts columns
                 a[dst_rows, :, :n] = b[src_rows, :, :n]
+
+
+def head_logits(x: Tensor, weight: Tensor) -> Tensor:
+    """(..., H), (V, H) -> (..., V). On a GPU fp32 from bf16 numbers: the sums as the matrix product
+    has them, like the trainer's (grpo.tile_logits). Rounded to bf16, at 16 to 32 in steps of 0.125,
+    they would be the largest part of the gap between sampler and trainer."""
+    if x.is_cuda and x.dtype in (torch.bfloat16, torch.float16):
+        return torch.mm(x.flatten(0, -2), weight.T, out_dtype=torch.float32).unflatten(
+            0, x.shape[:-1])
+    return F.linear(x, weight)
 
 
 def round_to_bucket(columns: int) -> int:

@@ -26,7 +26,7 @@ import transformers
 from torch import Tensor, nn
 
 from lib.weights import Source, whole
-from model import BUCKET, Model, State, buffer_index, round_to_bucket
+from model import BUCKET, Model, State, buffer_index, head_logits, round_to_bucket
 
 
 class Adapter(nn.Module):
@@ -81,7 +81,11 @@ class Adapter(nn.Module):
 
     def write(self, folder: Path, writes: bool) -> None:
         """Weights and config.json, for `model.save`. Collective if sharded."""
-        tensors = {name: whole(t) for name, t in self.hf.state_dict().items()}
+        tensors = {}
+        for name, t in self.hf.state_dict().items():
+            tensor = whole(t)
+            if writes:
+                tensors[name] = tensor.cpu().contiguous()
         if writes:
             self.hf.save_pretrained(folder, state_dict=tensors)
 
@@ -126,7 +130,7 @@ class Adapter(nn.Module):
         return self._logits(x) if head is None else head(x, self.head_weight, self.softcap)
 
     def _logits(self, x: Tensor) -> Tensor:
-        z = F.linear(x, self.head_weight)
+        z = head_logits(x, self.head_weight)
         return z if self.softcap is None else self.softcap * torch.tanh(z / self.softcap)
 
     # ---- decoding

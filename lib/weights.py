@@ -241,7 +241,9 @@ def write_tensors(module: Model, source: Source, folder: Path, writes: bool) -> 
         tensors = {}
         for name in names:
             if name in own:
-                tensors[name] = whole(own[name])        # collective: on the other ranks, too
+                tensor = whole(own[name])               # collective: on the other ranks, too
+                if writes:
+                    tensors[name] = tensor.cpu().contiguous()
             elif writes:
                 tensors[name] = read_tensor(ignored[name], name)
         if writes:
@@ -279,11 +281,9 @@ def write_config(module: Model, source: Source, folder: Path) -> None:
 
 
 def whole(p: Tensor) -> Tensor:
-    """Full tensor on the CPU. Collective if sharded."""
+    """Full tensor, where it lies. Collective if sharded."""
     p = p.detach()
-    if isinstance(p, DTensor):
-        p = p.full_tensor()
-    return p.cpu().contiguous()
+    return p.full_tensor() if isinstance(p, DTensor) else p
 
 
 def check_fits(module: nn.Module, tokenizer, rows: Iterable[tuple[str, int]] = ()) -> None:

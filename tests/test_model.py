@@ -6,6 +6,7 @@ import json
 import math
 import weakref
 
+import pretend
 import pytest
 import tiny
 import torch
@@ -14,8 +15,11 @@ import torch.nn.functional as F
 import transformers
 from tiny import edit, tokens
 from torch.distributed.fsdp import fully_shard
+from torch.nn.attention.bias import causal_lower_right
 
+import grpo
 import model
+from lib import memory
 from lib import weights as weights_file
 from lib.adapter import cache_name
 
@@ -372,6 +376,51 @@ def test_recomputation_in_blocks_keeps_every_bit_and_drops_the_activations(folde
     assert kept[1] < kept[0] / 10
 
 
+def test_the_convolution_of_other_devices_is_that_of_the_cpu_to_the_last_bit(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "is_cpu", property(lambda t: False))
+    window, weight = torch.randn(3, 43, 24), torch.randn(24, 1, 4)
+    window.requires_grad_()
+    weight.requires_grad_()
+    y = model.short_convolution(window, weight)
+    want = F.conv1d(window.mT, weight, groups=24).mT
+    assert torch.equal(y, want)
+    weights = torch.randn_like(y)
+    mine = torch.autograd.grad((y * weights).sum(), (window, weight))
+    theirs = torch.autograd.grad((want * weights).sum(), (window, weight))
+    torch.testing.assert_close(mine, theirs)
+
+
+def test_attention_without_a_matrix_for_its_mask_is_that_with_one(ours):
+    attention = copy.deepcopy(ours.layers[3].self_attn).double()
+    draw = lambda *shape: torch.randn(shape, dtype=torch.float64)
+    past, x = (draw(1, 2, 50, 32), draw(1, 2, 50, 32)), draw(4, 33, 128)
+    rope = ours._rope(50, 83, x)
+    with torch.no_grad():
+        dense, _ = attention(x, past, model.Span(rope, torch.ones(33, 83).bool().tril(50)))
+        found, _ = attention(x, past, model.Span(rope, causal_lower_right(33, 83)))
+    assert (found - dense).abs().max() < 1e-12
+
+
+def test_a_training_pass_on_a_gpu_leaves_every_fast_kernel_its_chance():
+    """No mask that flash attention refuses, no convolution of cuDNN, no batch of products above the
+    65,535 of a grid's axis; logits are the fp32 sums of bf16 products."""
+    config = tiny.QWEN | dict(hidden_size=256, head_dim=256, linear_num_key_heads=16,
+                              linear_num_value_heads=16, linear_key_head_dim=128,
+                              linear_value_head_dim=128, rope_theta=1e7)
+    with torch.device("meta"):
+        module = model.cast(model.Model(model.Config.from_json(config)), torch.bfloat16)
+    batch = grpo.collate(memory.rows_of(700, 600, 26), torch.device("meta"))
+    with pretend.gpu() as seen:
+        logp = grpo.row_logprobs(module, batch)
+        logp.sum().backward()
+        sampled = module._logits(torch.zeros(4, 1, 256, dtype=torch.bfloat16, device="meta"))
+    assert seen.counts["_scaled_dot_product_flash_attention"] == 1        # the suffixes'
+    assert seen.counts["_scaled_dot_product_flash_attention_backward"] == 1
+    assert not any("convolution" in name for name in seen.counts)
+    assert 0 < seen.largest_batch <= 65535
+    assert logp.dtype == sampled.dtype == torch.float32
+
+
 def test_the_inverse_is_exact_where_keys_repeat_and_differentiates_exactly():
     """Equal keys and beta = 1 make A all ones below the diagonal: a power series is off by 1e10
     there."""
@@ -401,6 +450,16 @@ def test_folder_ours_folder_transformers_gives_equal_logits(layout, untied, tmp_
     with torch.no_grad():
         assert torch.equal(a(ids).logits, b(ids).logits) and type(a) is type(b)
         assert torch.equal(module(ids), model.load(tmp_path / "b")(ids))
+
+
+def test_only_the_rank_that_writes_copies_weights_to_the_host(tmp_path):
+    """Others did, too, up to 5 GB at a time. Tensors on the meta device cannot be copied."""
+    with torch.device("meta"):
+        module = model.Model(model.Config.from_json(tiny.QWEN))
+    source = weights_file.Source(None, module.config.to_json())
+    weights_file.write_tensors(module, source, tmp_path, writes=False)
+    with pytest.raises(NotImplementedError, match="meta"):
+        weights_file.write_tensors(module, source, tmp_path, writes=True)
 
 
 def test_a_composite_checkpoint_keeps_its_layout_its_towers_and_its_files(tmp_path):
