@@ -13,6 +13,7 @@ have. `probe` finds those, on the device itself.
 import json
 import sys
 import weakref
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -31,9 +32,13 @@ from lib import errors, flags
 from lib.errors import UserError
 
 GIB = 2 ** 30
+ROWS_PER_PREFIX = 8                 # rows of a rollout for each prompt that is kept for forking
 CUDA_CONTEXT = int(1.5 * GIB)       # driver, cuBLAS, NCCL: an allowance, counted from nothing
 HEADROOM = 0.95                     # share of the free memory that a probe plans to use
 
+
+# --------------------------------------------------------------------------------------------------
+# Counting
 
 class Alive(TorchDispatchMode):
     """Bytes of the tensors made while it is entered: alive now, and at the highest."""
@@ -74,11 +79,16 @@ def fused_attention():
         return attention(q, k, v, bias, q.requires_grad)[0]
     with ExitStack() as patches:
         patches.enter_context(mock.patch.object(F, "scaled_dot_product_attention", fused))
+        # a causal mask that is no matrix costs what no mask costs; torch cannot make one in here
+        patches.enter_context(mock.patch.object(model, "causal_lower_right", lambda *size: None))
         if masking := sys.modules.get("transformers.masking_utils"):
             packed = mock.patch.object(masking, "find_packed_sequence_indices", lambda *_: None)
             patches.enter_context(packed)
         yield
 
+
+# --------------------------------------------------------------------------------------------------
+# Estimating
 
 def skeleton(path_or_id: str, dtype: torch.dtype, revision: str | None = None) -> nn.Module:
     """The model of a config.json on the meta device. Of a hub id nothing else is fetched."""
@@ -134,34 +144,57 @@ def activations(module: nn.Module, rows: list[grpo.Row]) -> int:
     hooks = [p.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
              for p in module.parameters() if p.requires_grad]
     with Alive() as alive, fused_attention():
-        grpo.row_logprobs(module, batch).sum().backward()
+        grpo.row_logprobs(module, batch, entropy=True)[0].sum().backward()
     for hook in hooks:
         hook.remove()
     return alive.peak
 
 
-def decoding(module: nn.Module, slots: int, prompt_tokens: int, new_tokens: int) -> tuple[int, int]:
-    """Bytes of the decoding state of `slots` rows, and at the highest of prefill and a step. The
-    module is on the meta device."""
+def decoding(module: nn.Module, slots: int, prompt_tokens: int,
+             new_tokens: int) -> dict[str, int]:
+    """Bytes of a rollout of `slots` rows, by what holds them. The module is on the meta device."""
     ids = torch.zeros(slots, prompt_tokens, dtype=torch.long, device="meta")
+    parts = {}
     with Alive() as alive, fused_attention():
         if not module.can_fork:             # tried here, on the meta device
             raise UserError(f"{type(module.hf).__name__} decodes with a cache of its own, whose "
                             f"size is not known beforehand: its memory cannot be estimated")
         state = module.new_state(slots, prompt_tokens + new_tokens)
-        buffers = alive.now
-        together = ids[:max(1, rollout.PREFILL_TOKENS // prompt_tokens)]
-        lengths = torch.full_like(together[:, 0], prompt_tokens)
-        module.segment(together, lengths, module.new_state(len(together), prompt_tokens))
-        module.step(ids[:, 0], state, prompt_tokens + new_tokens)
-    return buffers, alive.peak
+        parts["state rows"] = alive.now
+        # plans come first; for the longer programs each layer grows in turn
+        grows = max(sum(t.nbytes for t in layer) for layer in state.layers)
+        prompts = ids[:-(-slots // ROWS_PER_PREFIX)]
+        pool = module.new_state(len(prompts), prompt_tokens)
+        parts["prompts to fork"] = alive.now - parts["state rows"]
+
+        def highest(work: Callable[[], object]) -> int:
+            before = alive.peak = alive.now
+            work()
+            return alive.peak - before
+
+        def prefill() -> None:
+            together = prompts[:max(1, rollout.PREFILL_TOKENS // prompt_tokens)]
+            lengths = torch.full_like(together[:, 0], prompt_tokens)
+            module.segment(together, lengths, module.new_state(len(together), prompt_tokens))
+
+        def step() -> None:
+            logits = module.step(ids[:, 0], state, prompt_tokens + new_tokens)
+            rollout.draw(logits, torch.zeros(slots, device="meta"), 0.7)
+
+        parts["prefill or growth"] = max(highest(prefill), grows)
+        parts["a step"] = highest(step)
+        del pool
+    if not module.can_capture:              # a captured step keeps its memory for itself
+        parts["prefill or growth"] = max(parts["prefill or growth"], parts.pop("a step"))
+    return parts
 
 
 def estimate(module: nn.Module, *, world: int, prompt_tokens: int, new_tokens: int,
              token_budget: int, slots: int, reference: bool = True) -> dict[str, dict[str, int]]:
     """Bytes on each rank, by phase: "always", and on top of it "rollout", "update", "step".
 
-    `module` is on the meta device in the compute dtype, its `checkpointing` set as in the run.
+    world: ranks that share the weights, those of one node (`grpo.mesh_of_ranks`). `module` is on
+    the meta device in the compute dtype, its `checkpointing` set as in the run.
     """
     params = list(module.parameters())
     count = sum(p.numel() for p in params)
@@ -170,7 +203,6 @@ def estimate(module: nn.Module, *, world: int, prompt_tokens: int, new_tokens: i
     gradients = 4 * trained // world
     always = {"fp32 master weights": 4 * count // world, "AdamW moments": 8 * trained // world,
               "sampler": whole, "reference": whole // world if reference else 0}
-    buffers, highest = decoding(module, slots, prompt_tokens, new_tokens)
 
     most = largest_micro_batch(prompt_tokens, new_tokens, token_budget, module.shares_prompts)
     rows = rows_of(prompt_tokens, new_tokens, most)
@@ -183,7 +215,7 @@ def estimate(module: nn.Module, *, world: int, prompt_tokens: int, new_tokens: i
         update["gathered weights"] = weight_bytes * (root + 2 * block)
         update["gradients in reduction"] = 4 * block
     return {"always": always,
-            "rollout": {"state rows": buffers, "prefill and decoding": highest - buffers},
+            "rollout": decoding(module, slots, prompt_tokens, new_tokens),
             "update": update,
             "step": {"gradients": gradients, "copy for step_norm": gradients}}
 
@@ -209,25 +241,64 @@ def report(estimated: dict[str, dict[str, int]], gpu_bytes: int) -> str:
     return "\n".join(lines)
 
 
+# --------------------------------------------------------------------------------------------------
+# Probing
+
 def room(device: torch.device) -> int:
     """Bytes that tensors on this GPU may still take."""
     return (torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
             - torch.cuda.memory_allocated(device))
 
 
+def make_moments(optimizer: torch.optim.Optimizer) -> None:
+    """AdamW's moments as before the first step, zero. Left to itself it makes them in that step,
+    when everything else has been measured."""
+    if optimizer.state:
+        return
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+        for p in group["params"]:
+            p.grad = torch.zeros_like(p)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    for moments in optimizer.state.values():
+        moments["step"].zero_()
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+
+
+@contextmanager
+def highest(device: torch.device) -> Iterator[Callable[[], int]]:
+    """Yields a function: bytes allocated on the device at the highest since then, above what was
+    there."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        yield lambda: torch.cuda.max_memory_allocated(device) - before
+    else:
+        with Alive() as alive:
+            yield lambda: alive.peak
+
+
 def worst_case(policy: nn.Module, reference: nn.Module | None, rows: list[grpo.Row]) -> int:
-    """Bytes at the highest, above what is there, of one micro-batch going through as in
-    `grpo.update`."""
-    device = next(policy.parameters()).device
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
+    """Bytes at the highest, above what is there, of an update as `grpo.update` does it: the
+    gradients of one micro-batch are there while the next one computes, and a copy of the weights
+    measures the step."""
+    params = [p for p in policy.parameters() if p.requires_grad]
+    device = params[0].device
     batch = grpo.collate(rows, device, policy.shares_prompts)
-    with torch.no_grad():
-        ref = None if reference is None else grpo.row_logprobs(reference, batch)
-    logp = grpo.row_logprobs(policy, batch)
-    grpo.clipped_loss(logp, None, ref, torch.ones_like(logp))[0].sum().backward()
+    with highest(device) as bytes_now:
+        with torch.no_grad():
+            ref = None if reference is None else grpo.row_logprobs(reference, batch)
+        for _ in range(2):
+            logp, _ = grpo.row_logprobs(policy, batch, entropy=True)
+            grpo.clipped_loss(logp, None, ref, torch.ones_like(logp))[0].sum().backward()
+        copy = [grpo.local(p).detach().clone() for p in params]
+        found = bytes_now()
+    del copy
     policy.zero_grad(set_to_none=True)
-    return torch.cuda.max_memory_allocated(device) - before
+    return found
 
 
 def rows_that_fit(one: int, two: int, available: int) -> int:
@@ -235,13 +306,14 @@ def rows_that_fit(one: int, two: int, available: int) -> int:
     return max(0, 1 + int((HEADROOM * available - one) // max(1, two - one)))
 
 
-def probe(policy: nn.Module, reference: nn.Module | None, *, prompt_tokens: int, new_tokens: int,
-          token_budget: int) -> tuple[int, str]:
+def probe(policy: nn.Module, reference: nn.Module | None, optimizer: torch.optim.Optimizer, *,
+          prompt_tokens: int, new_tokens: int, token_budget: int) -> tuple[int, str]:
     """Run the largest micro-batch before step 0. Returns the token budget to use, and a warning if
     it is smaller than asked. Collective. Nothing happens on a CPU."""
     device = next(policy.parameters()).device
     if device.type != "cuda":
         return token_budget, ""
+    make_moments(optimizer)
 
     def bytes_of(rows: int) -> int:
         return worst_case(policy, reference, rows_of(prompt_tokens, new_tokens, rows))
@@ -273,7 +345,7 @@ def main() -> None:
     parser = flags.Parser("What each rank of a training run holds in memory, from config.json.")
     add = parser.add_argument
     add("--model", required=True, help="checkpoint folder or hub id; only its config.json is read")
-    add("--gpus", type=flags.count, default=8, help="ranks")
+    add("--gpus", type=flags.count, default=8, help="ranks of a node, which share weights")
     add("--gpu-gib", type=flags.above_zero, default=80.0, help="memory of each, in GiB")
     add("--token-budget", type=flags.count, default=16384, help="padded tokens per micro-batch")
     add("--prompt-tokens", type=flags.count, default=1024, help="of the longest problem")

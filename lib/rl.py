@@ -171,7 +171,7 @@ def make_engine(args: argparse.Namespace, run: Run, models: Models,
         engine = rollout.Engine(models.sampler, models.tokenizer, args.slots, args.temperature,
                                 stop_flag=run.stop_asked, progress=show)
     args.token_budget, shrunk = memory.probe(
-        models.policy, models.reference, prompt_tokens=longest_prompt,
+        models.policy, models.reference, models.optimizer, prompt_tokens=longest_prompt,
         new_tokens=args.max_solve_tokens, token_budget=args.token_budget)
     if shrunk:
         run.warn(shrunk)

@@ -8,6 +8,7 @@ import pytest
 import tiny
 import torch
 
+import grpo
 import model
 from lib import memory
 
@@ -162,6 +163,34 @@ def test_the_estimate_is_within_ten_percent_of_what_a_gpu_uses():
 
 
 def test_on_a_cpu_the_probe_leaves_the_budget_alone():
-    assert memory.probe(
-        torch.nn.Linear(1, 1), None, prompt_tokens=1, new_tokens=1, token_budget=7
-    ) == (7, "")
+    module = torch.nn.Linear(1, 1)
+    optimizer = grpo.make_optimizer(module, 1e-3)
+    sizes = dict(prompt_tokens=1, new_tokens=1, token_budget=7)
+    assert memory.probe(module, None, optimizer, **sizes) == (7, "")
+
+
+def test_moments_that_are_made_early_change_nothing():
+    """A probe without them had 8 bytes a parameter too few on a GPU."""
+    found = []
+    for early in (False, True):
+        module = model.build(tiny.QWEN)
+        optimizer = grpo.make_optimizer(module, 1e-3, weight_decay=0.1)
+        if early:
+            memory.make_moments(optimizer)
+            moments = [m["exp_avg_sq"] for m in optimizer.state.values()]
+            assert sum(m.numel() for m in moments) == sum(p.numel() for p in module.parameters())
+        module(tiny.tokens(2, 20)).square().sum().backward()
+        optimizer.step()
+        found.append([p.detach() for p in module.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*found))
+
+
+def test_what_an_update_holds_is_planned_within_ten_percent():
+    """Two micro-batches: the second computes while the gradients of the first are there. Attention
+    alone, as above."""
+    config = tiny.QWEN | {"layer_types": ["full_attention"] * 4, "rope_theta": 1e7}
+    planned = memory.estimate(skeleton(config, torch.float32), world=1, **SIZES)["update"]
+    module = model.build(config)
+    counted = memory.worst_case(module, None, memory.rows_of(70, 40, 8))
+    assert sum(planned.values()) == pytest.approx(counted, rel=0.1)
+    assert planned["gradients"] == 4 * sum(p.numel() for p in module.parameters())
