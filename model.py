@@ -31,6 +31,7 @@ from torch.nn.attention.bias import CausalBias, causal_lower_right
 from torch.utils.checkpoint import checkpoint
 
 BUCKET = 64     # decoding buffers are a multiple of this many columns wide
+KERNELS: dict[str, Callable] = {}       # faster ones for functions of this file: lib/packages.py
 L2_EPS = 1e-6   # under the root, where the DeltaNet normalises queries and keys
 
 
@@ -298,6 +299,12 @@ def short_convolution(window: Tensor, weight: Tensor) -> Tensor:
     return y.type_as(window)
 
 
+def fastest(function: Callable, x: Tensor) -> Callable:
+    """A kernel of another package for what `function` computes, where one is known."""
+    fits = x.is_cuda and x.dtype == torch.bfloat16
+    return KERNELS.get(function.__name__, function) if fits else function
+
+
 class DeltaNet(nn.Module):
     """Remembers its convolution's last inputs (B, kernel - 1, channels) and S (B, h, dk, dv)."""
 
@@ -336,11 +343,13 @@ class DeltaNet(nn.Module):
             g, beta = g * real, beta * real
             last = ends + torch.arange(self.kernel - 1, device=x.device)
             tail = window[torch.arange(B, device=x.device).unsqueeze(1), last]
-        q, k, v = self.heads(F.silu(short_convolution(window, self.conv1d.weight)))
-        if span.at is not None and T == 1:
+        one_token = span.at is not None and T == 1
+        convolve = short_convolution if one_token else fastest(short_convolution, x)
+        q, k, v = self.heads(F.silu(convolve(window, self.conv1d.weight)))
+        if one_token:
             o = delta_step(*(t.squeeze(1) for t in (q, k, v, g, beta)), S).unsqueeze(1)
         else:
-            o, S = delta_rule(q, k, v, g, beta, S)
+            o, S = fastest(delta_rule, x)(q, k, v, g, beta, S)
         if span.at is not None:
             past[0].copy_(tail)
             if past[1] is not S:

@@ -53,7 +53,7 @@ import grpo
 import model
 import rollout
 import verifier
-from lib import checkpoints, errors, files
+from lib import checkpoints, errors, files, packages
 from lib.errors import UserError
 
 RUNS = Path("runs")
@@ -377,11 +377,18 @@ class Run:
         self.main, self.any, self.gather = self.ranks.main, self.ranks.any, self.ranks.gather
         self.barrier, self.main_first = self.ranks.barrier, self.ranks.main_first
         self.dtype = compute_dtype("auto", self.device)
+        if self.dtype == torch.bfloat16:
+            # TF32. In a bf16 run, the products in fp32 are the delta rule's (and those of a gate
+            # that is refreshed): 10 bits of mantissa are more than bf16 has handed them.
+            torch.set_float32_matmul_precision("high")
+        self.kernels = packages.use(self.device, self.dtype)
         self.home = run_folder(args.model, args.run, args.seed)
         self.folder = self.home / stage
         self.stop_asked = stop_flag()
         self.warnings: list[str] = []       # what is missing or degraded; config.json keeps it
         self.status = 0
+        for name, what in self.kernels.items():
+            self.say(f"{name}: {what}")
         self.state: dict = {}               # what a checkpoint keeps beside weights and moments
         self.module = None                  # set by `resume`
 
@@ -470,7 +477,8 @@ class Run:
             wandb = start_wandb(wandb, self.folder, run_id, vars(self.args))
         self.logs = Log(self.folder, self.state["logs"], self.main, wandb)
         if self.main:
-            extra = {"warnings": self.warnings, "dtype": str(self.dtype), **(config or {})}
+            extra = {"warnings": self.warnings, "dtype": str(self.dtype),
+                     "kernels": self.kernels, **(config or {})}
             write_config(self.folder, self.args, extra, used)
         return self.state
 
