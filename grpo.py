@@ -225,10 +225,14 @@ class _TiledLogProbs(torch.autograd.Function):
             z = tile_logits(hidden, w, temperature, softcap)
             column, inside = locate(targets, start, len(w))
             target_logit = torch.where(inside, z.gather(1, column).squeeze(1), target_logit)
-            total = torch.logaddexp(lse, z.logsumexp(-1))
+            # z.logsumexp, with the exponentials kept for the entropy: what costs time is how often
+            # the tile is read and written
+            largest = z.amax(-1)
+            e = (z - largest.unsqueeze(1)).exp_()
+            total = torch.logaddexp(lse, e.sum(-1).log_().add_(largest))
             if want_entropy:
-                p = (z - total.unsqueeze(1)).exp_()
-                mean_logit = mean_logit * (lse - total).exp() + (p * z).sum(-1)
+                weighted = e.mul_(z).sum(-1) * (largest - total).exp()
+                mean_logit = mean_logit * (lse - total).exp() + weighted
             lse = total
         ctx.save_for_backward(hidden, weight, targets, lse)
         ctx.settings = temperature, vocab, softcap, tile
@@ -243,6 +247,7 @@ class _TiledLogProbs(torch.autograd.Function):
         temperature, vocab, softcap, tile = ctx.settings
         grad_hidden = torch.zeros_like(hidden, dtype=lse.dtype)
         grad_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+        grad = grad / temperature               # d (z / temperature), once for all words
         for start in range(0, vocab, tile):
             w = weight[start:min(start + tile, vocab)]
             z = tile_logits(hidden, w, temperature, softcap)
@@ -253,7 +258,7 @@ class _TiledLogProbs(torch.autograd.Function):
             dz.scatter_add_(1, column, (grad * inside).unsqueeze(1))
             if softcap:
                 dz = dz.mul_(slope)
-            dz = dz.div_(temperature).to(hidden.dtype)
+            dz = dz.to(hidden.dtype)
             grad_hidden += dz @ w
             if grad_weight is not None:
                 torch.mm(dz.T, hidden, out=grad_weight[start:start + len(w)])

@@ -146,7 +146,7 @@ def step_table(text: str) -> dict[int, float]:
         raise argparse.ArgumentTypeError(f"must be like 32:7.6,64:9.8, not {text}") from None
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = flags.Parser("A training step on several GPUs, simulated.")
     add = parser.add_argument
     add("--gpus", type=flags.count, default=8, help="ranks")
@@ -165,7 +165,7 @@ def parse_args() -> argparse.Namespace:
     add("--step-ms", type=step_table, help="measured: rows and milliseconds of a decoding step")
     add("--update-us", type=flags.above_zero, default=60, help="measured: microseconds per token")
     add("--samples", type=flags.count, default=50, help="simulated steps; their means are shown")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def main() -> None:
