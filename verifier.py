@@ -701,14 +701,20 @@ def find_image(names: tuple[str, ...] = ()) -> dict:
 def read_items(path: str) -> list[dict]:
     items = []
     with contextlib.nullcontext(sys.stdin) if path == "-" else open(path, encoding="utf-8") as file:
-        for n, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                items.append(json.loads(line))
-                check_item(items[-1])
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{path} line {n}: {error}") from None
+        try:
+            lines = file.readlines()
+        except UnicodeDecodeError:
+            raise ValueError(f"{path} is not UTF-8 text") from None
+    for n, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            items.append(json.loads(line))
+            check_item(items[-1])
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path} line {n}: {error}") from None
+    if not items:
+        raise ValueError(f"{path} holds no items")
     return items
 
 

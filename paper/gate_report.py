@@ -152,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = flags.Parser("Section 4.4: what the gate accepts, beside the judge and the solver.")
     parser.add_argument("paths", nargs="+", type=Path, metavar="RUN|FILE",
                         help="a run's folder, or one file with gate decisions")
-    parser.add_argument("--tau", type=float, nargs="+", default=TAUS, metavar="T",
+    parser.add_argument("--tau", type=flags.share, nargs="+", default=TAUS, metavar="T",
                         help="thresholds to report")
     args = parser.parse_args(argv)
     with errors.one_line():

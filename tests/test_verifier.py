@@ -3,6 +3,8 @@ programs have a file of their own."""
 
 import ast
 import contextlib
+import functools
+import io
 import json
 import os
 import random
@@ -1413,6 +1415,17 @@ def test_the_file_works_alone_in_an_empty_folder(tmp_path):
         assert lines[1]["outputs"] == ["no\n"]
 
 
+@pytest.mark.parametrize(
+    "content, told",
+    [(b"\xfd\xfe", "is not UTF-8 text"), (b"\n", "holds no items"), (b"[1", "line 1: Expecting")],
+)
+def test_a_file_that_holds_no_items_is_named(tmp_path, content, told):
+    path = tmp_path / "items.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{re.escape(str(path))} {told}"):
+        verifier.read_items(str(path))
+
+
 def test_items_may_come_by_standard_input():
     done = run("judge", "-", "--workers", "1", text=json.dumps(one("print('ok')")))
     assert done.returncode == 0 and json.loads(done.stdout)["passed"]
@@ -1476,6 +1489,21 @@ def test_bad_arguments_are_one_clear_sentence_and_exit_2(tmp_path):
     for bad in (dict(workers=0), dict(mode="quick"), dict(min_tier="E")):
         with pytest.raises(ValueError):
             Verifier(**{"workers": 1, **bad})
+
+
+def test_a_lower_tier_has_no_process_pools_and_no_absolute_tmp_and_the_doctor_says_so(monkeypatch):
+    """Tiers B and C share the host's files with no one: relative paths are what programs have."""
+    lower = functools.partial(Verifier, layers=("landlock", "seccomp"))
+    with lower(1, "strict") as judge:
+        for name, code in verifier.EXPECTED.items():
+            expected = "accepted" if name == "/dev/stdin" else "runtime_error"
+            assert status(judge, code, ("2", "2")) == expected, name
+    monkeypatch.setattr(verifier, "Verifier", lower)
+    monkeypatch.setattr(verifier, "CANARIES", {})
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert verifier.command_doctor() == 0
+    assert re.findall(r"(\S+) +does not work", printed.getvalue()) == ["pools", "/tmp"]
 
 
 def test_the_doctor_tries_every_protection(tmp_path):
