@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -105,6 +106,20 @@ def test_without_a_network_the_message_says_what_to_do(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     with pytest.raises(UserError, match="no route to host.*--local apps=FOLDER.*--skip apps"):
         list(sources.rows("apps", "test"))
+
+
+def test_the_size_of_what_is_read_counts_the_files_of_the_split(monkeypatch):
+    import huggingface_hub
+
+    sizes = {"data/train-0.parquet": 5, "data/train-1.parquet": 7, "data/valid-0.parquet": 100}
+
+    class Hub:
+        def dataset_info(self, repo, revision, files_metadata):
+            siblings = [SimpleNamespace(rfilename=name, size=n) for name, n in sizes.items()]
+            return SimpleNamespace(siblings=siblings)
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    assert sources.bytes_on_the_hub("code_contests", "train") == 12
 
 
 # ----------------------------------------------------------------------------------------------

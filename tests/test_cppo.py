@@ -75,6 +75,13 @@ def stage_5(toy_world, tmp_path_factory) -> Stage5:
     return Stage5(folder / stage, out.getvalue(), err.getvalue())
 
 
+def test_stage_5_says_at_its_start_what_it_does_without_and_the_mend_of_each(stage_5):
+    [_, block] = stage_5.err.split("WARNING: this run does without\n")
+    for lack, mend in (("stage 1", "python train_sft.py --model"), ("a trained gate", "train_rm.py"),
+                       ("stage 3", "--run-name toy --stage warmup")):
+        assert lack in block and mend in block
+
+
 def test_stage_5_prints_the_audit_and_its_progress(stage_5):
     assert "audit:" in stage_5.out
     assert "rows done" in stage_5.err and "of the slots idle" in stage_5.err
