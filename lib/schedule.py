@@ -6,8 +6,6 @@ Functions of their arguments alone, so that a resumed run and every rank see the
 
 import random
 
-import numpy as np
-
 
 def schedule(rows: int, epochs: int, batch_size: int, seed: int) -> list[list[int]]:
     """The row numbers of every optimizer step. Each epoch has an order of its own; its last batch
@@ -50,11 +48,10 @@ def plateau(values: list[float], window: int = 100, least_gain: float = 0.1,
 
 def gain_bound(values: list[float], confidence: float) -> float:
     """The upper confidence bound on what the least-squares line through values gains over them."""
-    n = len(values)
-    y = np.asarray(values, dtype=np.float64)
-    x = np.arange(n) - (n - 1) / 2
-    squares = (x ** 2).sum()
-    slope = (x * y).sum() / squares
-    residuals = y - y.mean() - slope * x
-    error = np.sqrt((residuals ** 2).sum() / (n - 2) / squares)
-    return float(n * (slope + confidence * error))
+    n, mean = len(values), sum(values) / len(values)
+    x = [i - (n - 1) / 2 for i in range(n)]
+    squares = sum(xi * xi for xi in x)
+    slope = sum(xi * y for xi, y in zip(x, values)) / squares
+    left = sum((y - mean - slope * xi) ** 2 for xi, y in zip(x, values))
+    error = (left / (n - 2) / squares) ** 0.5
+    return n * (slope + confidence * error)

@@ -52,7 +52,7 @@ def test_the_warm_up_stops_after_the_true_plateau_and_at_most_a_window_late(corr
     """In 95 % of simulated runs; the rule before this one stopped at a median step of 130, 81 and
     67 of these 300."""
     rng = np.random.default_rng(0)
-    stops = [stops_at(accepted_shares(300, correlation, 405, rng)) for _ in range(60)]
+    stops = [stops_at(accepted_shares(300, correlation, 405, rng)) for _ in range(40)]
     in_time = sum(stop is not None and 300 <= stop <= 405 for stop in stops)
     assert in_time >= 0.95 * len(stops), stops
 
