@@ -77,7 +77,7 @@ def stage_5(toy_world, tmp_path_factory) -> Stage5:
 
 def test_stage_5_says_at_its_start_what_it_does_without_and_the_mend_of_each(stage_5):
     [_, block] = stage_5.err.split("WARNING: this run does without\n")
-    for lack, mend in (("stage 1", "python train_sft.py --model"), ("a trained gate", "train_rm.py"),
+    for lack, mend in (("stage 1", "python train_sft.py --model"), ("a trained gate", "train_rm"),
                        ("stage 3", "--run-name toy --stage warmup")):
         assert lack in block and mend in block
 
