@@ -131,7 +131,8 @@ def pooled(rows: list[dict]) -> list[dict]:
     for (name, step), members in sorted(groups.items()):
         line = {"stage": name, "step": step, "runs": len(members)}
         for column in members[0]:
-            values = [row[column] for row in members if isinstance(row[column], float)]
+            values = [row[column] for row in members
+                      if isinstance(row[column], float) and not np.isnan(row[column])]
             if values:
                 line[column] = mean_std(values)
         lines.append(line)

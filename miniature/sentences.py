@@ -148,10 +148,11 @@ def wordings(ours: Results) -> str | None:
     opening = "share of the commonest first word"
     return (f"A tuple of CPPO names {cppo['readings per tuple']} different readings, one of SFT "
             f"{sft['readings per tuple']}; its strategies open with one word in "
-            f"{float(cppo[opening]):.0%} of the cases, SFT's in {float(sft[opening]):.0%}. No "
-            f"reward asks for other words. A strategy is one sentence of some eight words, so its "
-            f"first words are much of what BLEU sees, and the encoder of D_sem is the base model, "
-            f"which knows only words. D_alg reads what a strategy does.")
+            f"{float(cppo[opening].split()[0]):.0%} of the cases, SFT's in "
+            f"{float(sft[opening].split()[0]):.0%}. No reward asks for other words. A strategy is "
+            f"one sentence of some eight words, so its first words are much of what BLEU sees, and "
+            f"the encoder of D_sem is the base model, which knows only words. D_alg reads what a "
+            f"strategy does.")
 
 
 def iid_inference(ours: Results) -> str | None:

@@ -337,5 +337,12 @@ def mean_std(numbers: list[float]) -> str | None:
     return f"{average:.3f}" if math.isnan(std) else f"{average:.3f} ±{std:.3f}"
 
 
-def difference(a: float | None, b: float | None) -> str | None:
-    return None if a is None or b is None else f"{a - b:+.3f}"
+def difference(a: list[Evaluation], b: list[Evaluation], measure: Measure) -> str | None:
+    """Mean of a less mean of b, ± std over the runs that have both."""
+    if not a or not b:
+        return None
+    theirs = {evaluation.run: evaluation for evaluation in b}
+    by_run = [mean([ours], measure) - mean([theirs[ours.run]], measure)
+              for ours in a if ours.run in theirs]
+    spread = f" ±{metrics.seed_mean_std(by_run)[1]:.3f}" if len(by_run) > 1 else ""
+    return f"{mean(a, measure) - mean(b, measure):+.3f}{spread}"

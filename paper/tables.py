@@ -140,7 +140,8 @@ def token_cells(seeds: list[Evaluation], passing: Measure) -> Row:
     planner, solver = np.mean(counts, axis=0)
     total = planner + solver
     passed = mean(seeds, passing)
-    return {"planner tok": planner, "solver tok": solver, "tokens": total, f"pass@{K}": passed,
+    return {"planner tok": planner, "solver tok": solver, "tokens": total,
+            f"pass@{K}": cell(seeds, passing),
             "per 10k": passed / total * TOKENS_PER if total else None}
 
 
@@ -270,7 +271,7 @@ def joint_and_iid(runs: Runs, name: str, measure: Measure, table: dict) -> list[
             for reading, inference in READINGS.items():
                 iid = having(runs.get(place, f"{stage}/{inference}", K), measure)
                 ours[reading] = cell(iid, measure)
-                ours[f"joint - {reading}"] = difference(mean(joint, measure), mean(iid, measure))
+                ours[f"joint - {reading}"] = difference(joint, iid, measure)
             theirs = runs.paper_apps_cells(table, method, place)
             names = {"checkpoint": method} | place._asdict() | {"of": name}
             add_row(rows, names, ours, theirs)
@@ -283,19 +284,22 @@ def decomposition_table(runs: Runs) -> list[Row]:
     rows = []
     measure = runs.passing(K)
     for place in runs.places():
-        direct = mean(runs.get(place, "Direct Solve", K), measure)
+        direct = runs.get(place, "Direct Solve", K)
         for method, stage in CHECKPOINTS.items():
             if method == "Tuple Planner SFT":
                 continue
-            joint = mean(runs.get(place, method, K), measure)
+            joint = runs.get(place, method, K)
             for reading, inference in READINGS.items():
-                iid = mean(runs.get(place, f"{stage}/{inference}", K), measure)
+                iid = runs.get(place, f"{stage}/{inference}", K)
                 share = None
-                if None not in (direct, iid, joint) and joint != direct:
-                    share = f"{(joint - iid) / (joint - direct):.0%}"
-                ours = {"total gain": difference(joint, direct) if share else None,
-                        "training share": difference(iid, direct),
-                        "joint-inference share": difference(joint, iid), "inference %": share}
+                if direct and iid and joint:
+                    gain = mean(joint, measure) - mean(direct, measure)
+                    kept = mean(joint, measure) - mean(iid, measure)
+                    share = f"{kept / gain:.0%}" if gain else None
+                ours = {"total gain": difference(joint, direct, measure) if iid else None,
+                        "training share": difference(iid, direct, measure),
+                        "joint-inference share": difference(joint, iid, measure),
+                        "inference %": share}
                 theirs = runs.paper_apps_cells(numbers.DECOMPOSITION, method, place)
                 names = {"checkpoint": method, "reading": reading} | place._asdict()
                 add_row(rows, names, ours, theirs)

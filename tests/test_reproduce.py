@@ -215,7 +215,7 @@ def test_the_results_say_who_stands_above_the_independent_ceiling_and_what_the_g
     parts = ("gap", "policy class", "optimization", "solver noise")
     gap = {line["method"]: [line[name] for name in parts] for line in results.gap_table(ours)}
     assert [abs(float(value)) for value in gap["CPPO"]] == [0] * 4
-    assert [line["readings per tuple"] for line in results.contents_table(ours)] == ["4.00"]
+    assert [line["readings per tuple"] for line in results.contents_table(ours)] == ["4.000"]
     best = [max(p.classes.values()) for p in problems]
     four = [metrics.coordinated_ceiling(list(p.classes.values()), 4) for p in problems]
     lost = float(gap["Direct Solve"][0])
