@@ -50,6 +50,7 @@ from lib.verdicts import Submitter
 
 AUDIT_PROBLEMS = 64         # stage 4 samples one tuple for each
 USE_EVERY = 10              # steps between measurements of strategy use
+WARMUP_STEPS = 400          # at most; the rule that ends it earlier needs 109
 REFUSED = 3                 # exit status of an audit that refuses stage 5
 
 
@@ -94,6 +95,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.resample_equal and args.stage == "warmup":
         parser.error("--resample-equal would hide from --stage warmup how many plans are accepted, "
                      "by which it ends")
+    if args.stage == "warmup" and not args.epochs:
+        args.steps = args.steps or WARMUP_STEPS
     rl.check_rl_flags(parser, args)
     return args
 

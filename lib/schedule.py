@@ -36,9 +36,9 @@ def plateau(values: list[float], window: int = 100, least_gain: float = 0.1,
     it holds however much the tuples of a problem resemble each other. `confidence` is in standard
     errors: 1.645 is 95 %, one-sided.
 
-    The numbers are for a share over 64 tuples a step that rises by 0.13 in 100 steps: with a window
-    of 100 a run is stopped before the curve is flat in at most 2 of 100 runs, and within a window
-    after it in 98. A window of 60 does not do (78 of 100 stop early, or never).
+    The numbers are for a share over 64 tuples a step that rises by 0.13 in 100 steps: runs stop
+    after the curve has become flat and within a window of it (tests/test_schedule.py simulates
+    them). With a window of 60 most of them stop while it rises.
     """
     if len(values) < window + patience - 1:
         return False

@@ -289,7 +289,8 @@ def test_cut_replies_carry_no_loss_if_asked():
 
 def test_epochs_are_steps_of_a_pool():
     pool = list(range(20))
-    for flags, steps in ((("--epochs", "3"), 6), (("--epochs", "3", "--steps", "4"), 4), ((), 100)):
+    for flags, steps in ((("--epochs", "3"), 6), (("--epochs", "3", "--steps", "4"), 4), ((), 100),
+                         (("--stage", "warmup"), 400)):
         args = train_cppo.parse_args(["--model", "m", *flags])
         rl.count_steps(pool, args)
         assert args.steps == steps
