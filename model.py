@@ -606,6 +606,21 @@ class Model(nn.Module):
         return self.norm(x)
 
     @torch.no_grad()
+    def grow(self, state: State, capacity: int) -> None:
+        """Room for `capacity` tokens in each row, in place: layer by layer, since all old and all
+        new buffers together may not fit into memory."""
+        columns = round_to_bucket(capacity)
+        more = (0, 0, 0, columns - state.columns)
+        for i, layer in enumerate(state.layers):
+            # dimension 2 counts columns or is the width of a head, which is even
+            grows = [t.ndim == 4 and t.shape[2] == state.columns + 1 for t in layer]
+            state.layers[i] = tuple(F.pad(t, more) if grow else t
+                                    for t, grow in zip(layer, grows, strict=True))
+        state.columns = columns
+        if state.rope is not None:
+            state.rope = self._rope(0, columns + 1, state.rope[0])
+
+    @torch.no_grad()
     def fork(self, dst: State, dst_rows: Tensor | list,
              src: State, src_rows: Tensor | list) -> None:
         """dst[dst_rows[i]] = src[src_rows[i]]. The two may be one state or differ in columns."""

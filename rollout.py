@@ -9,7 +9,7 @@ only in their last line. Three ideas make that cheap, all by copying rows of the
 (`module.fork`):
 
 - prefix sharing: a prompt, or what many prompts share, runs once and is forked into every row;
-- refill: a finished row's slot goes to the next job at once, so nobody waits for the longest row;
+- refill: a finished row's slot goes to the next job, so nobody waits for the longest row;
 - compaction: when no job waits, live rows move together and the batch shrinks.
 
 A row's sample depends on its own random stream (`Job.key`) and its own logits alone. So neighbours,
@@ -22,7 +22,7 @@ Shapes: B slots, C longest reply of the run in tokens, V vocabulary, T prompt po
 import hashlib
 import time
 import warnings
-from collections import OrderedDict, deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -38,6 +38,8 @@ import prompts
 BUCKET = 64             # attention reads a multiple of this many positions
 PREFILL_TOKENS = 16384  # positions that one prefill may hold
 POLL_STEPS = 8          # on a GPU the host reads the `alive` flags every so many tokens
+ENOUGH = 8              # jobs that are worth a prefill of their own while others decode
+PATIENCE = 16           # steps after which fewer are prefilled, too
 GRAPH_BUCKET = 512      # positions per captured step; wider: fewer graphs, more wasted reads
 
 
@@ -66,7 +68,8 @@ class Job:
     shared: int | None = None   # leading ids that other jobs share (None: all); only for speed
     tag: Any = None             # the caller's, comes back with the job
     opened: str = ""            # the part of the reply that the prompt has begun, e.g. a thought
-    stop: Callable[[str], bool] | None = None   # ends the row at the first token with stop(text)
+    stop: Callable[[str], bool] | None = None   # ends the row at the first token with stop(text);
+                                # once true it stays true: the host asks every few tokens
 
 
 @dataclass
@@ -172,10 +175,14 @@ class Seat(NamedTuple):
         return self.job.prompt[len(self.prefix):]
 
 
+def prefix_of(job: Job) -> tuple:
+    return tuple(job.prompt[:job.shared or None])
+
+
 class Engine:
     """A stream of jobs through a fixed number of slots. Its state is allocated per run.
 
-    It asks eight things of a module, beside that it is a torch module. `model.Model` and
+    It asks nine things of a module, beside that it is a torch module. `model.Model` and
     `lib.adapter.Adapter` have them; tests/test_rollout.py wraps a Hugging Face model in 30 lines.
 
     - config: has `vocab_size` and perhaps `max_position_embeddings`
@@ -183,6 +190,7 @@ class Engine:
     - can_fork: False if a state takes one segment, of whole prompts, in all its rows
     - can_capture: True if a CUDA graph may record `step`
     - new_state(rows, capacity) -> a state of empty rows, each with room for `capacity` tokens
+    - grow(state, capacity): room for more tokens in each row, in place
     - fork(dst, dst_rows, src, src_rows): dst[dst_rows[i]] = src[src_rows[i]]
     - segment(ids (B, T), lengths (B,), state of B rows): run right-padded ids on from what each row
       has read -> logits (B, V) after its last
@@ -213,6 +221,8 @@ class Engine:
         self.is_end[[i for i in self.ends if i < words]] = True
         self.stats = Stats()
         self.queue: deque[Job] = deque()
+        # {prefix: jobs that wait for it, or decode behind it: their siblings may come yet}
+        self.needs: Counter[tuple] = Counter()
 
     def push(self, jobs: Iterable[Job]) -> None:
         """Queue jobs; also while `run` is under way."""
@@ -226,13 +236,20 @@ class Engine:
                 raise ValueError(f"job {job.key}: a prompt of {prompt} tokens and a reply of up to "
                                  f"{reply} exceed the model's context of {context}; shorten either")
             self.queue.append(job)
+            self.needs[prefix_of(job)] += 1
 
     @torch.inference_mode()
-    def run(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Sample]]:
-        """Yields (job, sample) as rows end, until the queue is empty and every row has ended."""
+    def run(self, jobs: Iterable[Job],
+            at_once: int | None = None) -> Iterator[tuple[Job, Sample]]:
+        """Yields (job, sample) as rows end, until the queue is empty and every row has ended.
+
+        at_once: rows that can decode together at most, those of jobs pushed later included. Slots
+        beyond it are not allocated.
+        """
         self.queue.clear()
+        self.needs.clear()
         self.push(jobs)
-        self._allocate()
+        self._allocate(min(self.slots, at_once or self.slots))
         started = time.perf_counter()
         while self.queue or self.owner:
             if self.stop_flag():
@@ -253,12 +270,13 @@ class Engine:
 
     # ---- buffers, indexed by slot; only the first `self.rows` slots are computed
 
-    def _allocate(self) -> None:
-        B = self.slots
+    def _allocate(self, B: int) -> None:
         zeros = partial(torch.zeros, device=self.device)
+        self.room = B                                           # slots of this run
         self.rows = self.capacity = self.reply = 0
+        self.steps = self.waiting_since = 0
         self.state = None
-        self.pool: OrderedDict[tuple, tuple] = OrderedDict()    # prefix -> (state, row, logits)
+        self.pool: dict[tuple, tuple] = {}                      # prefix -> (state, row, logits)
         self.graphs: dict[tuple, torch.cuda.CUDAGraph] = {}     # (rows, attended) -> a step
         # on the host
         self.owner: dict[int, Job] = {}                         # slot -> its job
@@ -275,7 +293,7 @@ class Engine:
         self.out_logp = zeros(B, 1)                             # what ended rows would write
 
     def _make_room(self) -> None:
-        """Let the buffers hold every queued job; live rows are copied. Once or twice per run."""
+        """Let the buffers hold every queued job. Once or twice per run."""
         longest = max(len(job.prompt) + job.max_new_tokens for job in self.queue)
         longest = round_up(longest, BUCKET)
         reply = max(job.max_new_tokens for job in self.queue)
@@ -288,18 +306,23 @@ class Engine:
         if longest > self.capacity:
             self.capacity = longest
             self.graphs.clear()
-            if self.module.can_fork:
-                old, self.state = self.state, self.module.new_state(self.slots, longest)
-                if self.owner:
-                    self.module.fork(self.state, self.index, old, self.index)
+            if self.module.can_fork and self.state is None:
+                self.state = self.module.new_state(self.room, longest)
+            elif self.module.can_fork:
+                self.module.grow(self.state, longest)
 
     # ---- admission: prefill what is shared once, fork it, run the rest of each prompt
 
     def _admit(self) -> None:
-        free = [slot for slot in range(self.slots) if slot not in self.owner]
+        free = [slot for slot in range(self.room) if slot not in self.owner]
         n = min(len(free), len(self.queue))
-        # A prefill has a fixed cost, so small ones wait until they are worth it or nothing is left.
-        if n == 0 or (n < self.slots // 8 and n < len(self.owner)):
+        if n == 0:
+            self.waiting_since = self.steps
+            return
+        # A prefill has a fixed cost, so a few jobs wait for more; but not for long, since the row
+        # that ends last is often one that began late.
+        waited = self.steps - self.waiting_since
+        if self.owner and n < min(ENOUGH, self.room // 8) and waited < PATIENCE:
             return
         if not self.module.can_fork and self.owner:
             return                          # such a state is filled as a whole: wave after wave
@@ -307,7 +330,8 @@ class Engine:
         seats = []
         for slot in free[:n]:
             job = self.queue.popleft()
-            seats.append(Seat(slot, job, tuple(job.prompt[:job.shared or None])))
+            seats.append(Seat(slot, job, prefix_of(job)))
+        self.waiting_since = self.steps
         if not self.module.can_fork:
             self.state = self.module.new_state(n, self.capacity)
             self._seat(seats, self._segment([seat.job.prompt for seat in seats], self.state))
@@ -336,10 +360,15 @@ class Engine:
             logits = self._segment([seat.rest for seat in begun], state)
             self._fork(self.state, [seat.slot for seat in begun], state, rows)
             self._seat(begun, logits)
-        for seat in seats:
-            self.pool.move_to_end(seat.prefix)
-        while len(self.pool) > max(self.slots, len(seats)):
-            self.pool.popitem(last=False)   # the least recently used
+        for seat in whole:
+            self._release(seat.prefix)
+
+    def _release(self, prefix: tuple) -> None:
+        """A job needs it no longer. A prefix leaves the pool with the last such job."""
+        self.needs[prefix] -= 1
+        if not self.needs[prefix]:
+            del self.needs[prefix]
+            self.pool.pop(prefix, None)
 
     def _prefill(self, prefixes: list[tuple]) -> None:
         """Run each prefix once; its state and its last logits stay in the pool."""
@@ -354,11 +383,15 @@ class Engine:
 
     def _fork_prefixes(self, seats: list[Seat], dst, dst_rows: list[int]) -> Tensor:
         """Copy each seat's prefix from the pool into its row of dst -> last logits (n, V)."""
-        logits = []
+        logits, copies = [], {}
         for seat, dst_row in zip(seats, dst_rows, strict=True):
             state, row, last = self.pool[seat.prefix]
-            self._fork(dst, [dst_row], state, [row])
+            _, into, rows = copies.setdefault(id(state), (state, [], []))
+            into.append(dst_row)
+            rows.append(row)
             logits.append(last)
+        for state, into, rows in copies.values():
+            self._fork(dst, into, state, rows)
         return torch.stack(logits)
 
     def _fork(self, dst, dst_rows: list[int], src, src_rows: list[int]) -> None:
@@ -405,7 +438,7 @@ class Engine:
         """One token for every row."""
         if not self.owner:
             return
-        longest = int(max(self.length[slot] for slot in self.owner))
+        longest = int(self.length[list(self.owner)].max())
         bucket = GRAPH_BUCKET if self.captures else BUCKET
         attended = min(round_up(longest + 1, bucket), self.capacity)
         if self.captures:
@@ -413,6 +446,7 @@ class Engine:
         else:
             self._advance(attended)
         self.length[:self.rows] = np.minimum(self.length[:self.rows] + 1, self.capacity - 1)
+        self.steps += 1
         self.stats.steps += 1
         self.stats.row_steps += self.rows
         self.stats.live_row_steps += len(self.owner)
@@ -452,10 +486,10 @@ class Engine:
         """Rows to compute for n live ones. On a CPU work follows rows; on a GPU only the slots, a
         half or a quarter of them, so that few graphs are captured."""
         if self.on_gpu:
-            for rows in (self.slots // 4, self.slots // 2):
+            for rows in (self.room // 4, self.room // 2):
                 if n <= rows:
                     return rows
-            return self.slots
+            return self.room
         return n
 
     # ---- rows that have ended
@@ -473,6 +507,8 @@ class Engine:
         logprobs = self.out_logp[at].tolist()
         for i, slot in enumerate(ended):
             job, n = self.owner.pop(slot), counts[i]
+            if len(prefix_of(job)) < len(job.prompt):
+                self._release(prefix_of(job))
             yield job, self._make_sample(job, ids[i][:n], logprobs[i][:n])
         if not self.queue and self.owner and self.module.can_fork:
             self._compact()
@@ -493,16 +529,22 @@ class Engine:
     def _apply_stops(self) -> None:
         """End each row at the first token with which its `stop` holds: the host may be some tokens
         behind."""
-        counts = self.count.tolist()
-        for slot, job in self.owner.items():
-            if job.stop is None:
+        slots = [slot for slot, job in self.owner.items() if job.stop]
+        at = torch.tensor(slots, device=self.device)
+        counts = self.count[at].tolist()
+        rows = self.out_ids[at, :max(counts)].tolist()
+        for slot, count, row in zip(slots, counts, rows, strict=True):
+            job, first = self.owner[slot], int(self.checked[slot]) + 1
+            self.checked[slot] = count
+            if not self._stops(job, row[:count]):       # nor did it at any token before
                 continue
-            ids = self.out_ids[slot, :counts[slot]].tolist()
-            for n in range(int(self.checked[slot]) + 1, counts[slot] + 1):
-                if ids[n - 1] not in self.ends and job.stop(self._text(job, ids[:n])):
-                    self.count[slot], self.alive[slot] = n, False
-                    break
-            self.checked[slot] = counts[slot]
+            n = next(n for n in range(first, count + 1) if self._stops(job, row[:n]))
+            self.count[slot], self.alive[slot] = n, False
+
+    def _stops(self, job: Job, ids: list[int]) -> bool:
+        """Whether the row would stop here. The end of a turn is no text: see `_make_sample`."""
+        text = ids[:-1] if ids[-1] in self.ends else ids
+        return job.stop(self._text(job, text))
 
     def _compact(self) -> None:
         """Move the live rows to the front once they fit into 3/4 of the computed ones."""
@@ -629,7 +671,8 @@ def sample_tuples(engine: Engine, problems: list, num_tuples: int, num_strategie
             stream = (*key, problem.id, m, "plan")
             jobs.append(Job(ids, stream, max_plan_tokens, tag=Place(p, m), opened=opened))
     tuples: list[list] = [[None] * num_tuples for _ in problems]
-    for job, sample in engine.run(jobs):
+    rows = len(jobs) * (1 if verify is None else num_strategies)    # a plan, or its branches
+    for job, sample in engine.run(jobs, rows):
         p, m, k = job.tag
         problem = problems[p]
         if k is None:
@@ -673,7 +716,7 @@ def sample_attempts(engine: Engine, problems: list, texts: list[list[str]], key:
             ids = prompts.encode(engine.tokenizer, text)
             jobs.append(Job(ids, (*key, problem.id, n, "attempt"), max_solve_tokens, tag=(p, n)))
     attempts: list[list] = [[None] * len(turns) for turns in texts]
-    for job, sample in engine.run(jobs):
+    for job, sample in engine.run(jobs, len(jobs)):
         p, n = job.tag
         attempts[p][n] = make_branch(job, sample, problems[p], None, verify)
     return attempts
@@ -688,10 +731,9 @@ def sample(module, tokenizer, texts: list[str | list[int]], n: int = 1, max_new_
         ids = prompts.encode(tokenizer, text) if isinstance(text, str) else list(text)
         for j in range(n):
             jobs.append(Job(ids, (seed, i, j), max_new_tokens, tag=(i, j)))
-    slots = min(slots, max(1, len(jobs)))
     engine = Engine(module, tokenizer, slots, temperature, top_k, top_p)
     samples: list[list] = [[None] * n for _ in texts]
-    for job, one in engine.run(jobs):
+    for job, one in engine.run(jobs, len(jobs)):
         i, j = job.tag
         samples[i][j] = one
     return samples

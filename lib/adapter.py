@@ -184,7 +184,7 @@ class Adapter(nn.Module):
         pos = torch.zeros(rows, dtype=torch.long, device=self.head_weight.device)
         return State([], pos, columns)
 
-    fork = Model.fork
+    fork, grow = Model.fork, Model.grow
 
     @torch.no_grad()
     def segment(self, ids: Tensor, lengths: Tensor, state: State) -> Tensor:
