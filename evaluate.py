@@ -41,7 +41,7 @@ from prepare.judge import Judge, open_source
 from rivals.inference import Grader, attempts_at
 from rivals.methods import METHODS, Setting, attempts_per_draw, draws_per_problem, shuffled_donors
 from rivals.programs import grade_programs, read_programs
-from rollout import Engine
+from rollout import COMPILE, Engine
 from verifier import SandboxError, Verifier
 
 VERIFIER_MODE = "strict"            # a process per test: nothing is left over from the last one
@@ -95,6 +95,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--max-solve-tokens", type=flags.count, default=2048, metavar="N",
         help="new tokens per attempt")
     add("--slots", type=flags.count, default=256, help="rows decoded together per rank")
+    add("--compile", choices=COMPILE, default="auto",
+        help="decoding steps on a GPU; auto: compiled and in CUDA graphs; graphs: those alone")
     add("--with-think", action="store_true",
         help="the tuple planner thinks first, as train_sft.py --with-think has taught it")
     add("--prompts", metavar="FILE", help="JSON {name: text} that replaces prompts")
@@ -233,7 +235,7 @@ def load_engine(args: argparse.Namespace, ranks: lib_run.Ranks) -> Engine:
         if args.with_think:
             prompts.thought_mark(tokenizer)     # raises where the template has no thinking
         return Engine(module.eval(), tokenizer, args.slots, args.temperature, args.top_k,
-                      args.top_p)
+                      args.top_p, compile=args.compile)
 
 
 # ----------------------------------------------------------------------------------------------

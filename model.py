@@ -307,6 +307,7 @@ def fastest(function: Callable, x: Tensor) -> Callable:
 
 class DeltaNet(nn.Module):
     """Remembers its convolution's last inputs (B, kernel - 1, channels) and S (B, h, dk, dv)."""
+    delta_step = staticmethod(delta_step)       # lib/kernels.py puts a faster one here on a GPU
 
     def __init__(self, c: Config):
         super().__init__()
@@ -347,7 +348,7 @@ class DeltaNet(nn.Module):
         convolve = short_convolution if one_token else fastest(short_convolution, x)
         q, k, v = self.heads(F.silu(convolve(window, self.conv1d.weight)))
         if one_token:
-            o = delta_step(*(t.squeeze(1) for t in (q, k, v, g, beta)), S).unsqueeze(1)
+            o = self.delta_step(*(t.squeeze(1) for t in (q, k, v, g, beta)), S).unsqueeze(1)
         else:
             o, S = fastest(delta_rule, x)(q, k, v, g, beta, S)
         if span.at is not None:
@@ -386,6 +387,7 @@ def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
 
 class Attention(nn.Module):
     """Softmax attention, gated by its input. Remembers keys and values (B, kv, columns, d)."""
+    attend_row = None       # lib/kernels.py: decoding that reads no further than each row's length
 
     def __init__(self, c: Config):
         super().__init__()
@@ -415,7 +417,9 @@ class Attention(nn.Module):
             k = torch.cat([past[0].expand(B, -1, -1, -1), k], 2)
             v = torch.cat([past[1].expand(B, -1, -1, -1), v], 2)
         group = self.h // self.kv           # query heads that share keys and values
-        if span.mask is None or isinstance(span.mask, CausalBias):
+        if self.attend_row is not None and span.at is not None and T == 1:
+            o = self.attend_row(q.squeeze(2), *past, span.at[2].flatten()).unsqueeze(2)
+        elif span.mask is None or isinstance(span.mask, CausalBias):
             o = attend(q, k.repeat_interleave(group, 1), v.repeat_interleave(group, 1), span.mask)
         else:
             # With a mask they can as well be further queries of one head: keys are not copied.
@@ -489,6 +493,8 @@ class Model(nn.Module):
     can_fork = True
     shares_prompts = True   # the loss computes a prompt once for all rows that continue it
     can_capture = True      # a CUDA graph may record `step`: no host sync, only the state's buffers
+    limit_matters = True    # False: lib/kernels.py reads each row as far as it is long
+    decode_block = staticmethod(Block.__call__)     # rollout.Engine puts a compiled one here
     per_layer_tables = ()   # embeddings too large to train by default, see lib/adapter.py
 
     def __init__(self, c: Config):
@@ -601,8 +607,9 @@ class Model(nn.Module):
         mask = (n <= at.unsqueeze(-1)).unsqueeze(1)                         # (B, 1, T, n)
         index = buffer_index(at, self.config.num_key_value_heads)
         span = Span(tuple(t[at] for t in state.rope), mask, lengths, index, limit)
+        run = self.decode_block if lengths is None else Block.__call__
         for block, past in zip(self.layers, state.layers, strict=True):
-            x, = block([x], [span], past)
+            x, = run(block, [x], [span], past)
         return self.norm(x)
 
     @torch.no_grad()

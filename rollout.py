@@ -20,8 +20,8 @@ Shapes: B slots, C longest reply of the run in tokens, V vocabulary, T prompt po
 """
 
 import hashlib
+import sys
 import time
-import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -41,6 +41,8 @@ POLL_STEPS = 8          # on a GPU the host reads the `alive` flags every so man
 ENOUGH = 8              # jobs that are worth a prefill of their own while others decode
 PATIENCE = 16           # steps after which fewer are prefilled, too
 GRAPH_BUCKET = 512      # positions per captured step; wider: fewer graphs, more wasted reads
+COMPILE = ("auto", "graphs", "off")     # what `Engine` may do with a decoding step on a GPU
+WORDS = 256             # of a block of the vocabulary, when a token is drawn
 
 
 class Abandoned(Exception):
@@ -151,15 +153,31 @@ def draw(logits: Tensor, u: Tensor, temperature: float, top_k: int = 0,
         ordered = ordered.masked_fill(before >= top_p, -torch.inf)
         logits = torch.full_like(logits, -torch.inf).scatter(1, order, ordered)
     logp = logits.log_softmax(-1)
-    cdf = logp.exp().cumsum(-1)
-    target = (u.unsqueeze(1) * cdf[:, -1:]).contiguous()
-    # right=True: the first id whose cumulative probability exceeds u; so none of probability 0
-    ids = torch.searchsorted(cdf, target, right=True).clamp_(max=logits.shape[-1] - 1)
+    # In two levels: a block of words, then a word in it. One sum along 248,320 words is slow.
+    blocks = pad(logp.exp(), (0, -logp.shape[-1] % WORDS)).unflatten(-1, (-1, WORDS))
+    mass = blocks.sum(-1)                                   # (B, V / WORDS)
+    cdf = mass.cumsum(-1)
+    target = u.unsqueeze(1) * cdf[:, -1:]
+    block = first_above(cdf, target)
+    target = (target - (cdf - mass).gather(1, block)).clamp(min=0)
+    cdf = blocks.take_along_dim(block.unsqueeze(-1), 1).squeeze(1).cumsum(-1)   # (B, WORDS)
+    ids = block * WORDS + first_above(cdf, target)
     return ids.squeeze(1), logp.gather(1, ids).squeeze(1)
+
+
+def first_above(cdf: Tensor, target: Tensor) -> Tensor:
+    """The first place (B, 1) where cdf (B, n) exceeds target (B, 1), so none of probability 0;
+    where rounding leaves none, the last that has a probability."""
+    place = torch.searchsorted(cdf, target, right=True)
+    return torch.minimum(place, torch.searchsorted(cdf, cdf[:, -1:].contiguous()))
 
 
 def round_up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 # --------------------------------------------------------------------------------------- the engine
@@ -188,7 +206,8 @@ class Engine:
     - config: has `vocab_size` and perhaps `max_position_embeddings`
     - eos_ids: set of ids that end a turn
     - can_fork: False if a state takes one segment, of whole prompts, in all its rows
-    - can_capture: True if a CUDA graph may record `step`
+    - can_capture: True if a CUDA graph may record `step`. On a GPU, `model.Model` has more to offer
+      (`limit_matters`, `decode_block`); a module need not
     - new_state(rows, capacity) -> a state of empty rows, each with room for `capacity` tokens
     - grow(state, capacity): room for more tokens in each row, in place
     - fork(dst, dst_rows, src, src_rows): dst[dst_rows[i]] = src[src_rows[i]]
@@ -200,7 +219,9 @@ class Engine:
 
     def __init__(self, module, tokenizer, slots: int = 64, temperature: float = 1.0,
                  top_k: int = 0, top_p: float = 1.0, stop_flag: Callable[[], bool] = lambda: False,
-                 progress: Callable[["Engine"], None] | None = None):
+                 progress: Callable[["Engine"], None] | None = None, compile: str = "auto"):
+        """compile, on a GPU: "auto" compiles the step and records it in CUDA graphs, "graphs" only
+        records it, "off" does neither."""
         if slots < 1 or temperature < 0 or not 0 < top_p <= 1:
             raise ValueError(f"slots {slots}, temperature {temperature}, top-p {top_p}: slots must "
                              f"be 1 or more, temperature 0 or more, top-p in (0, 1]")
@@ -213,7 +234,8 @@ class Engine:
         self.stop_flag, self.progress = stop_flag, progress
         self.device = next(module.parameters()).device
         self.on_gpu = self.device.type == "cuda"
-        self.captures = self.on_gpu and module.can_capture
+        self.captures = False
+        self.sample_token = self._sample_token
         # Models pad their vocabulary beyond the tokenizer's words; such ids are never sampled.
         self.vocab = words
         self.ends = end_ids(module, tokenizer)
@@ -223,6 +245,8 @@ class Engine:
         self.queue: deque[Job] = deque()
         # {prefix: jobs that wait for it, or decode behind it: their siblings may come yet}
         self.needs: Counter[tuple] = Counter()
+        if self.on_gpu and compile != "off":
+            self._warm_up(compile)
 
     def push(self, jobs: Iterable[Job]) -> None:
         """Queue jobs; also while `run` is under way."""
@@ -441,6 +465,8 @@ class Engine:
         longest = int(self.length[list(self.owner)].max())
         bucket = GRAPH_BUCKET if self.captures else BUCKET
         attended = min(round_up(longest + 1, bucket), self.capacity)
+        if self.captures and not getattr(self.module, "limit_matters", True):
+            attended = self.capacity            # one graph for all lengths
         if self.captures:
             self._replay(attended)
         else:
@@ -453,11 +479,11 @@ class Engine:
 
     def _advance(self, attended: int) -> None:
         logits = self.module.step(self.current[:self.rows], self.state, attended)
-        self._sample_token(self.index[:self.rows], logits)
+        self.sample_token(self.index[:self.rows], logits)
 
     def _replay(self, attended: int) -> None:
-        """`_advance` through a CUDA graph, captured once per (rows, attended): launching some 700
-        kernels one by one takes longer than running them.
+        """`_advance` through a CUDA graph, captured once per (rows, attended): launching hundreds
+        of kernels one by one takes longer than running them.
 
         A graph holds addresses. So a step touches only the engine's buffers, the state and the
         weights, and whatever moves one of those clears `graphs`. Temporaries of all graphs share
@@ -468,19 +494,48 @@ class Engine:
             graph.replay()
             return
         self._advance(attended)     # run once eagerly: lazy loading is illegal during capture
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        graph = torch.cuda.CUDAGraph()
         pool = next(iter(self.graphs.values())).pool() if self.graphs else None
         try:
             # records, does not run
             with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 self._advance(attended)
-            self.graphs[self.rows, attended] = graph
         except RuntimeError as error:
-            torch.cuda.set_stream(stream)       # a failed capture leaves its own stream behind
-            self.captures = False
-            reason = str(error).splitlines()[0]
-            warnings.warn(f"decoding goes on without CUDA graphs, more slowly: {reason}",
-                          stacklevel=2)
+            # No going on from here: torch 2.11 leaves its allocator in the middle of the capture.
+            raise ValueError(f"the decoding step cannot be captured in a CUDA graph: pass "
+                             f"--compile off ({first_line(error)})") from error
+        self.graphs[self.rows, attended] = graph
+
+    def _warm_up(self, compile: str) -> None:
+        """Compile and capture a step, and decode a few tokens: what cannot work fails before the
+        first job, and what works is not waited for later."""
+        started, notes = time.perf_counter(), []
+        jobs = [Job([0, 0], ("warm-up", i), 2 * POLL_STEPS) for i in range(8)]
+        if compile == "auto" and hasattr(self.module, "decode_block"):
+            try:
+                notes = self._compile()
+                list(self.run(jobs, len(jobs)))
+            except Exception as error:      # of the compiler: any kind
+                self.module.decode_block = type(self.module).decode_block
+                self.sample_token = self._sample_token
+                notes.append(f"decoding with a step that is not compiled: {first_line(error)}")
+        self.captures = self.module.can_capture
+        list(self.run(jobs, len(jobs)))
+        self.stats = Stats()
+        notes.append(f"decoding is ready after {time.perf_counter() - started:.0f} s (--compile "
+                     f"graphs: sooner, for slower steps)")
+        print("\n".join(notes), file=sys.stderr, flush=True)
+
+    def _compile(self) -> list[str]:
+        """Let blocks and sampling be compiled, for any number of rows, and blocks use the kernels
+        that work here -> what does not."""
+        from lib import kernels         # here: this file copies alone
+        notes = kernels.speed_up(self.module)
+        block = type(self.module.blocks[0])
+        # Block by block: two kinds of block are compiled once each, not 24 of them.
+        self.module.decode_block = torch.compile(block.run, dynamic=True)
+        self.sample_token = torch.compile(self._sample_token, dynamic=True)
+        return notes
 
     def _rows_for(self, n: int) -> int:
         """Rows to compute for n live ones. On a CPU work follows rows; on a GPU only the slots, a

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lib.weights import Source, whole
 from model import BUCKET, Model, State, buffer_index, head_logits, round_to_bucket
@@ -32,7 +33,6 @@ from model import BUCKET, Model, State, buffer_index, head_logits, round_to_buck
 class Adapter(nn.Module):
     fp32_units = ()
     shares_prompts = False      # see 3: padding after a shared prompt would only repeat the prompt
-    can_capture = False         # transformers may sync with the host between two kernels
 
     def __init__(self, hf: nn.Module):
         super().__init__()
@@ -152,6 +152,22 @@ class Adapter(nn.Module):
                           f"the last", stacklevel=2)
         return works
 
+    @cached_property
+    def can_capture(self) -> bool:
+        """Whether a step never has the host read a number of the device. What of transformers does
+        that, no CUDA graph can record."""
+        if not self.can_fork:
+            return False
+        ids = torch.zeros(2, dtype=torch.long, device=self.head_weight.device)
+        try:
+            with NoHostReads():
+                Model.step(self, ids, self._empty_state(2, BUCKET), BUCKET)
+        except HostRead as error:
+            warnings.warn(f"{type(self.hf).__name__}: its decoding steps cannot be captured in "
+                          f"CUDA graphs ({error}); on a GPU they are slower", stacklevel=2)
+            return False
+        return True
+
     @torch.no_grad()
     def _forks(self) -> bool:
         """Prefill, fork, continue and step a few tokens: are the logits those of `forward`?"""
@@ -243,6 +259,21 @@ class Adapter(nn.Module):
         dtype = self.head_weight.dtype
         least = torch.finfo(dtype).min
         return {kind: torch.where(seen[kind], 0.0, least).to(dtype) for kind in set(kinds)}
+
+
+class HostRead(Exception):
+    pass
+
+
+class NoHostReads(TorchDispatchMode):
+    """Raises HostRead for every operation that would make the host wait for a GPU's numbers."""
+    READS = ("_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "_unique2", "equal")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name.removeprefix("aten::")
+        if name in self.READS:
+            raise HostRead(name)
+        return func(*args, **(kwargs or {}))
 
 
 def cache_name(module: nn.Module) -> str:

@@ -67,7 +67,10 @@ def add_rl_flags(parser: argparse.ArgumentParser) -> None:
     add("--temperature", type=flags.above_zero, default=0.7, help="of planner and solver")
     add("--max-plan-tokens", type=flags.count, default=512)
     add("--max-solve-tokens", type=flags.count, default=2048)
-    add("--slots", type=flags.count, default=256, help="rows decoded together per rank")
+    add("--slots", type=flags.count, default=256,
+        help="rows decoded together per rank; no more are made than a step can fill")
+    add("--compile", choices=rollout.COMPILE, default="auto",
+        help="decoding steps on a GPU; auto: compiled and in CUDA graphs; graphs: those alone")
     add("--prompts", metavar="FILE", help="JSON {name: text} that replaces prompts")
     add = parser.add_argument_group("log").add_argument
     add("--wandb", metavar="PROJECT", help="log there as well; needs wandb")
@@ -169,7 +172,7 @@ def make_engine(args: argparse.Namespace, run: Run, models: Models,
     with errors.user_input():
         show = sampling_progress() if run.main else None
         engine = rollout.Engine(models.sampler, models.tokenizer, args.slots, args.temperature,
-                                stop_flag=run.stop_asked, progress=show)
+                                stop_flag=run.stop_asked, progress=show, compile=args.compile)
     args.token_budget, shrunk = memory.probe(
         models.policy, models.reference, models.optimizer, prompt_tokens=longest_prompt,
         new_tokens=args.max_solve_tokens, token_budget=args.token_budget)
