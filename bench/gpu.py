@@ -1,29 +1,39 @@
-"""Speed and memory of this project on a GPU, measured in a few minutes: a table, and JSON.
+"""Does it run on a GPU, is it right, how fast is it: two calls of five minutes on one card.
 
-    python -m bench.gpu --out gpu.json      # the 2 B shape, on one GPU of 80 GB; no download
-    python -m bench.gpu --tiny              # the same code on a CPU: its numbers mean nothing
+    python -m bench.gpu first --out first.json      # the 2B shape, random weights; no download
+    python -m bench.gpu second --out second.json    # each way of doing it beside the others
+    python -m bench.gpu first --tiny                # the same code on a CPU: not a measurement
+    python -m bench.gpu table first.json second.json    # a table for the README
 
-sampling    tokens per second at 64, 128 and 256 slots, with captured steps and eager ones, beside
-            `generate` of transformers, and beside the floor: weights, recurrent state (read and
-            written), keys and values at the bandwidth of a large copy
-update      reference, forward, backward, optimizer; model FLOPs as a share of what large bf16
-            products reach here (without recomputation, attention scores, the delta rule's products)
-memory      the highest allocation of a rollout and of an update beside memory.estimate (wanted:
-            within 10 %)
-attention   which kernels ran
-log-probs   memory and time of grpo.token_logprobs beside log-softmax (wanted: at most 1/8 and 1.15)
-tests       those marked gpu
+first   runs      stages 1, 3 and 5 of a tiny model by the scripts themselves; SIGTERM, and on
+        right     captured sampling with ragged lengths, growth and refill; its log-probs beside
+                  those of a training pass over the same rows
+        capture   a capture that fails, in a process of its own: is it one line?
+        replays   milliseconds of a captured step alone, rows x attended positions, beside the
+                  floor (weights, S read and written, keys and values, at the bandwidth of a large
+                  copy); the price of a capture and of a fork; what one step consists of
+        update    reference, forward, backward, optimizer; model FLOPs as a share of what large bf16
+                  products reach here; highest allocation beside memory.estimate
+second  ways      replays of --compile auto, graphs and off
+        generate  transformers.generate on the same rows
+        logprobs  memory and time of grpo.token_logprobs beside log-softmax (wanted: at most 1/8
+                  and 1.15)
+        tests     those marked gpu
 
-Weights are random. A part that fails is reported and does not stop the others (exit status 1).
+JSON is written after every part. A part that fails is reported and does not stop the others (exit
+status 1).
 """
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -48,19 +58,20 @@ SMALL = SHAPE | {
     "num_attention_heads": 4, "head_dim": 16, "linear_key_head_dim": 16,
     "linear_value_head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 2}
 REAL = argparse.Namespace(
-    device="cuda", config=SHAPE, slots=(64, 128, 256), prefix=700, suffix=45, new=256,
-    new_generate=64, token_budget=16384, update=(700, 600), square=8192, copy=2 ** 30,
-    logprobs=(248320, 2048, 1024))
+    device="cuda", config=SHAPE, rows=(32, 64, 128, 256), attended=(1024, 2048, 3072), replays=30,
+    slots=(64, 256), prefix=700, suffix=45, new=256, new_generate=64, longest=200,
+    token_budget=16384, update=(700, 600), square=8192, copy=2 ** 30, logprobs=(248320, 2048, 1024))
 TINY = argparse.Namespace(
-    device="cpu", config=SMALL, slots=(8, 16), prefix=30, suffix=5, new=6,
-    new_generate=4, token_budget=400, update=(20, 30), square=64, copy=2 ** 20,
-    logprobs=(5000, 64, 32))
+    device="cpu", config=SMALL, rows=(2, 8), attended=(64, 128), replays=2, slots=(8,), prefix=30,
+    suffix=5, new=6, new_generate=4, longest=20, token_budget=400, update=(20, 30), square=64,
+    copy=2 ** 20, logprobs=(5000, 64, 32))
 
 
 class Report:
-    """Lines (what, figure, beside what), as they come; at the end the same as JSON."""
+    """Lines (what, figure, beside what), printed as they come, and as JSON after every part."""
 
-    def __init__(self):
+    def __init__(self, out: Path | None = None, about: dict | None = None):
+        self.out, self.about = out, about or {}
         self.lines, self.failed = [], []
 
     def add(self, what: str, figure, unit: str = "", note: str = "") -> None:
@@ -69,19 +80,25 @@ class Report:
         shown = f"{figure:.4g}" if isinstance(figure, float) else str(figure)
         print(f"{what:58}{shown:>12} {unit:10}{note}", flush=True)
 
-    @contextmanager
-    def part(self, name: str):
+    def part(self, name: str, work: Callable, *inputs):
+        """work(report, *inputs), or None if it fails."""
         print(f"--- {name}", flush=True)
-        start = time.perf_counter()
+        start, result = time.perf_counter(), None
         try:
-            yield
+            result = work(self, *inputs)
         except Exception as error:
             reason = str(error).partition("\n")[0]
             self.failed.append(f"{name}: {type(error).__name__}: {reason}")
             traceback.print_exc()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        try:
+            torch.cuda.empty_cache()        # after a failed capture this may fail, too
+        except Exception as error:
+            self.failed.append(f"{name}, freeing memory: {error}")
         self.add(f"{name}: taken", time.perf_counter() - start, "s")
+        if self.out:
+            numbers = self.about | {"failed": self.failed, "figures": self.lines}
+            self.out.write_text(json.dumps(numbers, indent=1) + "\n")
+        return result
 
 
 def seconds(work, device: str, repeats: int = 1) -> float:
@@ -153,70 +170,231 @@ def machine(report: Report, s) -> tuple[float, float]:
 
 
 # --------------------------------------------------------------------------------------------------
-# Sampling
+# Does it run
 
-def sample(module, s, slots: int, new: int, captures: bool) -> tuple[list[list[int]], Engine]:
-    """One rollout: a prefix that all rows share, a suffix each, `new` tokens each."""
-    rng, vocab = np.random.default_rng(0), module.config.vocab_size
-    prefix = rng.integers(0, vocab, s.prefix).tolist()
+def runs(report: Report, s) -> None:
+    """A random model of four layers through the scripts: two steps of stage 1, one of stage 3,
+    three of stage 5, of which SIGTERM interrupts the second."""
+    from bench.step import Case, make_model
+    with tempfile.TemporaryDirectory() as folder:
+        call = Scripts(Path(folder), s.device)
+        make_model(str(call.folder / "base"), Case([], 0, layers=4, hidden=64))
+        call("-m", "miniature.world", "build", "--out", "world")
+        call("train_sft.py", *call.common, "--gold", "world/gold.jsonl", "--steps", "2",
+             "--batch-size", "4")
+        rl = (*call.common, "--problems", "world/train.jsonl", "--gate", "rule", "--num-tuples",
+              "2", "--problems-per-step", "2", "--max-plan-tokens", "16", "--max-solve-tokens",
+              "16", "--save-every", "1")
+        call("train_cppo.py", *rl, "--stage", "warmup", "--steps", "1")
+        joint = ("train_cppo.py", *rl, "--skip-audit", "--steps", "3")
+        report.add("status after SIGTERM (143: stopped in order)", call.interrupted(*joint))
+        call(*joint)
+        steps = (call.folder / "runs/gpu/cppo/metrics.jsonl").read_text().splitlines()
+        report.add("joint steps logged (3: none lost, none twice)", len(steps))
+        if len(steps) != 3:
+            raise RuntimeError(f"three joint steps left {len(steps)} lines")
+
+
+class Scripts:
+    """The repository's scripts as processes, in a folder of their own."""
+
+    def __init__(self, folder: Path, device: str):
+        self.folder = folder
+        self.env = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+        if device == "cpu":
+            self.env["CUDA_VISIBLE_DEVICES"] = ""
+        self.common = ("--model", "base", "--run-name", "gpu", "--prompts",
+                       str(ROOT / "miniature/prompts.json"))
+
+    def command(self, *words: str) -> list[str]:
+        first = words[0] if words[0] == "-m" else str(ROOT / words[0])
+        return [sys.executable, first, *words[1:]]
+
+    def __call__(self, *words: str) -> None:
+        ran = subprocess.run(self.command(*words), cwd=self.folder, env=self.env, text=True,
+                             capture_output=True, timeout=3 * MINUTE)
+        if ran.returncode:
+            print(ran.stdout[-2000:], ran.stderr[-2000:])
+            raise RuntimeError(f"{' '.join(words[:2])} ended with {ran.returncode}")
+
+    def interrupted(self, *words: str) -> int:
+        """Exit status after a SIGTERM that comes when the first step is logged."""
+        log = self.folder / "runs/gpu/cppo/metrics.jsonl"
+        process = subprocess.Popen(self.command(*words), cwd=self.folder, env=self.env,
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        until = time.monotonic() + 2 * MINUTE
+        while process.poll() is None and time.monotonic() < until:
+            if log.exists() and log.read_text():
+                process.send_signal(signal.SIGTERM)
+                break
+            time.sleep(0.05)
+        return process.wait(MINUTE)
+
+
+# --------------------------------------------------------------------------------------------------
+# Is it right
+
+def right(report: Report, s) -> None:
+    """Four layers of the shape: sample with all that moves rows, then take the log-probs of the
+    same tokens as the trainer does, in the same dtype and in fp32."""
+    ours = random_model(s.config | {"num_hidden_layers": 4}, BF16, s.device)
+    slots, vocab = s.slots[0], ours.config.vocab_size
+    draw = np.random.default_rng(0)
+    prompts = [draw.integers(0, vocab, s.prefix // (1 + i)).tolist() for i in range(3)]
     jobs = []
-    for i in range(slots):
-        suffix = rng.integers(0, vocab, s.suffix).tolist()
-        jobs.append(Job(prefix + suffix, (0, i), new, s.prefix, tag=i))
-    engine = Engine(module, NoWords(vocab), slots)
-    engine.captures = engine.captures and captures
-    done = {job.tag: sample.ids for job, sample in engine.run(jobs)}
-    return [done[i] for i in range(slots)], engine
+    for i in range(2 * slots):      # short ones first: buffers grow; twice the slots: refill
+        new = 2 + s.longest * i // (2 * slots)
+        own = draw.integers(0, vocab, 1 + i % s.suffix).tolist()
+        prompt = prompts[i % 3]
+        jobs.append(Job(prompt + own, (0, i), new, len(prompt), tag=i))
+    engine = Engine(ours, NoWords(vocab), slots)
+    rows = []
+    for job, sample in engine.run(jobs):
+        n = job.shared
+        rows.append(grpo.Row(job.prompt[:n], job.prompt[n:] + sample.ids, len(job.prompt) - n, 0.0,
+                             1.0, "solve", sample.logprobs))
+    report.add("engine: captured", engine.captures)
+    wide = random_model(s.config | {"num_hidden_layers": 4}, torch.float32, s.device)
+    grpo.refresh(wide, ours)
+    for name, module in (("the trainer's", ours), ("fp32", wide)):
+        gaps = []
+        for batch in grpo.collate_all(rows, s.token_budget, torch.device(s.device)):
+            with torch.no_grad():
+                gaps.append((grpo.row_logprobs(module, batch) - batch.sampled).abs())
+        gaps = torch.cat(gaps)
+        report.add(f"log-probs, sampled against {name}: mean gap", gaps.mean().item(), "nats")
+        report.add(f"log-probs, sampled against {name}: largest gap", gaps.max().item(), "nats")
 
 
-def row_bytes(module, s) -> float:
-    """Bytes of decoding state that a row reads and writes per token, halfway in its reply."""
-    state = module.new_state(1, s.prefix + s.suffix + s.new)
-    length = s.prefix + s.suffix + s.new / 2
-    total = 0.0
+FAILING = """
+import torch, rollout
+from bench.gpu import BF16, SMALL, NoWords, random_model
+draw = rollout.draw
+def waits(logits, *settings):
+    logits[0, 0].item()
+    return draw(logits, *settings)
+rollout.draw = waits
+try:
+    rollout.Engine(random_model(SMALL, BF16, "cuda"), NoWords(512), 8, compile="graphs")
+except ValueError as error:
+    print(error)
+"""
+
+
+def capture_failure(report: Report, s) -> None:
+    """What a user reads where a step waits for the host and so cannot be captured."""
+    if s.device == "cpu":
+        report.add("a failing capture says", "not tried on a CPU")
+        return
+    ran = subprocess.run([sys.executable, "-c", FAILING], cwd=ROOT, text=True, capture_output=True,
+                         timeout=MINUTE)
+    report.add("a failing capture says", ran.stdout.strip().partition("\n")[0])
+    if "--compile off" not in ran.stdout:
+        raise RuntimeError(f"no line that names the flag: {ran.stderr[-500:]}")
+
+
+# --------------------------------------------------------------------------------------------------
+# Replays
+
+class Replays:
+    """The engine's own step over buffers of a given size, without a rollout around it."""
+
+    def __init__(self, module, s, way: str):
+        self.s, self.module = s, module
+        self.engine = Engine(module, NoWords(module.config.vocab_size), s.rows[-1], compile=way)
+
+    def open(self, rows: int, attended: int) -> None:
+        engine = self.engine
+        engine._allocate(rows)
+        engine.push([Job([0] * (attended - 8), ("row",), 8)])
+        engine._make_room()
+        engine.queue.clear()
+        engine.rows = rows
+        engine.limit.fill_(10 ** 6)
+        self.rewind(attended)
+
+    def rewind(self, attended: int) -> None:
+        """Every row full up to one token: the most that `attended` can mean."""
+        self.engine.state.pos.fill_(attended - 2)
+        self.engine.alive.fill_(True)
+        self.engine.count.zero_()
+
+    def step(self, attended: int) -> None:
+        engine = self.engine
+        (engine._replay if engine.captures else engine._advance)(attended)
+
+    def milliseconds(self, rows: int, attended: int) -> tuple[float, float]:
+        """(a step, the first one: its capture)"""
+        self.open(rows, attended)
+        first = seconds(lambda: self.step(attended), self.s.device)
+        times = []
+        for _ in range(self.s.replays):
+            self.rewind(attended)
+            times.append(seconds(lambda: self.step(attended), self.s.device))
+        return 1e3 * float(np.median(times)), 1e3 * first
+
+
+def step_bytes(module, rows: int, attended: int) -> float:
+    """What a step cannot do without: weights, keys and values read, S read and written."""
+    total = sum(p.nbytes for p in module.parameters())
+    state = module.new_state(1, attended)
     for layer, kind in zip(state.layers, module.config.layer_types, strict=True):
         for t in layer:
-            if kind == "linear_attention":
-                total += 2 * t.nbytes
-            else:
-                total += t.nbytes * length / t.shape[2]
+            passes = 2 if kind == "linear_attention" else attended / t.shape[2]
+            total += rows * passes * t.nbytes
     return total
 
 
-def sampling(report: Report, s, bandwidth: float) -> None:
-    ours = random_model(s.config, BF16, s.device)
-    config = transformers.Qwen3_5TextConfig(**ours.config.to_json())
+@torch.inference_mode()
+def replays(report: Report, s, bandwidth: float, ways: tuple[str, ...] = ("auto",)) -> None:
+    for way in ways:
+        module = random_model(s.config, BF16, s.device)
+        start = time.perf_counter()
+        measured = Replays(module, s, way)
+        report.add(f"{way}: compiled and captured in", time.perf_counter() - start, "s")
+        for rows in s.rows:
+            for attended in s.attended:
+                took, first = measured.milliseconds(rows, attended)
+                floor = 1e3 * step_bytes(module, rows, attended) / bandwidth
+                report.add(f"{way}: a step of {rows} rows, {attended} attended", took, "ms",
+                           f"floor {floor:.2f} ms, {floor / took:.0%} of it reached; "
+                           f"{rows / took * 1e3:,.0f} tokens/s; capture {first:.0f} ms")
+        engine = measured.engine
+        every = engine.index[:s.rows[-1]]
+        fork = seconds(lambda: module.fork(engine.state, every, engine.state, every), s.device, 3)
+        report.add(f"{way}: forking {s.rows[-1]} rows", 1e3 * fork, "ms")
+        attended = s.attended[-1]
+        measured.rewind(attended)
+        report_events(report, s, f"a step, {way}",
+                      profiled(lambda: measured.step(attended), s.device))
+        no_host_waits(report, s, measured)
+
+
+def no_host_waits(report: Report, s, measured: Replays) -> None:
+    """Raises if a decoding step makes the host wait for the GPU."""
+    if s.device == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        measured.engine._advance(s.attended[-1])
+    finally:
+        if s.device == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+    report.add("host waits in a decoding step", "none")
+
+
+# --------------------------------------------------------------------------------------------------
+# transformers.generate
+
+def generate(report: Report, s) -> None:
+    config = transformers.Qwen3_5TextConfig(**model.Config.from_json(s.config).to_json())
     with torch.device(s.device):
         theirs = transformers.AutoModelForCausalLM.from_config(config, dtype=BF16).eval()
     theirs.generation_config.pad_token_id = 0
     theirs.generation_config.eos_token_id = None
-    weights, row = sum(p.nbytes for p in ours.parameters()), row_bytes(ours, s)
-    sample(ours, s, s.slots[0], 3, True)        # libraries load
     for slots in s.slots:
-        floor = slots * bandwidth / (weights + slots * row)
-        report.add(f"{slots} slots: floor", floor, "tokens/s",
-                   f"{weights / memory.GIB:.1f} GiB of weights, "
-                   f"{slots * row / memory.GIB:.1f} GiB of state per step")
-        our_rates(report, s, ours, slots, floor)
         rate = their_rate(theirs, s, slots)
-        report.add(f"{slots} slots: transformers.generate", rate, "tokens/s",
-                   f"{rate / floor:.0%} of the floor, prefill included, from {s.new_generate} "
-                   f"tokens")
-    no_host_waits(report, s, ours)
-
-
-def our_rates(report: Report, s, ours, slots: int, floor: float) -> None:
-    tokens = {}
-    for name in ("captured", "eager"):
-        tokens[name], engine = sample(ours, s, slots, s.new, name == "captured")
-        if name == "captured" and s.device == "cuda" and not engine.captures:
-            raise RuntimeError("the step could not be captured: see the warning above")
-        rate = slots * s.new / engine.stats.seconds
-        report.add(f"{slots} slots: {name}", rate, "tokens/s",
-                   f"{rate / floor:.0%} of the floor, prefill and captures included")
-    same = [a == b for a, b in zip(tokens["captured"], tokens["eager"], strict=True)]
-    report.add(f"{slots} slots: same rows, captured and eager", sum(same) / len(same), "",
-               "they attend over other widths: rounding")
+        report.add(f"{slots} rows: transformers.generate", rate, "tokens/s",
+                   f"prefill included, from {s.new_generate} tokens")
 
 
 def their_rate(theirs, s, slots: int) -> float:
@@ -234,23 +412,6 @@ def their_rate(theirs, s, slots: int) -> float:
     more = seconds(lambda: generate(1 + s.new_generate), s.device)
     per_token = (more - first) / s.new_generate
     return slots * s.new / (first + per_token * (s.new - 1))
-
-
-def no_host_waits(report: Report, s, ours) -> None:
-    """Raises if a decoding step makes the host wait for the GPU."""
-    state = ours.new_state(s.slots[0], s.prefix)
-    current = torch.zeros(s.slots[0], dtype=torch.long, device=s.device)
-    u = torch.rand(s.slots[0], device=s.device)
-    with torch.no_grad():
-        rollout.draw(ours.step(current, state, 64), u, 0.7)
-        if s.device == "cuda":
-            torch.cuda.set_sync_debug_mode("error")
-        try:
-            rollout.draw(ours.step(current, state, 64), u, 0.7)
-        finally:
-            if s.device == "cuda":
-                torch.cuda.set_sync_debug_mode("default")
-    report.add("host waits in a decoding step", "none")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -274,10 +435,23 @@ def training(report: Report, s, flops: float) -> None:
 
     update()                                    # moments are made, libraries load
     update_gib = peak_of(update, s.device)
-    rollout_gib = peak_of(lambda: sample(sampler, s, s.slots[-1], s.new, True), s.device)
+    rollout_gib = peak_of(lambda: sample(sampler, s, s.slots[-1], s.new), s.device)
     update_speed(report, s, metrics, len(rows), products(sampler), flops)
     compare_memory(report, s, update_gib, rollout_gib)
-    profile(report, s, policy, sampler, rows)
+    batch = grpo.collate(rows[:2], torch.device(s.device))
+    report_events(report, s, "an update", profiled(
+        lambda: grpo.row_logprobs(policy, batch).sum().backward(), s.device))
+
+
+def sample(module, s, slots: int, new: int) -> None:
+    """One rollout: a prefix that all rows share, a suffix each, `new` tokens each."""
+    rng, vocab = np.random.default_rng(0), module.config.vocab_size
+    prefix = rng.integers(0, vocab, s.prefix).tolist()
+    jobs = []
+    for i in range(slots):
+        suffix = rng.integers(0, vocab, s.suffix).tolist()
+        jobs.append(Job(prefix + suffix, (0, i), new, s.prefix, tag=i))
+    list(Engine(module, NoWords(vocab), slots).run(jobs))
 
 
 def random_rows(s, vocab: int) -> list[grpo.Row]:
@@ -323,19 +497,6 @@ def compare_memory(report: Report, s, update_gib: float, rollout_gib: float) -> 
              estimated(s.prefix + s.suffix, s.new, ("rollout",)))):
         report.add(f"{what}: highest allocation", allocated, "GiB",
                    f"estimated {expected:.2f}, ratio {allocated / expected:.3f}")
-
-
-def profile(report: Report, s, policy, sampler, rows: list[grpo.Row]) -> None:
-    """Which attention ran, and where the time of an update and of a decoding step goes."""
-    batch = grpo.collate(rows[:2], torch.device(s.device))
-    length = s.prefix + s.suffix
-    state = sampler.new_state(s.slots[-1], length)
-    current = torch.zeros(s.slots[-1], dtype=torch.long, device=s.device)
-    sampler.step(current, state, length)
-    events = profiled(lambda: grpo.row_logprobs(policy, batch).sum().backward(), s.device)
-    report_events(report, s, "an update", events)
-    events = profiled(lambda: sampler.step(current, state, length), s.device)
-    report_events(report, s, "a decoding step", events)
 
 
 def profiled(work, device: str):
@@ -390,42 +551,72 @@ def marked_tests(report: Report) -> None:
         raise RuntimeError("tests marked gpu failed: see above")
 
 
-def main() -> int:
+def table(files: list[Path]) -> str:
+    """Markdown for the README: what was measured, on which device."""
+    lines = ["| what | measured | device |", "|---|---|---|"]
+    for file in files:
+        read = json.loads(file.read_text())
+        for line in read["figures"]:
+            if line["what"].endswith(": taken") or line["what"].startswith("  "):
+                continue
+            figure = line["figure"]
+            shown = f"{figure:.3g}" if isinstance(figure, float) else figure
+            note = f" ({line['note']})" if line["note"] else ""
+            lines.append(f"| {line['what']} | {shown} {line['unit']}{note} | {read['device']} |")
+        lines += [f"| FAILED | {failure} | {read['device']} |" for failure in read["failed"]]
+    return "\n".join(lines)
+
+
+def measure(report: Report, s, call: str) -> None:
+    speed = report.part("machine", machine, s)
+    bandwidth, flops = speed or (float("nan"), float("nan"))
+    if call == "first":
+        report.part("runs", runs, s)
+        report.part("right", right, s)
+        report.part("capture", capture_failure, s)
+        report.part("replays", replays, s, bandwidth)
+        report.part("update", training, s, flops)
+        return
+    report.part("ways", replays, s, bandwidth, rollout.COMPILE)
+    report.part("generate", generate, s)
+    report.part("logprobs", log_probs, s)
+    if s.device == "cuda":
+        report.part("tests", marked_tests)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("call", choices=("first", "second", "table"))
+    parser.add_argument("files", nargs="*", type=Path, help="of a table: JSON of earlier calls")
     parser.add_argument("--tiny", action="store_true",
                         help="tiny sizes on the CPU: tries this script, measures nothing")
     parser.add_argument("--out", metavar="FILE", type=Path, help="write the numbers there as JSON")
-    args = parser.parse_args()
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> int:
+    if args.call == "table":
+        print(table(args.files))
+        return 0
     if not args.tiny and not torch.cuda.is_available():
         print("error: no CUDA device here, so there is nothing to measure (--tiny tries the script "
               "on the CPU)", file=sys.stderr)
         return 2
-    s, report = TINY if args.tiny else REAL, Report()
+    s = TINY if args.tiny else REAL
     transformers.logging.set_verbosity_error()
     lib_run.setup(0, s.device)
     name = "a CPU, tiny sizes: no number means anything"
     if not args.tiny:
         name = torch.cuda.get_device_name()
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    print(f"{name}; {versions}", flush=True)
-    bandwidth, flops = machine(report, s)
-    with report.part("sampling"):
-        sampling(report, s, bandwidth)
-    with report.part("update, memory, attention"):
-        training(report, s, flops)
-    with report.part("log-probs"):
-        log_probs(report, s)
-    if not args.tiny:
-        with report.part("tests"):
-            marked_tests(report)
+    about = {"device": name, "torch": torch.__version__, "transformers": transformers.__version__}
+    print(about, flush=True)
+    report = Report(args.out, about)
+    measure(report, s, args.call)
     for failure in report.failed:
         print(f"FAILED {failure}")
-    if args.out:
-        numbers = {"device": name, **versions, "failed": report.failed, "figures": report.lines}
-        args.out.write_text(json.dumps(numbers, indent=1) + "\n")
     return 1 if report.failed else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(parse_args()))
