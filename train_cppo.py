@@ -345,16 +345,18 @@ def lacks(start: str, gate: str, args: argparse.Namespace, run: Run) -> list[tup
 # The stage
 
 def train(args: argparse.Namespace, run: Run) -> None:
-    # ---- problems
-    rl.load_prompts(args)
-    problems = rl.load_pool(args, run, "warmup" if args.stage == "warmup" else "joint")
-
-    # ---- models
+    # ---- what it starts with, and without: said before corpora are built, which takes hours
     earlier = ("sft",) if args.stage == "warmup" else ("warmup", "sft")
     start, message = stage_model(run.home, earlier, args.model)
     path = gate_path(args, run)
     run.say(message)
     run.warn_of_lacks(lacks(start, path, args, run))
+
+    # ---- problems
+    rl.load_prompts(args)
+    problems = rl.load_pool(args, run, "warmup" if args.stage == "warmup" else "joint")
+
+    # ---- models
     args.with_think = flags_of(start).get("with_think", False)  # as train_sft.py has taught it
     models = rl.load_models(args, run, start)
     held_out = load_dev(args, problems, run)
