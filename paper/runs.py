@@ -189,6 +189,11 @@ def key_of(run: Path, evaluation: Evaluation) -> tuple[str, str, str]:
     benchmark = BENCHMARKS.get(setting["benchmark"], setting["benchmark"])
     stage = evaluation.path.parent.parent.relative_to(run).as_posix()
     system = f"{'base' if stage == '.' else stage}/{setting['method']}"
+    # another checkpoint of a stage is no other seed of it
+    if setting.get("step"):
+        system += f"-step{setting['step']}"
+    if Path(setting.get("model") or "").name == "best":
+        system += "-best"
     if setting["shuffle_strategies"]:
         system += "-shuffled"
     return model, benchmark, system

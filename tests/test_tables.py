@@ -52,6 +52,17 @@ def test_seeds_of_one_method_were_sampled_in_one_way(tmp_path):
         find([tmp_path / "m-seed0", tmp_path / "m-seed1"])
 
 
+def test_another_checkpoint_of_a_stage_is_no_other_seed_of_it(tmp_path):
+    for name, setting in (("a", {}), ("b", {"step": 60}), ("c", {"model": "runs/m/cppo/best"})):
+        write_run(tmp_path / "m", "cppo", "tuple", benchmark=name, **setting)
+        card = tmp_path / "m" / "cppo" / "eval" / f"{name}-tuple.json"
+        kept = json.loads(card.read_text())
+        kept["setting"]["benchmark"] = "heldout"
+        card.write_text(json.dumps(kept))
+    systems = [key[2] for key in find([tmp_path / "m"]).evaluations]
+    assert systems == ["cppo/tuple", "cppo/tuple-step60", "cppo/tuple-best"]
+
+
 def test_an_archive_of_a_run_is_that_run(folders, runs):
     archived = find([pack(folder) for folder in folders])
     assert archived.evaluations.keys() == runs.evaluations.keys()
