@@ -69,11 +69,14 @@ def locate(path: Path) -> Path | zipfile.Path:
 
 
 def read(path: Path) -> str:
-    """A text file, compressed or not."""
+    """A text file, compressed or not. UserError if it is binary."""
     data = locate(path).read_bytes()
     if path.suffix == ".gz":
         data = gzip.decompress(data)
-    return data.decode()
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text") from None
 
 
 def beside(path: Path, ending: str) -> Path:

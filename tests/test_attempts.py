@@ -159,3 +159,9 @@ def test_both_figures_are_printed_where_published_errata_are_among_the_problems(
         ["0.500", "1.000"]
     evaluate.print_scores(args, problems[:1], evaluation, [])
     assert "errata" not in capsys.readouterr().out
+
+
+def test_a_binary_file_is_named(tmp_path):
+    (tmp_path / "x.jsonl").write_bytes(b"\xfd\xfe")
+    with pytest.raises(UserError, match="x.jsonl is not UTF-8 text"):
+        attempts.load(tmp_path / "x.jsonl")
