@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_iter
 import grpo
 import model
 import rollout
-from lib import errors, flags
+from lib import errors, flags, weights
 from lib.errors import UserError
 
 GIB = 2 ** 30
@@ -71,8 +71,11 @@ def fused_attention():
     """The meta device would make attention's matrix of scores, which kernels of a GPU do not. And
     transformers would look whether position ids start anew within a row, at values that are not
     there."""
-    def fused(q, k, v, attn_mask=None, **_):
+    def fused(q, k, v, attn_mask=None, *, enable_gqa=False, **_):
         bias = None
+        if enable_gqa:              # a kernel reads grouped keys where they are, without a copy
+            shape = (*q.shape[:2], *k.shape[2:])
+            k, v = k[:, :1].expand(shape), v[:, :1].expand(*shape[:3], v.shape[3])
         if attn_mask is not None:
             bias = q.new_empty(attn_mask.shape).expand(*q.shape[:3], k.shape[2])
         attention = torch.ops.aten._scaled_dot_product_efficient_attention
@@ -110,8 +113,7 @@ def skeleton(path_or_id: str, dtype: torch.dtype, revision: str | None = None) -
         from lib.adapter import Adapter
         config = transformers.AutoConfig.from_pretrained(file.parent)
         module = Adapter(transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval())
-        for table in module.per_layer_tables:           # as the training scripts do
-            table.requires_grad_(False)
+        weights.freeze_tables(module)           # as the training scripts do
         return module
 
 
@@ -239,6 +241,18 @@ def report(estimated: dict[str, dict[str, int]], gpu_bytes: int) -> str:
                          f"helps: {remedy}")
     lines.append(f"each total includes {CUDA_CONTEXT / GIB} GiB for the driver and libraries")
     return "\n".join(lines)
+
+
+def decoding_line(module: nn.Module, slots: int, prompt_tokens: int, new_tokens: int) -> str:
+    """What sampling will hold, to be printed before it does."""
+    forks = module.can_fork
+    size = ""
+    if forks:
+        state = module.new_state(1, prompt_tokens + new_tokens)
+        row = sum(t.nbytes for layer in state.layers for t in layer)
+        size = f", about {slots * row / 2 ** 20:,.0f} MiB of state"
+    return (f"sampling: {slots} slots of {prompt_tokens} + {new_tokens} tokens{size}; "
+            f"cache forks, prompts shared: {'yes' if forks else 'no'}")
 
 
 # --------------------------------------------------------------------------------------------------

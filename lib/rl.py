@@ -8,7 +8,6 @@ import argparse
 import dataclasses
 import math
 import random
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -165,13 +164,15 @@ def load_models(args: argparse.Namespace, run: Run, path_or_id: str) -> Models:
     return Models(start, tokenizer, policy, reference, sampler, optimizer)
 
 
-def make_engine(args: argparse.Namespace, run: Run, models: Models,
-                longest_prompt: int) -> rollout.Engine:
-    """The sampling engine. On a GPU the worst micro-batch goes through first: the token budget may
-    shrink, once, before step 0."""
+def make_engine(args: argparse.Namespace, run: Run, models: Models, longest_prompt: int,
+                rows: int) -> rollout.Engine:
+    """The sampling engine; `rows` of all ranks may decode together. On a GPU the worst micro-batch
+    goes through first: the token budget may shrink, once, before step 0."""
+    slots = min(args.slots, -(-rows // run.world))
+    run.say(memory.decoding_line(models.sampler, slots, longest_prompt, args.max_solve_tokens))
     with errors.user_input():
-        show = sampling_progress() if run.main else None
-        engine = rollout.Engine(models.sampler, models.tokenizer, args.slots, args.temperature,
+        show = progress.sampling() if run.main else None
+        engine = rollout.Engine(models.sampler, models.tokenizer, slots, args.temperature,
                                 stop_flag=run.stop_asked, progress=show, compile=args.compile)
     args.token_budget, shrunk = memory.probe(
         models.policy, models.reference, models.optimizer, prompt_tokens=longest_prompt,
@@ -271,25 +272,6 @@ def timings(parts: list[dict], updated: dict, seconds: float) -> dict:
         "seconds_sampling": max(s.seconds for s in stats),
         "seconds_verifying": max(part["waited"] for part in parts),
     }
-
-
-def sampling_progress() -> Callable[[rollout.Engine], None]:
-    """For the engine to call: prints a line every PROGRESS_SECONDS of sampling."""
-    last = 0.0
-
-    def show(engine: rollout.Engine) -> None:
-        nonlocal last
-        stats = engine.stats
-        if stats.seconds < last:            # another rollout has begun
-            last = 0.0
-        if stats.seconds - last < progress.PROGRESS_SECONDS:
-            return
-        last = stats.seconds
-        rate = stats.live_row_steps / stats.seconds
-        print(f"sampling: {stats.rows} rows done, {len(engine.owner)} decode, {len(engine.queue)} "
-              f"wait; {rate:,.0f} tokens/s, {stats.idle_share:.0%} of the slots idle",
-              file=sys.stderr, flush=True)
-    return show
 
 
 def check_pool_size(problems: list, args: argparse.Namespace) -> None:

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer
 
 import model
-from lib import errors
+from lib import errors, weights
 from lib.errors import UserError
 from lib.run import Run
 
@@ -25,7 +24,7 @@ def load_start(run: Run, path_or_id: str | Path) -> tuple[nn.Module, object, Pat
         if start.resolve().is_relative_to(run.folder.resolve()):
             raise UserError(f"--model {start} lies in {run.folder}, which this stage writes: "
                             f"name another --run")
-        tokenizer = AutoTokenizer.from_pretrained(start)
+        tokenizer = weights.load_tokenizer(start)
         policy = model.load(start, torch.float32, run.device)
         model.check_fits(policy, tokenizer)
     for name, weight in policy.named_parameters():
@@ -34,8 +33,11 @@ def load_start(run: Run, path_or_id: str | Path) -> tuple[nn.Module, object, Pat
     # Activations kept whole take several times the memory of a 2B model's update. On a CPU small
     # models are trained, and time is what is short.
     policy.checkpointing = run.device.type == "cuda"
-    for table in policy.per_layer_tables:           # Gemma's: half of the model, left as it is
-        table.requires_grad_(False)
+    for doubt in weights.doubts(policy, tokenizer):
+        run.warn(doubt)
+    frozen = weights.freeze_tables(policy)
+    if frozen:
+        run.say(frozen)
     return policy, tokenizer, start
 
 

@@ -6,6 +6,7 @@ transformers and serving engines load the result as they loaded the original.
 """
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterable
@@ -284,6 +285,45 @@ def whole(p: Tensor) -> Tensor:
     """Full tensor, where it lies. Collective if sharded."""
     p = p.detach()
     return p.full_tensor() if isinstance(p, DTensor) else p
+
+
+def load_tokenizer(folder: str | Path):
+    """The tokenizer of a checkpoint folder. ValueError in one sentence if it has none."""
+    from transformers import AutoTokenizer
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except Exception as error:          # a broken file raises whatever its reader raises
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{folder} holds no tokenizer that transformers can read: "
+                         f"{reason:.200}") from error
+
+
+def doubts(module: nn.Module, tokenizer) -> list[str]:
+    """What is allowed about a checkpoint and often a mistake, a sentence each."""
+    from rollout import end_ids
+    found = []
+    if not getattr(tokenizer, "chat_template", None):
+        found.append("the tokenizer has no chat template: prompts are plain text, as for a base "
+                     "model")
+    if not end_ids(module, tokenizer):
+        found.append("neither tokenizer nor config names an id that ends a reply: every reply runs "
+                     "to its length limit")
+    return found
+
+
+def freeze_tables(module: nn.Module) -> str:
+    """Freeze Gemma's per-layer embeddings, which are half of E2B: AdamW's moments for all of their
+    rows take more memory than the rest (Adapter.per_layer_tables). CPPO_TRAIN_TABLES=1 trains them.
+    Returns a sentence for the log, "" for any other model."""
+    frozen = 0
+    for table in module.per_layer_tables:
+        trains = os.environ.get("CPPO_TRAIN_TABLES") == "1"
+        table.requires_grad_(trains)
+        frozen += 0 if trains else sum(p.numel() for p in table.parameters())
+    if not frozen:
+        return ""
+    return (f"per-layer embeddings are frozen: {frozen / 1e9:.2f} B parameters "
+            f"(CPPO_TRAIN_TABLES=1 trains them)")
 
 
 def check_fits(module: nn.Module, tokenizer, rows: Iterable[tuple[str, int]] = ()) -> None:

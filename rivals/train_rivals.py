@@ -167,7 +167,7 @@ def train(args: argparse.Namespace, run: Run) -> None:
     held_out, _ = those_that_fit(held_out, models, args, run)
     rl.check_pool_size(problems, args)
     rl.count_steps(problems, args)
-    engine = rl.make_engine(args, run, models, longest)
+    engine = rl.make_engine(args, run, models, longest, args.problems_per_step * args.num_attempts)
     verifier = rl.make_verifier()
     config = {"verifier": {"tier": verifier.tier, **verifier.report}}
     state = run.resume(models.policy, models.optimizer, models.tokenizer, config=config,

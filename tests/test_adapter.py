@@ -10,6 +10,7 @@ import transformers
 from tiny import edit, tokens
 
 import model
+from lib.adapter import Adapter, distance
 
 V = tiny.VOCAB
 
@@ -155,3 +156,28 @@ def test_an_adapters_checkpoint_must_be_complete_too(tmp_path):
     edit(folder, lambda t: t.update({"model.layers.0.mlp.up_proj.weight": torch.ones(3, 3)}))
     with pytest.raises(ValueError, match="has the wrong shape for"):
         model.load(folder)
+
+
+def released(folder):
+    """As large as it must be for bf16 to round: 8 layers, and a table of tokens that matters."""
+    torch.manual_seed(0)
+    made = transformers.LlamaForCausalLM(transformers.LlamaConfig(
+        vocab_size=V, hidden_size=192, intermediate_size=384, num_hidden_layers=8,
+        num_attention_heads=6, num_key_value_heads=2, max_position_embeddings=512))
+    tiny.stir(made, 0).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_probe_of_forks_knows_rounding_from_a_mask_that_is_off_by_one(tmp_path, dtype,
+                                                                         monkeypatch):
+    module = model.load(released(tmp_path / "a"), dtype)
+    assert module._forks()
+    masks = Adapter._masks
+    monkeypatch.setattr(Adapter, "_masks", lambda self, at, limit: masks(self, at - 1, limit))
+    assert not module._forks()
+
+
+def test_logits_that_differ_by_a_constant_are_the_same():
+    a = torch.randn(3, V)
+    assert distance(a + 5, a) < 1e-6 < distance(a.roll(1, -1), a)

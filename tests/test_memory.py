@@ -7,6 +7,7 @@ from contextlib import nullcontext
 import pytest
 import tiny
 import torch
+import transformers
 
 import grpo
 import model
@@ -129,6 +130,34 @@ def test_other_architectures_are_estimated_too_without_their_frozen_table(tmp_pa
         and estimate["update"]["activations"] > 400 * tiny.VOCAB * 4
     )
     assert [memory.largest_micro_batch(50, 50, 400, shared) for shared in (True, False)] == [7, 4]
+
+
+SHAPE = dict(vocab_size=tiny.VOCAB, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+             num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512)
+WINDOW = dict(head_dim=16, sliding_window=16)
+EXPERTS = dict(num_experts=4, num_experts_per_tok=2)
+FAMILIES = {
+    "llama": {}, "qwen2": {}, "qwen3": dict(head_dim=16), "mistral": dict(sliding_window=16),
+    "gemma2": WINDOW, "gemma3_text": WINDOW, "phi3": dict(pad_token_id=0), "olmo2": {},
+    "smollm3": dict(pad_token_id=0), "starcoder2": {}, "gpt_neox": {}, "glm": dict(
+        head_dim=16, pad_token_id=0), "olmoe": EXPERTS, "gpt2": dict(
+        n_embd=64, n_layer=2, n_head=4)}
+slow = [name for name in FAMILIES if name not in ("llama", "gemma3_text")]
+
+
+@pytest.mark.parametrize("name", [
+    pytest.param(name, marks=[pytest.mark.slow] if name in slow else []) for name in FAMILIES])
+def test_families_of_transformers_are_estimated_with_grouped_queries_and_all(name, tmp_path):
+    """Keys and values of two heads by hand, four where queries are not grouped."""
+    config = transformers.AutoConfig.for_model(name, **SHAPE | FAMILIES[name])
+    config.save_pretrained(tmp_path)
+    module = memory.skeleton(str(tmp_path), torch.bfloat16)
+    found = memory.estimate(module, world=1, prompt_tokens=50, new_tokens=50, token_budget=400,
+                            slots=8)
+    heads = config.num_attention_heads if name in ("gpt2", "gpt_neox") else 2
+    keys_and_values = 2 * 2 * 8 * heads * 16 * 129 * 2
+    assert found["rollout"]["state rows"] == pytest.approx(keys_and_values, rel=0.01)
+    assert found["update"]["activations"] > 400 * tiny.VOCAB * 4
 
 
 @pytest.mark.parametrize("available,rows", [(10000, 49), (1000, 4), (400, 1), (100, 0)])
