@@ -33,6 +33,14 @@ FAULTS = ("parse", "duplicate", "leak", "vague", "off_topic")
 # statements are full of braces.
 
 TEMPLATES = {
+    # a system turn before every prompt; "": none, and the chat template writes its own
+    "system": "",
+    # how a problem is shown, the {statement} of all other templates. To show public tests, too:
+    # "{statement}\n\nExamples:\n{examples}"
+    "problem": "{statement}",
+    # one public test of {examples}: of a function, and of a program
+    "call_example": "{call} == {output}",
+    "io_example": "Input:\n{input}\nOutput:\n{output}",
     # the {format} of a reply: a whole program, a call, or a predicted value
     "code_format": """Write one complete Python 3 program that reads standard input and writes \
 standard output. Reply with the program in a single ```python code block.""",
@@ -213,6 +221,7 @@ def problem_holes(problem) -> dict[str, str]:
     if kind == "test_output":
         statement = fill("test_output", statement=statement, starter_code=starter_code,
                          call=problem.call)
+    statement = fill("problem", statement=statement, examples=examples(problem)).strip()
     if kind != "code":
         reply_format = TEMPLATES["answer_format"]
     elif problem.fn_name or starter_code:
@@ -221,6 +230,20 @@ def problem_holes(problem) -> dict[str, str]:
     else:
         reply_format = TEMPLATES["code_format"]
     return {"statement": statement, "format": reply_format, "starter_code": starter_code}
+
+
+def examples(problem) -> str:
+    """The problem's public tests, "" if it has none."""
+    shown = []
+    for test in getattr(problem, "public_tests", ()):
+        if problem.fn_name:
+            arguments = ", ".join(map(repr, json.loads(test["input"])))
+            call = f"{problem.fn_name}({arguments})"
+            shown.append(fill("call_example", call=call, output=repr(json.loads(test["output"]))))
+        else:
+            shown.append(fill("io_example", input=test["input"].rstrip("\n"),
+                              output=test["output"].rstrip("\n")))
+    return "\n".join(shown)
 
 
 def plan(problem, k: int = 4) -> str:
@@ -251,15 +274,22 @@ def encode(tokenizer, text: str, think: bool = False) -> list[int]:
     """Token ids of one user turn up to where the reply begins. A tokenizer without a chat template
     gets the plain text."""
     if not getattr(tokenizer, "chat_template", None):
-        return tokenizer(text)["input_ids"]
+        system = TEMPLATES["system"]
+        return tokenizer(f"{system}\n\n{text}" if system else text)["input_ids"]
     # the template writes the bos token itself
     return tokenizer(chat_text(tokenizer, text, think), add_special_tokens=False)["input_ids"]
 
 
 def chat_text(tokenizer, text: str, think: bool) -> str:
     # Thinking is switched by name, because its default differs between sizes of one model.
-    return tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False,
-                                         add_generation_prompt=True, enable_thinking=think)
+    return tokenizer.apply_chat_template(turns(text), tokenize=False, add_generation_prompt=True,
+                                         enable_thinking=think)
+
+
+def turns(text: str) -> list[dict[str, str]]:
+    """The system turn, if TEMPLATES has one, and a user turn."""
+    system = [{"role": "system", "content": TEMPLATES["system"]}] if TEMPLATES["system"] else []
+    return [*system, {"role": "user", "content": text}]
 
 
 def thought_mark(tokenizer) -> str:

@@ -8,7 +8,7 @@ import hashlib
 import os
 import random
 from collections import Counter, defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from lib import files
 from lib.errors import UserError
@@ -27,6 +27,7 @@ class Label:
     kind: str = ""                          # "positive", or the fault: duplicate, leak, vague, ...
     starter_code: str = ""
     fn_name: str | None = None
+    public_tests: list[dict[str, str]] = field(default_factory=list)
 
     def __post_init__(self):
         self.kind = self.kind or (POSITIVE if self.label else "negative")
@@ -55,18 +56,20 @@ def read_label(row: dict, problems: dict) -> Label:
         raise UserError('a gate label is an object with "problem_id", "plan" and "label"')
     if row.get("label") not in (0, 1):
         raise UserError(f'"label" must be 1 (Pass) or 0 (Fail), not {row.get("label")!r}')
-    problem_id = str(row["problem_id"])
-    if not row.get("statement"):
-        if problem_id not in problems:
-            raise UserError(f'it has no "statement", and no problem {problem_id!r} is known to '
-                            f"take it from; pass the problem file by --problems")
+    problem_id, label = str(row["problem_id"]), int(row["label"])
+    if problem_id in problems:
         problem = problems[problem_id]
-        row = row | {"statement": problem.statement, "starter_code": problem.starter_code,
-                     "fn_name": problem.fn_name}
+        given = {name: value for name, value in row.items() if value}
+        row = {"statement": problem.statement, "starter_code": problem.starter_code,
+               "fn_name": problem.fn_name, "public_tests": problem.public_tests} | given
+    if not row.get("statement"):
+        raise UserError(f'it has no "statement", and no problem {problem_id!r} is known to '
+                        f"take it from; pass the problem file by --problems")
     if not isinstance(row["statement"], str):
         raise UserError(f'"statement" must be text, not {row["statement"]!r:.60}')
-    return Label(problem_id, row["statement"], plan, int(row["label"]), row.get("kind") or "",
-                 row.get("starter_code") or "", row.get("fn_name"))
+    return Label(problem_id, row["statement"], plan, label, row.get("kind") or "",
+                 row.get("starter_code") or "", row.get("fn_name"),
+                 row.get("public_tests") or [])
 
 
 def save_labels(path: str | os.PathLike, labels: list[Label],
@@ -75,7 +78,7 @@ def save_labels(path: str | os.PathLike, labels: list[Label],
     all."""
     rows = []
     for i, label in enumerate(labels):
-        row = {name: value for name, value in asdict(label).items() if value not in ("", None)}
+        row = {name: value for name, value in asdict(label).items() if value not in ("", None, [])}
         if p_pass:
             row["p_pass"] = p_pass[i]
         rows.append(row)

@@ -115,18 +115,26 @@ def problem_from_json(row: Any) -> Problem:
         if key not in row:
             raise ValueError(f"key {key!r} is missing")
     problem = Problem(**{key: value for key, value in row.items() if key in FIELDS})
+    check_problem(problem)
+    problem.tests = without_notes(problem.tests)
+    problem.public_tests = without_notes(problem.public_tests)
+    return problem
+
+
+def check_problem(problem: Problem) -> None:
+    """ValueError if a field does not hold what it should, or if the verifier would refuse it."""
     for name, (holds, needed) in CHECKS.items():
         value = getattr(problem, name)
         if not holds(value):
             raise ValueError(f"{name!r} must be {needed}, found {value!r:.60}")
-    problem.tests = without_notes(problem.tests)
-    problem.public_tests = without_notes(problem.public_tests)
     if problem.kind == "code":
         verifier.check_item(verifier_item(problem, "", official_limits=True))
         check_starter_code(problem)
+        if problem.public_tests:
+            on_public = dataclasses.replace(problem, tests=problem.public_tests)
+            verifier.check_item(verifier_item(on_public, ""))
     elif problem.answer is None:
         raise ValueError(f"a problem of kind {problem.kind} needs an 'answer'")
-    return problem
 
 
 def check_starter_code(problem: Problem) -> None:
@@ -160,7 +168,7 @@ def load_problems(path: str | os.PathLike) -> list[Problem]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no problem file at {path}: make the pools with "
-                        f"`python -m prepare.corpora`, or pass a file")
+                        f"`python -m prepare.corpora`, or pass a file (docs/own_problems.md)")
     problems: list[Problem] = []
     first_line: dict[str, int] = {}
     unknown: set[str] = set()

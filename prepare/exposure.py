@@ -94,8 +94,10 @@ def check_pool(path: str | os.PathLike, corpora: str | os.PathLike = "corpora") 
     path = Path(path)
     builds = [folder for folder in (path.parent, Path(corpora)) if (folder / MANIFEST).exists()]
     if not builds:
+        if is_acknowledged(path):
+            return ""
         return (f"{path} has no manifest: whether it shares problems with the evaluation sets is "
-                f"not known")
+                f"not known (a pool of your own? `python -m prepare.check FILE --own`)")
     folder = builds[0]
     problems = mentioned_problems(path)
     overlaps, doubts = HeldOut(folder).overlaps(problems)
@@ -114,6 +116,16 @@ def check_pool(path: str | os.PathLike, corpora: str | os.PathLike = "corpora") 
         return (f"{path}: {len(doubts)} problem(s) share text with evaluation problems, like "
                 f"{name!r}; is it more than boilerplate? \"{text:.300}\"")
     return ""
+
+
+def acknowledgement(path: Path) -> Path:
+    """Where `prepare.check --own` says that a missing manifest is known, and of which content."""
+    return path.with_suffix(".own.json")
+
+
+def is_acknowledged(path: Path) -> bool:
+    mine = acknowledgement(path)
+    return mine.exists() and json.loads(mine.read_text()).get("sha256") == tree_hash(path)
 
 
 def check_pools(*paths: str | os.PathLike | None) -> str:

@@ -346,3 +346,42 @@ def test_a_wrong_prompt_file_is_reported(tmp_path, own_templates, text, message)
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         prompts.load(str(path))
+
+
+# ----------------------------------------------------------------------------------------------
+# Public tests and a system turn: both off by default
+
+class Call(Problem):
+    fn_name, starter_code = "add", "def add(a, b):"
+    public_tests = [{"input": "[1, [true]]", "output": "null"}]
+    tests = [{"input": "[8, 9]", "output": "17"}]
+
+
+class Chat:
+    """A tokenizer whose ids are characters."""
+    chat_template = "yes"
+
+    def apply_chat_template(self, turns, **_):
+        return "".join(f"{turn['role']}: {turn['content']}\n" for turn in turns)
+
+    def __call__(self, text, **_):
+        return {"input_ids": list(text)}
+
+
+def test_public_tests_are_shown_where_the_template_says_so_and_hidden_ones_never(monkeypatch):
+    problem = Call()
+    assert "add(1" not in prompts.direct(problem)
+    monkeypatch.setitem(prompts.TEMPLATES, "problem", "{statement}\n\nExamples:\n{examples}")
+    for text in (prompts.direct(problem), prompts.plan(problem), prompts.gate(problem, "A: x")):
+        assert "Examples:\nadd(1, [True]) == None" in text and "17" not in text
+    problem.fn_name, problem.public_tests = None, [{"input": "1 2\n", "output": "3\n"}]
+    assert "Input:\n1 2\nOutput:\n3\n" in prompts.direct(problem)
+
+
+def test_a_system_turn_comes_before_the_user_s(monkeypatch):
+    chat = Chat()
+    assert "".join(prompts.encode(chat, "x")) == "user: x\n"
+    monkeypatch.setitem(prompts.TEMPLATES, "system", "Be brief.")
+    assert "".join(prompts.encode(chat, "x")) == "system: Be brief.\nuser: x\n"
+    chat.chat_template = None
+    assert "".join(prompts.encode(chat, "x")) == "Be brief.\n\nx"
