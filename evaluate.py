@@ -17,29 +17,37 @@ defines the scores.
 
 import argparse
 import json
+import os
 import sys
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from transformers import AutoTokenizer
-
 import model
 import prompts
 from gate import Gate, RuleGate
-from lib import errors, export, flags
+from lib import errors, export, flags, memory, weights
 from lib import run as lib_run
 from lib.errors import UserError
 from lib.parts import Parts
 from lib.problems import Problem, load_problems
-from lib.progress import progress
+from lib.progress import progress, sampling
 from paper import attempts, cards
 from prepare.ask import Cache, Responder
 from prepare.corpora import is_erratum
 from prepare.judge import Judge, open_source
 from rivals.inference import Grader, attempts_at
-from rivals.methods import METHODS, Setting, attempts_per_draw, draws_per_problem, shuffled_donors
+from rivals.methods import (
+    METHODS,
+    Setting,
+    attempts_per_draw,
+    draws_per_problem,
+    expected_rows,
+    most_rows,
+    shuffled_donors,
+)
 from rivals.programs import grade_programs, read_programs
 from rollout import COMPILE, Engine
 from verifier import SandboxError, Verifier
@@ -147,6 +155,15 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(f"--out {args.out}: call it *.jsonl (settings go to a .json beside it)")
 
 
+def check_writable(out: Path) -> None:
+    """UserError before anything is loaded, and without writing, if `out` could not be written."""
+    folder = out.resolve().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"{out} cannot be written: {folder} is no folder that you may write to")
+
+
 def read_task(args: argparse.Namespace) -> Task:
     """Read what the flags name, and put what follows from it into args."""
     args.problems = args.problems or f"corpora/{args.benchmark}.jsonl"
@@ -175,7 +192,9 @@ def read_task(args: argparse.Namespace) -> Task:
         programs = None
         made = draws_per_problem(args.method, setting) * attempts_per_draw(args.method, setting)
         expected = {problem.id: made for problem in problems}
-    return Task(problems, setting, programs, Parts(args.out or default_out(args), expected))
+    out = args.out or default_out(args)
+    check_writable(out)
+    return Task(problems, setting, programs, Parts(out, expected))
 
 
 def warn_of_few(expected: dict[str, int], k: int) -> None:
@@ -223,7 +242,9 @@ def load_gate(args: argparse.Namespace, ranks: lib_run.Ranks) -> Gate | RuleGate
         return Gate.load(args.gate, ranks.device, lib_run.compute_dtype(args.dtype, ranks.device))
 
 
-def load_engine(args: argparse.Namespace, ranks: lib_run.Ranks) -> Engine:
+def load_engine(args: argparse.Namespace, task: Task, mine: list[Problem],
+                ranks: lib_run.Ranks) -> Engine:
+    """The engine for the problems of this rank: no more slots than rows that may decode at once."""
     dtype = lib_run.compute_dtype(args.dtype, ranks.device)
     with errors.user_input():
         if args.step:
@@ -231,11 +252,36 @@ def load_engine(args: argparse.Namespace, ranks: lib_run.Ranks) -> Engine:
         else:
             folder = model.find(args.model, args.revision)
             module = model.load(folder, dtype, ranks.device)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = weights.load_tokenizer(folder)
         if args.with_think:
             prompts.thought_mark(tokenizer)     # raises where the template has no thinking
-        return Engine(module.eval(), tokenizer, args.slots, args.temperature, args.top_k,
-                      args.top_p, compile=args.compile)
+        longest = check_context(args, module, tokenizer, mine)
+    slots = max(1, min(args.slots, len(mine) * most_rows(args.method, task.setting)))
+    total = len(mine) * expected_rows(args.method, task.setting)
+    if ranks.main and mine:
+        say = [*weights.doubts(module, tokenizer),
+               memory.decoding_line(module, slots, longest, args.max_solve_tokens)]
+        print("\n".join(say), file=sys.stderr)
+    with errors.user_input():
+        return Engine(module.eval(), tokenizer, slots, args.temperature, args.top_k, args.top_p,
+                      progress=sampling(total) if ranks.main else None,
+                      compile=args.compile)
+
+
+def check_context(args: argparse.Namespace, module, tokenizer, mine: list[Problem]) -> int:
+    """Tokens of the longest prompt. UserError if one leaves too little of the model's context."""
+    context = getattr(module.config, "max_position_embeddings", None)
+    planned = args.method in attempts.PLANNED
+    replies = args.max_solve_tokens + planned * args.max_plan_tokens
+    longest = 1
+    for problem in mine:
+        prompt = len(prompts.encode(tokenizer, prompts.direct(problem)))
+        longest = max(longest, prompt)
+        if context and prompt + replies > context:
+            lower = "--max-solve-tokens or --max-plan-tokens" if planned else "--max-solve-tokens"
+            raise UserError(f"problem {problem.id!r}: a prompt of {prompt} tokens and replies of "
+                            f"{replies} exceed the model's context of {context}: lower {lower}")
+    return longest
 
 
 # ----------------------------------------------------------------------------------------------
@@ -244,7 +290,10 @@ def load_engine(args: argparse.Namespace, ranks: lib_run.Ranks) -> Engine:
 def make_attempts(args: argparse.Namespace, task: Task, ranks: lib_run.Ranks, card: dict) -> None:
     """Every attempt that is not on disk yet, and the card beside them. Collective."""
     gate = load_gate(args, ranks)
-    engine = load_engine(args, ranks) if args.model else None
+    # before anything of this run is on disk: what is left to do may only shrink
+    done = {} if args.fresh else task.parts.done()
+    mine = [p for p in task.problems[ranks.rank::ranks.world] if p.id not in done]
+    engine = load_engine(args, task, mine, ranks) if args.model else None
     with errors.user_input():
         verifier = Verifier(args.workers or lib_run.local_workers(), mode=VERIFIER_MODE)
     ranks.barrier()             # all ranks passed their checks: safe to write
@@ -253,10 +302,9 @@ def make_attempts(args: argparse.Namespace, task: Task, ranks: lib_run.Ranks, ca
         if args.fresh:
             parts.clear()
         card["ceilings"] = cards.ceilings(task.problems, (*attempts.SWEEP, *args.k), task.setting.k)
-        parts.begin(card)
+        with errors.user_input():
+            parts.begin(card)
     ranks.barrier()
-    done = parts.done()
-    mine = [p for p in task.problems[ranks.rank::ranks.world] if p.id not in done]
     if ranks.main and done:
         print(f"{len(done)} of {len(task.problems)} problems are done already", file=sys.stderr)
 
@@ -286,6 +334,17 @@ def make_attempts(args: argparse.Namespace, task: Task, ranks: lib_run.Ranks, ca
 # ----------------------------------------------------------------------------------------------
 # What is printed
 
+def statuses(evaluation: attempts.Evaluation) -> str:
+    """How the attempts ended, the most frequent first."""
+    counts = Counter(attempt["status"] for made in evaluation.problems.values() for attempt in made)
+    listed = ", ".join(f"{status} {count}" for status, count in counts.most_common())
+    line = f"{counts.total()} attempts: {listed}"
+    for status, flag in (("cut", "--max-solve-tokens"), ("plan_cut", "--max-plan-tokens")):
+        if counts[status] > counts.total() / 2:
+            line += f"\nmost replies were cut: does the model end its turn? else raise {flag}"
+    return line
+
+
 def print_scores(args: argparse.Namespace, problems: list[Problem],
                  evaluation: attempts.Evaluation, others: list[attempts.Evaluation]) -> None:
     print(f"{args.benchmark}, {args.method}: {len(evaluation.problems)} problems, "
@@ -297,6 +356,7 @@ def print_scores(args: argparse.Namespace, problems: list[Problem],
         rest = attempts.without(evaluation, errata)
         rows += [{"K": k} | attempts.scores(rest, k, args.select) for k in args.k]
     print(attempts.render(rows))
+    print(statuses(evaluation))
     reply_scores = attempts.reply_scores(evaluation)
     if reply_scores:
         print(attempts.render([reply_scores]))

@@ -260,6 +260,9 @@ def audit(engine: rollout.Engine, gate, submitter: Submitter, problems: list,
         lambda: collect_one(engine, gate, submitter, mine, (args.seed, "audit"), args))
     tuples = [t for [t] in batch.tuples]
     branches = branches_of(batch.tuples)
+    for part in run.gather(audit_records(batch, args)):
+        for record in part:
+            run.log(record, "audit_samples")
     counts = [len(tuples), sum(t.strategies is not None for t in tuples), batch.R_out.sum(),
               batch.J.sum(), (batch.R_plan > 0).sum(), sum(cut(t.plan) for t in tuples),
               len(branches), sum(cut(b.sample) for b in branches)]
@@ -269,6 +272,16 @@ def audit(engine: rollout.Engine, gate, submitter: Submitter, problems: list,
     return {"problems": int(n), "parsed": parsed / n, "pass_at_k": solved / n, "valid": valid / n,
             "R_plan_density": dense / n, "plan_cut": plans_cut / n,
             "solve_cut": cut_programs / max(1, programs)}
+
+
+def audit_records(batch: Batch, args: argparse.Namespace) -> list[dict]:
+    """Every plan and reply of the audit, as samples.jsonl has those of the steps."""
+    records = []
+    for problem, [t], J, R_out in zip(batch.problems, batch.tuples, batch.J, batch.R_out,
+                                      strict=True):
+        record = diagnostics.tuple_record(t, torch.zeros(args.num_strategies))
+        records.append({"problem_id": problem.id} | record | {"J": J.item(), "R_out": R_out.item()})
+    return records
 
 
 def cut(sample: rollout.Sample) -> bool:
@@ -368,7 +381,10 @@ def train(args: argparse.Namespace, run: Run) -> None:
     if args.refresh_every and path == "rule":
         raise UserError("--refresh-every needs a trained gate: run train_rm.py first")
     judge = Judge(args, run) if args.judge else None
-    engine = rl.make_engine(args, run, models, longest)
+    rows = args.problems_per_step * args.num_tuples         # and the audit's, of one tuple each
+    if args.stage == "joint":
+        rows = max(rows, AUDIT_PROBLEMS) * args.num_strategies
+    engine = rl.make_engine(args, run, models, longest, rows)
     verifier = rl.make_verifier()
 
     # ---- where a killed run left off

@@ -53,7 +53,7 @@ import grpo
 import model
 import rollout
 import verifier
-from lib import checkpoints, errors, files, packages
+from lib import checkpoints, errors, files, packages, progress
 from lib.errors import UserError
 
 RUNS = Path("runs")
@@ -126,6 +126,7 @@ def setup(seed: int = 0, device: str = "auto", timeout: timedelta = PATIENCE) ->
     A process has OMP_NUM_THREADS CPU threads, one by default: a resumed run is bit-equal at the
     same number only.
     """
+    progress.quiet()
     launched = "RANK" in os.environ                     # by torchrun
     rank = int(os.environ.get("RANK", 0))
     world = int(os.environ.get("WORLD_SIZE", 1))

@@ -37,7 +37,9 @@ class Attempt:
     program: str | None = None
     # what majorities count: the predicted output, or a hash of the outputs on public inputs
     answer: str | None = None
-    status: str = "empty"           # the verifier's; of an answer: accepted, wrong_answer or empty
+    # the verifier's, or why there was nothing to verify: no_plan, plan_cut (the length limit ended
+    # it), no_code (or no answer), cut; empty: another system gave no program
+    status: str = "empty"
     outcome: str | None = None      # hash of the outputs on the graded tests: a world's class
     gate: float | None = None       # p(Pass | x, S) of the tuple
     planner_tokens: int = 0         # of all plans of the draw; written at its first attempt
@@ -46,6 +48,9 @@ class Attempt:
     # how decoding ended (of the plan, if it did not parse): eos, length, stop
     finish: str | None = None
     posterior: float | None = None  # of the outcome given the statement, where a world has classes
+    reply: str | None = None        # the solver's, as it came
+    plans: list[str] | None = None  # the planner's replies; written at the draw's first attempt
+    error: str | None = None        # why the plan holds no strategy, or what the verifier says
 
 
 # ----------------------------------------------------------------------------------------------
@@ -69,7 +74,7 @@ class Grader:
         if problem.kind != "code":
             answer = metrics.canonical_answer(rival_prompts.extract_answer(text))
             return Reply(sample, answer=answer)
-        return self.run(problem, prompts.extract_code(text), sample)
+        return self.run(problem, prompts.extract_code(text, problem.fn_name), sample)
 
     def run(self, problem: Problem, program: str | None, sample: Sample | None = None) -> Reply:
         """Send a program to the verifier."""
@@ -87,16 +92,18 @@ class Grader:
         self.graded.forget(problem)
         self.public.forget(problem)
 
-    def attempt(self, problem: Problem, reply: Reply | None, **known) -> Attempt:
+    def attempt(self, problem: Problem, reply: Reply, **known) -> Attempt:
         """Wait for the verdict. known: the fields of the attempt that do not depend on it."""
         attempt = Attempt(problem.id, **known)
         if problem.classes is not None:
             attempt.posterior = 0.0
-        if reply is None:
-            return attempt
+        if reply.error:
+            attempt.error = reply.error
+            attempt.status = "plan_cut" if attempt.finish == "length" else "no_plan"
         if reply.sample:
             attempt.solver_tokens = len(reply.sample.ids)
-            attempt.finish = reply.sample.finish
+            attempt.finish, attempt.reply = reply.sample.finish, reply.sample.text
+            attempt.status = "cut" if attempt.finish == "length" else "no_code"
         if reply.answer is not None:
             right = reply.answer == metrics.canonical_answer(problem.answer)
             attempt.answer = reply.answer
@@ -105,6 +112,7 @@ class Grader:
             verdict = reply.verdict.result()
             attempt.program, attempt.status = reply.program, verdict.status
             attempt.seconds = round(verdict.seconds, 4)
+            attempt.error = verdict.message or None
             attempt.outcome = hash_of(verdict.outputs)
             if problem.classes is not None:
                 attempt.posterior = problem.classes.get(attempt.outcome, 0.0)
@@ -215,9 +223,9 @@ def is_verified(draws: list[Draw]) -> bool:
 
 def verdicts_of(draw: Draw) -> Iterator[Future]:
     for _, reply in draw.pairs:
-        if reply and reply.verdict:
+        if reply.verdict:
             yield reply.verdict
-        if reply and reply.public:
+        if reply.public:
             yield reply.public
 
 
@@ -236,6 +244,7 @@ def attempts_of(draws: list[Draw], setting: Setting, grader: Grader,
             attempt = grader.attempt(draw.problem, reply, index=index, strategy=strategy, **known)
             attempts.append(attempt)
         attempts[first].planner_tokens = sum(len(plan.ids) for plan in draw.plans)
+        attempts[first].plans = [plan.text for plan in draw.plans] or None
     grader.forget(draws[0].problem)
     return attempts
 

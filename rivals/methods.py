@@ -1,9 +1,9 @@
 """Inference methods: what each asks the model, and which of the replies are its attempts.
 
 A method is a generator. It yields a list of `Ask`, is sent as many replies, and returns its
-attempts as pairs (strategy, reply). The strategy is None where the method has none; the reply is
-None where a plan did not parse, so that nothing could be asked. rivals/inference.py runs the
-generators of all problems in one engine.
+attempts as pairs (strategy, reply). The strategy is None where the method has none, or where a
+plan did not parse, so that nothing could be asked: the reply holds the error. rivals/inference.py
+runs the generators of all problems in one engine.
 
 A draw is one run of the generator. It makes one attempt, or K for a tuple, or all n for PlanSearch;
 `number` counts the draws of a problem. What a draw samples depends on seed, problem and number
@@ -52,12 +52,13 @@ class Ask:
 
 @dataclass
 class Reply:
-    """The reply to an `Ask` that solves."""
+    """The reply to an `Ask` that solves; or why nothing could be asked."""
     sample: Sample | None               # None: another system wrote it
     program: str | None = None
     answer: str | None = None           # output prediction
     verdict: Future | None = None       # on the graded tests
     public: Future | None = None        # on the public inputs, where the method votes on outputs
+    error: str | None = None            # why the plan holds no strategy: there is no reply
 
 
 @dataclass
@@ -72,7 +73,7 @@ class Setting:
     donors: dict[str, Problem] = field(default_factory=dict)
 
 
-Pairs = list[tuple[str | None, Reply | None]]       # (strategy, reply) per attempt
+Pairs = list[tuple[str | None, Reply]]              # (strategy, reply) per attempt
 # yields requests; is sent a Sample per plan and a Reply per attempt
 Recipe = Generator[list[Ask], list, Pairs]
 
@@ -106,7 +107,7 @@ def sketch(problem: Problem, number: int, setting: Setting) -> Recipe:
     [plan] = yield [Ask(rival_prompts.sketch(problem), solve=False)]
     strategy = one_line(plan.text)
     if not strategy:
-        return [(None, None)]
+        return no_plan("the sketch is blank")
     return (yield from solve_each(problem, [strategy]))
 
 
@@ -117,8 +118,8 @@ def joint_tuple(problem: Problem, number: int, setting: Setting) -> Recipe:
     [plan] = yield [Ask(text, solve=False, owner=donor.id, think=setting.think)]
     try:
         strategies = prompts.parse_plan(plan.text, setting.k)
-    except prompts.PlanError:
-        return [(None, None)] * setting.k
+    except prompts.PlanError as error:
+        return no_plan(str(error)) * setting.k
     return (yield from solve_each(problem, strategies))
 
 
@@ -128,8 +129,8 @@ def iid_tuple(problem: Problem, number: int, setting: Setting) -> Recipe:
     [plan] = yield [Ask(text, solve=False, stop=second_label, think=setting.think)]
     try:
         strategies = prompts.parse_plan(plan.text, 1)
-    except prompts.PlanError:
-        return [(None, None)]
+    except prompts.PlanError as error:
+        return no_plan(str(error))
     return (yield from solve_each(problem, strategies))
 
 
@@ -160,7 +161,7 @@ def plansearch(problem: Problem, number: int, setting: Setting) -> Recipe:
             if plan:
                 plans.setdefault(prompts.normalise(plan), (plan, combination))
     if not plans:
-        return [(None, None)] * setting.n
+        return no_plan("every plan is blank") * setting.n
     ordered = spread(list(plans.values()))
     return (yield from solve_each(problem, [ordered[i % len(ordered)] for i in range(setting.n)]))
 
@@ -183,6 +184,10 @@ def solve_each(problem: Problem, strategies: list[str]) -> Recipe:
     """One branch per strategy."""
     replies = yield [Ask(prompts.solve(problem, strategy)) for strategy in strategies]
     return list(zip(strategies, replies, strict=True))
+
+
+def no_plan(error: str) -> Pairs:
+    return [(None, Reply(None, error=error))]
 
 
 def one_line(text: str) -> str:
@@ -212,6 +217,22 @@ def attempts_per_draw(method: str, setting: Setting) -> int:
 def draws_per_problem(method: str, setting: Setting) -> int:
     """Whole tuples are drawn: n attempts, rounded up."""
     return -(-setting.n // attempts_per_draw(method, setting))
+
+
+def most_rows(method: str, setting: Setting) -> int:
+    """The most rows that one problem may decode at the same time."""
+    if method == "plansearch":
+        return max(PLANS_SEARCHED, setting.n)
+    return draws_per_problem(method, setting) * attempts_per_draw(method, setting)
+
+
+def expected_rows(method: str, setting: Setting) -> int:
+    """Rows that one problem takes in all, plans too, if every plan parses."""
+    solved = draws_per_problem(method, setting) * attempts_per_draw(method, setting)
+    if method == "plansearch":
+        return solved + 1 + PLANS_SEARCHED
+    planned = method in ("tuple", "tuple-iid", "sketch")
+    return solved + planned * draws_per_problem(method, setting)
 
 
 def shuffled_donors(problems: list[Problem], seed: int) -> dict[str, Problem]:

@@ -84,6 +84,10 @@ def test_stage_5_says_at_its_start_what_it_does_without_and_the_mend_of_each(sta
 
 def test_stage_5_prints_the_audit_and_its_progress(stage_5):
     assert "audit:" in stage_5.out
+    kept = [json.loads(line)
+            for line in (stage_5.folder / "audit_samples.jsonl").read_text().splitlines()]
+    assert kept and all(row["plan"] and row["plan_finish"] for row in kept)
+    assert all(branch["reply"] for row in kept for branch in row["branches"])
     assert "rows done" in stage_5.err and "of the slots idle" in stage_5.err
 
 

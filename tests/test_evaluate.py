@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import ranks
 import tiny
+from tiny import edit
 
 import evaluate
 from lib import files, metrics
@@ -147,6 +148,78 @@ def test_an_interrupted_evaluation_goes_on_and_comes_to_the_same_attempts(
     assert out.stat().st_mtime_ns == before
 
 
+def test_every_reply_is_kept_with_why_nothing_was_run(tmp_path, pool, checkpoint, capsys):
+    argv = ["--model", checkpoint, "--method", "tuple", "--problems", pool, *SAMPLING]
+    printed = call(*argv, "--limit", 2, "--out", tmp_path / "out.jsonl", capsys=capsys)
+    made = attempts_of(tmp_path / "out.jsonl")
+    assert {attempt["status"] for attempt in made} <= {"no_plan", "plan_cut"}
+    assert all("label lines" in attempt["error"] for attempt in made)
+    assert [bool(attempt["plans"]) for attempt in made] == [True, False, False, False] * 2
+    assert "8 attempts: " in printed
+
+    printed = call(*argv[:3], "direct", *argv[4:], "--out", tmp_path / "d.jsonl", capsys=capsys)
+    for attempt in attempts_of(tmp_path / "d.jsonl"):
+        assert attempt["status"] in ("cut", "no_code")
+        assert (attempt["status"] == "cut") == (attempt["finish"] == "length")
+        assert attempt["reply"]
+
+
+def test_no_more_slots_are_allocated_than_rows_decode_and_the_size_is_said(
+        tmp_path, pool, checkpoint, capsys):
+    argv = ["--model", checkpoint, "--method", "direct", "--problems", pool, "--k", 2, *SAMPLING]
+    call(*argv, "--limit", 3, "--out", tmp_path / "out.jsonl")
+    error = capsys.readouterr().err
+    assert "sampling: 6 slots of " in error and "MiB of state" in error
+    assert error.count("cache forks, prompts shared: yes") == 1
+
+
+def short(folder):
+    edit(folder, max_position_embeddings=180)
+
+
+def no_template(folder):
+    (folder / "chat_template.jinja").unlink()
+
+
+def no_tokenizer(folder):
+    for file in folder.glob("token*"):
+        file.unlink()
+
+
+def torn(folder):
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[:1000])
+
+
+@pytest.mark.parametrize("damage, message", [
+    (short, "exceed the model's context of 180: lower --max-solve-tokens"),
+    (no_tokenizer, "holds no tokenizer that transformers can read"),
+    (torn, "model.safetensors"),
+    (lambda folder: (folder / "config.json").unlink(), "holds no config.json"),
+    (lambda folder: (folder / "config.json").write_text("{"), "config.json")])
+def test_a_checkpoint_that_cannot_be_used_is_one_line(tmp_path, pool, capsys, damage, message):
+    folder = tiny.llama(tmp_path / "model")
+    damage(folder)
+    error = refused(capsys, "--model", folder, "--method", "direct", "--problems", pool, *SAMPLING,
+                    "--out", tmp_path / "out.jsonl")
+    assert message in error
+
+
+def test_a_base_model_without_template_or_end_is_named(tmp_path, pool, capsys):
+    folder = tiny.llama(tmp_path / "model")
+    no_template(folder)
+    (folder / "generation_config.json").unlink()
+    edit(folder, eos_token_id=None)
+    settings = json.loads((folder / "tokenizer_config.json").read_text()) | {"eos_token": None}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    capsys.readouterr()
+    call("--model", folder, "--method", "direct", "--problems", pool, *SAMPLING, "--limit", 1,
+         "--out", tmp_path / "out.jsonl")
+    out, error = capsys.readouterr()
+    assert "has no chat template" in error and "every reply runs to its length limit" in error
+    assert "most replies were cut" in out
+
+
 def test_one_process_and_two_come_to_the_same_attempts(tmp_path, pool, checkpoint):
     argv = ["--model", checkpoint, "--method", "sketch", "--problems", pool, "--k", 2, *SAMPLING]
     call(*argv, "--out", tmp_path / "one.jsonl")
@@ -187,6 +260,7 @@ def test_attempts_made_in_another_way_are_not_mixed_or_written_over(
     out = tmp_path / "a.jsonl"
     call(*argv, "--out", out)
     before = out.read_bytes(), (tmp_path / "a.json").read_bytes()
+    capsys.readouterr()
     error = refused(capsys, *argv, "--out", out, "--temperature", "0.5")
     assert "temperature 1.0, now it is 0.5" in error and "--fresh" in error
     (tmp_path / "b.jsonl").write_text("mine\n")
@@ -223,6 +297,10 @@ TUPLE = ["--method", "tuple", "--model", "m"]
     ([*DIRECT, "--gate", "rule"], "not for direct"),
     (["--method", "direct", "--model", "nowhere"], "nowhere"),
     ([*TUPLE, "--judge", "nothing:here"], "'nothing'"),
+    ([*DIRECT, "--top-k", "-1"], "--top-k: must be a whole number of 0 or more, not -1"),
+    ([*DIRECT, "--temperature", "nan"], "--temperature: must be a number of 0 or more, not nan"),
+    ([*DIRECT, "--temperature", "inf"], "--temperature: must be a number of 0 or more, not inf"),
+    ([*DIRECT, "--out", "/dev/null/x.jsonl"], "x.jsonl cannot be written: /dev/null is no folder"),
     ([*DIRECT, "--against", "gone.jsonl"], "no attempts at gone.jsonl"),
     ([*DIRECT, "--benchmark", "no", "--problems", "gone.jsonl"], "gone.jsonl")])
 def test_a_wrong_command_is_one_line_and_writes_nothing(

@@ -116,7 +116,7 @@ def test_more_attempts_than_a_tuple_holds_are_pooled_from_whole_tuples():
 def test_a_plan_that_does_not_parse_is_k_failed_attempts_whose_tokens_count():
     made, jobs, items = run("tuple", lambda text: "A: only one")
     assert len(jobs) == 1 and not items
-    failed = ("empty", None, None, 0)
+    failed = ("no_plan", None, None, 0)
     assert [(a.status, a.strategy, a.program, a.solver_tokens) for a in made["p"]] == [failed] * 4
     assert made["p"][0].planner_tokens == len("A: only one") and made["p"][0].finish == "eos"
 
@@ -169,7 +169,7 @@ def test_sketches_are_asked_for_one_by_one_and_an_empty_one_is_a_failed_attempt(
 
     made, _, _ = run("sketch", answer, n=3)
     assert Counter(a.strategy for a in made["p"]) == Counter(["First idea.", None, "Third."])
-    assert Counter(a.status for a in made["p"]) == Counter({"accepted": 2, "empty": 1})
+    assert Counter(a.status for a in made["p"]) == Counter({"accepted": 2, "no_plan": 1})
 
 
 def test_plansearch_asks_for_plans_until_eight_are_distinct_and_pays_for_all_of_them():
@@ -203,7 +203,7 @@ def test_plansearch_takes_plans_from_unused_observations_first():
 
 def test_plansearch_without_any_plan_is_n_failed_attempts():
     made, _, items = run("plansearch", lambda text: "", n=4)
-    assert [a.status for a in made["p"]] == ["empty"] * 4 and not items
+    assert [a.status for a in made["p"]] == ["no_plan"] * 4 and not items
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -253,9 +253,10 @@ def test_self_consistency_votes_on_public_outputs_and_keeps_the_graded_verdicts(
     assert votes[outcome_hash(["wrong"])] == 2 and votes[outcome_hash(["right"])] == 1
 
 
-def test_a_reply_without_a_program_is_empty_and_is_not_run():
+def test_a_reply_without_a_program_is_kept_and_not_run():
     made, _, items = run("direct", lambda text: "```python\nprint(1)")
-    assert [a.status for a in made["p"]] == ["empty"] * 4 and not items
+    assert [a.status for a in made["p"]] == ["no_code"] * 4 and not items
+    assert {a.reply for a in made["p"]} == {"```python\nprint(1)"}
 
 
 def test_worlds_get_the_posterior_of_each_outcome():
