@@ -14,6 +14,8 @@ Where the paper is silent, we chose:
  3. The thought of a gold tuple is left out; --with-think trains it too, in the template's think
     block.
  4. A tuple without exactly K strategies, or whose plan does not parse back to them, is an error.
+ 5. The solver shares the network, so its pass rate is printed before and after; --replay trains its
+    own programs beside the plans.
 """
 
 import argparse
@@ -34,6 +36,7 @@ from lib.errors import UserError
 from lib.problems import Problem, load_problems
 from lib.run import Run, run_stage
 from lib.schedule import learning_rate, schedule
+from lib.solver import Keeper
 from lib.start import load_start
 from prepare import exposure
 
@@ -111,9 +114,9 @@ def with_thought(tokenizer, prompt: str, think: str, plan: str) -> tuple[list[in
 
     The chat template itself says how a thought is written, and where its prompt ends.
     """
-    turns = [{"role": "user", "content": prompt},
-             {"role": "assistant", "content": plan, "reasoning_content": think}]
-    opened = tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True,
+    asked = prompts.turns(prompt)
+    turns = [*asked, {"role": "assistant", "content": plan, "reasoning_content": think}]
+    opened = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True,
                                            enable_thinking=True)
     whole = tokenizer.apply_chat_template(turns, tokenize=False, enable_thinking=True)
     if not whole.startswith(opened) or think not in whole[len(opened):]:
@@ -127,15 +130,16 @@ def with_thought(tokenizer, prompt: str, think: str, plan: str) -> tuple[list[in
 # Loss
 
 def token_loss(policy, rows: list[grpo.Row], run: Run, token_budget: int, vocab: int,
-               train: bool) -> torch.Tensor:
-    """Mean negative log-prob of the rows' trained tokens, the same on every rank; `train` adds its
-    gradient. Collective.
+               train: bool, weight: float = 1.0) -> torch.Tensor:
+    """Mean negative log-prob of the rows' trained tokens times `weight`, the same on every rank;
+    `train` adds its gradient. Collective.
 
     Every rank knows all rows and takes each world-th micro-batch; the denominator is that of all
     rows.
     """
     counts = [len(row.suffix) - row.start for row in rows]
-    weighted = [replace(row, weight=n / sum(counts)) for row, n in zip(rows, counts, strict=True)]
+    weighted = [replace(row, weight=weight * n / sum(counts))
+                for row, n in zip(rows, counts, strict=True)]
     # shared=False: prompts differ, so rows have no prefix in common
     batches = grpo.micro_batches(weighted, token_budget, shared=False)
     batches += [[]] * (-len(batches) % run.world)       # dummies: FSDP's collectives must match
@@ -149,6 +153,15 @@ def token_loss(policy, rows: list[grpo.Row], run: Run, token_budget: int, vocab:
             (loss * run.world).backward()               # FSDP averages gradients over the ranks
         total += loss.detach()
     return grpo.all_reduce(total)
+
+
+def replay_loss(policy, keeper: Keeper, step: int, args: argparse.Namespace, run: Run,
+                vocab: int) -> torch.Tensor:
+    """--replay times the loss of a batch of the starting model's programs; adds its gradient."""
+    if not args.replay:
+        return torch.zeros((), device=run.device)
+    rows = keeper.replay(step, args.batch_size)
+    return token_loss(policy, rows, run, args.token_budget, vocab, train=True, weight=args.replay)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -170,11 +183,23 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--lr", type=flags.above_zero, default=1e-5, help="peak learning rate; ours")
     add("--max-grad-norm", type=flags.weight, default=1.0, help="0: no clipping")
     add("--token-budget", type=flags.count, default=16384, help="padded tokens per micro-batch")
+    add = parser.add_argument_group("the solver, which shares the network").add_argument
+    add("--replay", type=flags.weight, default=0.0, metavar="WEIGHT",
+        help="of a loss on the starting model's own programs, as many a step as tuples: keeps the "
+             "solver; needs --problems with tests")
+    add("--solver-problems", type=flags.steps_or_never, default=32, metavar="N",
+        help="problems whose pass rate is printed before and after; 0: none")
+    add("--max-solve-tokens", type=flags.count, default=2048, help="new tokens of such a program")
     return parser.parse_args(argv)
 
 
-def load_data(args: argparse.Namespace, run: Run) -> tuple[list[Gold], list[Gold]]:
-    """Training and held-out gold tuples. UserError if one is an evaluation problem."""
+def load_data(args: argparse.Namespace,
+              run: Run) -> tuple[list[Gold], list[Gold], dict[str, Problem]]:
+    """Training and held-out gold tuples, and the problems of --problems by id. UserError if one is
+    an evaluation problem."""
+    if args.prompts:
+        with errors.user_input():
+            prompts.load(args.prompts)
     problems = {}
     if args.problems:
         problems = {problem.id: problem for problem in load_problems(args.problems)}
@@ -188,15 +213,12 @@ def load_data(args: argparse.Namespace, run: Run) -> tuple[list[Gold], list[Gold
         breaches.update(prompts.check_plan(strategies))
     if breaches:
         run.warn(f"of {len(gold)} gold tuples some break the plan contract: {dict(breaches)}")
-    return gold, held_out
+    return gold, held_out, problems
 
 
 def train(args: argparse.Namespace, run: Run) -> None:
     # ---- data
-    if args.prompts:
-        with errors.user_input():
-            prompts.load(args.prompts)
-    gold, held_out = load_data(args, run)
+    gold, held_out, problems = load_data(args, run)
 
     # ---- model
     policy, tokenizer, start = load_start(run, args.model)
@@ -215,26 +237,34 @@ def train(args: argparse.Namespace, run: Run) -> None:
 
     # ---- where a killed run left off
     steps = schedule(len(rows), args.epochs, args.batch_size, args.seed)[:args.steps]
-    steps_per_epoch = math.ceil(len(rows) / args.batch_size)
+    per_epoch = math.ceil(len(rows) / args.batch_size)
     used = {"model": start, "gold": args.gold} | ({"val": args.val} if args.val else {})
-    state = run.resume(policy, optimizer, tokenizer, config={"num_gold": len(gold)}, used=used)
-    num_tokens = sum(len(row.suffix) for row in rows)
-    run.say(f"{len(rows)} gold tuples with {num_tokens} tokens to learn; {len(steps)} steps")
+    state = run.resume(policy, optimizer, tokenizer, {"solver": None}, used=used,
+                       config={"num_gold": len(gold)})
+    run.say(f"{len(rows)} gold tuples, {sum(len(row.suffix) for row in rows)} tokens to learn, in "
+            f"{len(steps)} steps")
+    keeper = Keeper(args, run, tokenizer, start, gold, problems)
+    if args.replay or not run.resumed:
+        state["solver"] = keeper.measure("before")
 
     # ---- the loop
     while state["step"] < len(steps):
         step, started = state["step"], time.perf_counter()
         batch = [rows[i] for i in steps[step]]
         loss = token_loss(policy, batch, run, args.token_budget, vocab, train=True)
+        replayed = replay_loss(policy, keeper, step, args, run, vocab)
         lr = learning_rate(step, len(steps), args.lr)
-        norm, stepped = grpo.apply_gradients(policy, optimizer, loss, args.max_grad_norm, lr)
+        norm, stepped = grpo.apply_gradients(policy, optimizer, loss + replayed,
+                                             args.max_grad_norm, lr)
         state["step"] += 1
         seconds = time.perf_counter() - started
         tokens = sum(len(row.suffix) for row in batch)
         metrics = {"step": state["step"], "loss": loss.item(), "grad_norm": norm, "lr": lr,
                    "tokens": tokens, "skipped": int(not stepped), "seconds": seconds,
                    "tokens_per_second": tokens / seconds}
-        if val and (state["step"] == len(steps) or state["step"] % steps_per_epoch == 0):
+        if args.replay:
+            metrics["replay_loss"] = replayed.item() / args.replay
+        if val and (state["step"] == len(steps) or state["step"] % per_epoch == 0):
             val_loss = token_loss(policy, val, run, args.token_budget, vocab, train=False)
             metrics["val_loss"] = val_loss.item()
         run.log(metrics)
@@ -242,6 +272,7 @@ def train(args: argparse.Namespace, run: Run) -> None:
         run.count_skipped(not stepped)
         if state["step"] < len(steps):
             run.checkpoint()
+    keeper.compare(state["solver"], keeper.measure("after", policy))
     run.finish()
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ranks
@@ -28,7 +29,8 @@ import train_sft
 from lib import checkpoints
 from lib import run as lib_run
 from lib.labels import Label, save_labels
-from lib.problems import Problem
+from lib.problems import Problem, save_problems
+from lib.solver import Keeper
 
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = "sort count scan hash sum split merge walk fold greedy stack queue".split()
@@ -401,3 +403,37 @@ def test_killed_at_random_moments_it_ends_bit_for_bit_like_an_undisturbed_run(fo
     undisturbed = runs / "runs/r/sft"
     assert metrics(stage) == metrics(undisturbed)
     assert equal_bits(weights(stage), weights(undisturbed))
+
+
+# --------------------------------------------------------------------------------------------------
+# The solver
+
+def test_the_solver_s_programs_are_counted_before_and_after_kept_and_replayed(folder, runs, capsys):
+    tests = [{"input": "", "output": "1"}]
+    problems = [Problem(f"q{i}", f"Problem {i}.", tests=tests) for i in range(6)]
+    save_problems(runs / "problems.jsonl", problems)
+    more = ["--problems", str(runs / "problems.jsonl"), "--max-solve-tokens", "12", "--steps", "2",
+            "--solver-problems", "3", "--replay", "0.5"]
+    assert train(arguments(folder, runs, *more, n=6)) == 0
+    printed = capsys.readouterr().out
+    assert "solver pass rate before stage 1: 0.000 (0 of 3 programs)" in printed
+    assert "solver pass rate after stage 1: 0.000 (0 of 3 programs)" in printed
+    stage = runs / "runs" / "r" / "sft"
+    kept = [json.loads(line) for line in (stage / "solver.jsonl").read_text().splitlines()]
+    assert [row["when"] for row in kept] == ["before"] * 3 + ["after"] * 3
+    assert all(row["reply"] and row["strategy"].endswith("the items.") for row in kept)
+    losses = [row["replay_loss"] for row in metrics(stage)]
+    assert len(losses) == 2 and losses[0] != losses[1]
+
+
+def test_replay_without_tests_is_refused_and_a_worn_solver_is_loud(folder, runs, capsys):
+    with pytest.raises(SystemExit):
+        train(arguments(folder, runs, "--replay", "1"))
+    assert "--replay needs the tests" in capsys.readouterr().err
+    keeper = object.__new__(Keeper)
+    warned = []
+    keeper.run = SimpleNamespace(warn=warned.append)
+    keeper.compare(0.5, 0.45)
+    assert not warned
+    keeper.compare(0.5, 0.3)
+    assert "fell from 0.500 to 0.300" in warned[0]
