@@ -2,6 +2,7 @@
 
     python -m bench.rollout ragged    # 192 rows of 6 prompts, replies of 2 to 64 tokens: the engine
     python -m bench.rollout step      # a step of a 0.75 B model in bf16 at batch 8: the model alone
+    python -m bench.rollout ragged --model FOLDER --rows 32 --dtype bf16    # a released model
 
 One thread, CPU seconds of this process, the two sides in turn, the median over repeats. The floor
 is what this machine needs for the unavoidable work alone:
@@ -39,6 +40,9 @@ SIZES = {
                num_attention_heads=8, num_key_value_heads=2, linear_num_value_heads=16)}
 
 
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+
+
 class NoWords:
     """What the engine asks of a tokenizer; nothing ends a reply but its length."""
     eos_token_id = None
@@ -63,8 +67,15 @@ class Lengths(transformers.StoppingCriteria):
         return ids.shape[1] >= self.total
 
 
-def both(size: str, dtype: torch.dtype):
-    """The same random weights as ours and as transformers' module."""
+def both(size: str, dtype: torch.dtype, folder: str | None = None):
+    """The same weights as ours and as transformers' module: those of a folder, or random ones."""
+    if folder:
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+        theirs.generation_config.eos_token_id = None
+        theirs.generation_config.pad_token_id = 0
+        ours = model.load(folder, dtype)
+        ours.eos_ids = set()
+        return ours, theirs
     with tempfile.TemporaryDirectory() as folder:
         model.save(model.build(SIZES[size], dtype), folder)
         ours = model.load(folder, dtype)
@@ -139,14 +150,16 @@ def product_rate() -> float:
     return 1000 * a.shape[0] * b.numel() / in_turn({"product": thousand}, 5)["product"]
 
 
-def ragged(repeats: int) -> None:
-    ours, hf = both("mini", torch.float32)
+def ragged(args: argparse.Namespace) -> None:
+    rows, repeats = args.rows, args.repeats
+    ours, hf = both("mini", getattr(torch, DTYPES[args.dtype]), args.model)
     rng = np.random.default_rng(0)
     prefixes = [rng.integers(2, 500, rng.integers(100, 140)).tolist() for _ in range(6)]
-    suffixes = [rng.integers(2, 500, rng.integers(8, 20)).tolist() for _ in range(192)]
-    lengths = np.minimum(64, rng.lognormal(np.log(22), 0.6, 192)).astype(int).clip(2).tolist()
-    prompts = [prefixes[i // 32] + s for i, s in enumerate(suffixes)]
-    shared = [len(prefixes[i // 32]) for i in range(192)]
+    suffixes = [rng.integers(2, 500, rng.integers(8, 20)).tolist() for _ in range(rows)]
+    lengths = np.minimum(64, rng.lognormal(np.log(22), 0.6, rows)).astype(int).clip(2).tolist()
+    owner = [i * len(prefixes) // rows for i in range(rows)]
+    prompts = [prefixes[owner[i]] + s for i, s in enumerate(suffixes)]
+    shared = [len(prefixes[owner[i]]) for i in range(rows)]
 
     rate = product_rate()
     tokens = sum(map(len, prefixes)) + sum(map(len, suffixes)) + sum(lengths)
@@ -157,7 +170,7 @@ def ragged(repeats: int) -> None:
     mine = engine(ours, prompts, lengths, shared, 64, greedy=True)
     theirs = generate(hf, prompts, lengths, 64, greedy=True)
     equal = sum(a == b for a, b in zip(mine, theirs, strict=True))
-    print(f"rows with equal greedy tokens: {equal} of 192")
+    print(f"rows with equal greedy tokens: {equal} of {rows}")
     seconds = in_turn({"generate": lambda: generate(hf, prompts, lengths, 64),
                        "engine": lambda: engine(ours, prompts, lengths, shared, 64)}, repeats)
     for name, s in seconds.items():
@@ -165,7 +178,8 @@ def ragged(repeats: int) -> None:
     print(f"ratio {seconds['generate'] / seconds['engine']:.2f}  (wanted: 3, aim 4)")
 
 
-def step(repeats: int) -> None:
+def step(args: argparse.Namespace) -> None:
+    repeats = args.repeats
     ours, hf = both("0.8B", torch.bfloat16)
     B, P, N = 8, 64, 8
     ids = torch.randint(0, 248320, (B, P + N), generator=torch.Generator().manual_seed(0))
@@ -209,6 +223,9 @@ if __name__ == "__main__":
                         metavar="|".join(what))
     parser.add_argument("--repeats", type=int, default=5, metavar="N",
                         help="timed rounds per side (default 5)")
+    parser.add_argument("--model", metavar="FOLDER", help="ragged: a checkpoint, else random")
+    parser.add_argument("--rows", type=int, default=192, help="ragged: rows of 6 prompts")
+    parser.add_argument("--dtype", choices=list(DTYPES), default="fp32", help="ragged")
     args = parser.parse_args()
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
@@ -216,4 +233,4 @@ if __name__ == "__main__":
     torch.manual_seed(0)
     for name in args.what:
         print(f"--- {name}")
-        what[name](args.repeats)
+        what[name](args)
