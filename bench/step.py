@@ -7,6 +7,7 @@ One thread, fp32, CPU seconds of the process, medians over the steps after the f
 random Qwen3.5 with a tokenizer of bytes, the reward the share of letters in a completion. A step
 samples 32 completions of each prompt, takes log-probs of the reference, and makes one AdamW update
 with KL. Both sides do the same work, though not on the same samples: their random streams differ.
+Each side sets what its training scripts set; ours treat numbers below 1e-38 as 0.
 """
 
 import argparse
@@ -84,6 +85,7 @@ def ours(folder: str, case: Case, steps: int) -> list[dict]:
     import model
     import rollout
     grpo.clock = time.process_time
+    torch.set_flush_denormal(True)      # as `lib.run.setup` does
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     policy, reference = model.load(folder), model.load(folder).requires_grad_(False)
     optimizer = grpo.make_optimizer(policy, LR)

