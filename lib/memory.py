@@ -177,13 +177,14 @@ def decoding(module: nn.Module, slots: int, prompt_tokens: int,
         def prefill() -> None:
             together = prompts[:max(1, rollout.PREFILL_TOKENS // prompt_tokens)]
             lengths = torch.full_like(together[:, 0], prompt_tokens)
-            module.segment(together, lengths, module.new_state(len(together), prompt_tokens))
+            module.segment(together, lengths, pool.first_rows(len(together)))
 
         def step() -> None:
             logits = module.step(ids[:, 0], state, prompt_tokens + new_tokens)
             rollout.draw(logits, torch.zeros(slots, device="meta"), 0.7)
 
-        parts["prefill or growth"] = max(highest(prefill), grows)
+        # a state grows before prompts are kept for its rows
+        parts["prefill or growth"] = max(highest(prefill), grows - parts["prompts to fork"])
         parts["a step"] = highest(step)
         del pool
     if not module.can_capture:              # a captured step keeps its memory for itself

@@ -11,6 +11,7 @@ import transformers
 
 import grpo
 import model
+import rollout
 from lib import memory
 
 SIZES = dict(prompt_tokens=70, new_tokens=40, token_budget=400, slots=4)
@@ -223,3 +224,21 @@ def test_what_an_update_holds_is_planned_within_ten_percent():
     counted = memory.worst_case(module, None, memory.rows_of(70, 40, 8))
     assert sum(planned.values()) == pytest.approx(counted, rel=0.1)
     assert planned["gradients"] == 4 * sum(p.numel() for p in module.parameters())
+
+
+def test_what_a_rollout_holds_is_planned_within_ten_percent():
+    """Eight prompts for 64 rows, whose buffers grow when longer replies are asked for: not to twice
+    their size. Attention alone, as above."""
+    config = tiny.QWEN | {"layer_types": ["full_attention"] * 4, "rope_theta": 1e7}
+    bones = skeleton(config, torch.float32)
+    bones.can_capture = False               # on a CPU no step is
+    planned = memory.decoding(bones, 64, 200, 300)
+    tokenizer = tiny.tokenizer()
+    prompts = tiny.tokens(8, 200).clamp(max=len(tokenizer) - 1).tolist()
+    engine = rollout.Engine(model.build(config), tokenizer, 64)
+    with memory.Alive() as alive:
+        rows = engine.run(rollout.Job(prompts[i % 8], (0, i), 150) for i in range(64))
+        next(rows)
+        engine.push([rollout.Job(prompts[0], (1, 0), 300)])
+        assert sum(1 for _ in rows) == 64
+    assert sum(planned.values()) == pytest.approx(alive.peak, rel=0.1)
