@@ -189,7 +189,7 @@ def runs(report: Report, s) -> None:
         joint = ("train_cppo.py", *rl, "--skip-audit", "--steps", "3")
         report.add("status after SIGTERM (143: stopped in order)", call.interrupted(*joint))
         call(*joint)
-        steps = (call.folder / "runs/gpu/cppo/metrics.jsonl").read_text().splitlines()
+        steps = call.log.read_text().splitlines()
         report.add("joint steps logged (3: none lost, none twice)", len(steps))
         if len(steps) != 3:
             raise RuntimeError(f"three joint steps left {len(steps)} lines")
@@ -199,7 +199,7 @@ class Scripts:
     """The repository's scripts as processes, in a folder of their own."""
 
     def __init__(self, folder: Path, device: str):
-        self.folder = folder
+        self.folder, self.log = folder, folder / "runs/gpu/cppo-m2/metrics.jsonl"
         self.env = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
         if device == "cpu":
             self.env["CUDA_VISIBLE_DEVICES"] = ""
@@ -219,12 +219,11 @@ class Scripts:
 
     def interrupted(self, *words: str) -> int:
         """Exit status after a SIGTERM that comes when the first step is logged."""
-        log = self.folder / "runs/gpu/cppo/metrics.jsonl"
         process = subprocess.Popen(self.command(*words), cwd=self.folder, env=self.env,
                                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         until = time.monotonic() + 2 * MINUTE
         while process.poll() is None and time.monotonic() < until:
-            if log.exists() and log.read_text():
+            if self.log.exists() and self.log.read_text():
                 process.send_signal(signal.SIGTERM)
                 break
             time.sleep(0.05)
