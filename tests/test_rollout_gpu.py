@@ -9,6 +9,7 @@ import torch
 import model
 import rollout
 from bench.rollout import NoWords
+from lib import kernels
 from rollout import Engine, Job
 
 
@@ -26,6 +27,41 @@ def test_a_compiled_step_is_one_graph_and_samples_the_same():
     module.decode_block = torch.compile(model.Block.run, **compiled)
     engine.sample_token = torch.compile(engine._sample_token, **compiled)
     assert sampled(engine) == want
+
+
+@pytest.mark.slow
+def test_the_compiler_copies_no_S_and_leaves_few_kernels(monkeypatch):
+    """As it groups operations on a CPU, without the 30 kernels or so around the blocks. The plain
+    step of the 2B shape is 1,731 kernels."""
+    grouped = []
+
+    def codegen(scheduler):             # instead of writing and compiling code
+        kernels = [n for n in scheduler.nodes if type(n).__name__ != "NopKernelSchedulerNode"]
+        grouped.append([n for n in kernels if type(n.node).__name__ != "MultiOutput"])
+        raise RuntimeError("counted")
+    monkeypatch.setattr("torch._inductor.scheduler.Scheduler.codegen", codegen)
+    module = model.build(tiny.QWEN, torch.bfloat16)
+    linear, full = module.layers[0], module.layers[3]
+    linear.mixer.delta_step, full.mixer.attend_row = kernels.delta_step, kernels.attend_row
+    state, engine = module.new_state(8, 128), Engine(module, NoWords(500), 8)
+    engine._allocate(8)
+    engine.queue.append(Job([0], (0,), 1))
+    engine._make_room()
+    at = state.pos.unsqueeze(1)
+    span = model.Span(tuple(t[at] for t in state.rope), None, None, model.buffer_index(at, 2), 128)
+    x = torch.zeros(8, 1, 64, dtype=torch.bfloat16)
+    for function, *inputs in ((model.Block.run, linear, [x], [span], state.layers[0]),
+                              (model.Block.run, full, [x], [span], state.layers[3]),
+                              (engine._sample_token, engine.index, torch.zeros(8, 512))):
+        with torch.inference_mode(), pytest.raises(Exception, match="counted"):
+            torch.compile(function, dynamic=True, fullgraph=True)(*inputs)
+    delta, attention, draw = (len(kernels) for kernels in grouped)
+    assert 18 * delta + 6 * attention + draw <= 630
+    sizes = set()
+    for kernel in grouped[0]:
+        for part in kernel.get_nodes():
+            sizes |= {str(getattr(output.node.layout, "size", "")) for output in part.get_outputs()}
+    assert len(sizes) > 5 and not any(size.endswith("4, 16, 16]") for size in sizes)
 
 
 @pytest.mark.parametrize("make", [tiny.llama, tiny.gemma4])
