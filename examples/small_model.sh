@@ -9,7 +9,8 @@
 # become the training pool, 511 to 600 the held-out one, as their authors split them. Without
 # --teacher and --judge rules stand in for models: that tries the wiring and teaches little.
 # The default is meant for 20 idle minutes on two cores, --full for a night (neither timed yet);
-# docs/small_model.md has what was measured. DTYPE=bf16 halves the time of sampling on a CPU that has products in bf16.
+# docs/small_model.md has what was measured. DTYPE=bf16 halves the time of evaluation on a CPU that
+# has products in bf16.
 # A finished stage is not done again: the same command goes on where it was killed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
