@@ -25,7 +25,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
+try:
+    import matplotlib
+except ImportError:
+    sys.exit("error: the figures need matplotlib: pip install matplotlib")
 
 matplotlib.use("Agg")       # no display
 

@@ -7,9 +7,9 @@ import pytest
 from paper_runs import PROBLEMS, write_run
 from readme import ROOT
 
-from paper import figures, tables
-
 pytest.importorskip("matplotlib")
+
+from paper import figures, tables  # noqa: E402
 
 
 def write_logs(run: Path) -> None:

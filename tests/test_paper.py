@@ -129,7 +129,7 @@ class ScriptedEngine:
     """Answers the plan prompt with PLAN and a solve prompt with a program that names its branch."""
     tokenizer = TOKENIZER
 
-    def run(self, jobs):
+    def run(self, jobs, at_once):
         self.queue = list(jobs)
         while self.queue:
             job = self.queue.pop(0)

@@ -17,7 +17,7 @@ def folder(tmp_path_factory):
 
 
 def run(folder):
-    return SimpleNamespace(folder=folder, device=torch.device("cpu"))
+    return SimpleNamespace(folder=folder, device=torch.device("cpu"), say=print, warn=print)
 
 
 def test_a_start_is_loaded_in_fp32_with_its_tokenizer_and_its_place(folder, tmp_path):
