@@ -25,7 +25,7 @@ long() { # SEED FLAGS...
 }
 
 for seed in 0 1 2 3 4; do
-  bash miniature/run.sh --seed $seed --base-seed $seed
+  bash miniature/run.sh --paper --seed $seed --base-seed $seed
   long $seed & long $seed --solver-credit marginal
   wait $!
   runs+=("runs/$(run_of $seed)")

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The whole method on a laptop: world, base model, stages 1 to 4, then stage 5 twice, with the
-# paper's credit and with marginal credit; evaluation on held-out problems, one table, one page.
+# The whole method on a laptop: world, base model, stages 1 to 5, evaluation on held-out problems,
+# one table, one page. Stage 5 takes marginal credit; --paper trains it with the paper's as well.
 #
-#   bash miniature/run.sh [--seed N] [--base-seed N] [--fresh]
+#   bash miniature/run.sh [--paper] [--seed N] [--base-seed N] [--fresh]
 #
 # A finished stage is not done again; a killed one continues from its newest checkpoint. --fresh
 # starts the run over, but keeps the world and the base models, which do not depend on --seed.
@@ -11,12 +11,13 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-usage="usage: bash miniature/run.sh [--seed N] [--base-seed N] [--fresh]"
-seed=0 base_seed=0 fresh=()
+usage="usage: bash miniature/run.sh [--paper] [--seed N] [--base-seed N] [--fresh]"
+seed=0 base_seed=0 paper=0 fresh=()
 while (($#)); do
   case $1 in
     --seed) seed=${2:?--seed needs a number}; shift 2 ;;
     --base-seed) base_seed=${2:?--base-seed needs a number}; shift 2 ;;
+    --paper) paper=1; shift ;;
     --fresh) fresh=(--fresh); shift ;;
     *) echo "error: unknown flag $1; $usage" >&2; exit 2 ;;
   esac
@@ -49,7 +50,12 @@ begin_beside() { # FILE COMMAND...
 }
 wait_beside() { # FILE
   ((processes > 1)) || return 0
-  while kill -0 $beside 2>/dev/null; do echo "beside it: $(tail -n 1 "$1")"; sleep 10; done
+  local second
+  for ((second = 0; ; second++)); do
+    kill -0 $beside 2>/dev/null || break
+    ((second % 10)) || echo "beside it: $(tail -n 1 "$1")"
+    sleep 1
+  done
   wait $beside || { cat "$1" >&2; exit 3; }
   trap - EXIT
 }
@@ -86,19 +92,24 @@ common=(--model "$base" --run-name "$run" --seed "$seed" --prompts $prompts
         --problems $world/train.jsonl --judge $judge $SAMPLING "${fresh[@]}")
 train "$processes" "${common[@]}" --stage warmup $WARMUP
 
-stage "stages 4 and 5: the audit, then CPPO with marginal credit; beside it with the paper's"
+stage "stages 4 and 5: the audit, then CPPO"
 planned=(--method tuple --judge $judge --gate "runs/$run/gate/final")
-cppo() { # FOLDER FLAGS...
-  local folder=$1; shift
-  train $(((processes + 1) / 2)) "${common[@]}" --steps $STEPS --lr $LR $CPPO "$@"
+cppo() { # PROCESSES FOLDER FLAGS...
+  local n=$1 folder=$2; shift 2
+  train "$n" "${common[@]}" --steps $STEPS --lr $LR $CPPO "$@"
   evaluate --model "runs/$run/$folder/final" "${planned[@]}"
 }
-paper() {
-  evaluate --model "runs/$run/warmup/final" "${planned[@]}"
-  cppo cppo
-}
-begin_beside "runs/$run/cppo.log" paper
-cppo cppo-marginal --solver-credit marginal
+warmup() { evaluate --model "runs/$run/warmup/final" "${planned[@]}"; }
+both() { warmup; cppo $((processes / 2)) cppo; }
+marginal=(cppo-marginal --solver-credit marginal)
+if ((paper && processes > 1)); then     # side by side: each has half of the cores
+  begin_beside "runs/$run/cppo.log" both
+  cppo $((processes - processes / 2)) "${marginal[@]}"
+else
+  ((!paper)) || cppo 1 cppo
+  begin_beside "runs/$run/cppo.log" warmup
+  cppo "$processes" "${marginal[@]}"
+fi
 wait_beside "runs/$run/cppo.log"
 
 stage "pass@4 on 300 held-out problems, averaged over the posterior"

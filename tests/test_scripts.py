@@ -5,6 +5,8 @@ import os
 import subprocess
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 FAKE = """#!/bin/bash
 echo "${CUDA_VISIBLE_DEVICES-all GPUs}|$(basename "$0") $*" >> "$CALLS"
@@ -22,17 +24,21 @@ def run(script, folder, **variables):
     return [line.split("|") for line in (folder / "calls").read_text().splitlines()]
 
 
-def test_the_quick_start_hides_gpus_from_every_stage(tmp_path):
+@pytest.mark.parametrize("flags", [[], ["--paper"]])
+def test_the_quick_start_hides_gpus_from_every_stage(flags, tmp_path):
     """It starts two processes, which on a machine with one GPU was an error at stage 3."""
     for file in ("run.sh", "settings.sh"):
         copy = tmp_path / "miniature" / file
         copy.parent.mkdir(exist_ok=True)
         copy.write_text((ROOT / "miniature" / file).read_text())
-    calls = run([tmp_path / "miniature/run.sh"], tmp_path, PROCESSES="2")
+    calls = run([tmp_path / "miniature/run.sh", *flags], tmp_path, PROCESSES="2")
     assert {devices for devices, _ in calls} == {""}
     assert any(call.startswith("torchrun") for _, call in calls)
     for script in ("miniature.base", "train_sft.py", "train_rm.py", "train_cppo.py", "evaluate.py"):
         assert any(script in call for _, call in calls)
+    evaluated = {call.split("--model ")[1].split()[0] for _, call in calls if "evaluate.py" in call}
+    assert ("runs/miniature-seed0/cppo/final" in evaluated) == bool(flags)
+    assert "runs/miniature-seed0/cppo-marginal/final" in evaluated
 
 
 def test_the_slurm_script_starts_torchrun_on_every_node_with_one_meeting_point(tmp_path):
