@@ -389,7 +389,7 @@ def mesh_of_ranks(device_type: str) -> DeviceMesh:
     node, where gathers are fast, and only gradients travel between nodes.
 
     The device type is named because FSDP would else take whatever accelerator the machine has, and
-    a run with --device cpu may be on a machine with one.
+    a model on the CPU may be on a machine with one.
     """
     world = world_size()
     here = int(os.environ.get("LOCAL_WORLD_SIZE", world))       # torchrun sets it

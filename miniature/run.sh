@@ -27,6 +27,7 @@ done
 
 # shellcheck source=miniature/settings.sh disable=SC2086
 source miniature/settings.sh
+# no GPU: two processes cannot share one, and so small a model needs none
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 CUDA_VISIBLE_DEVICES=
 cores=$(env -u OMP_NUM_THREADS nproc)
 processes=${PROCESSES:-$((cores > 1 ? 2 : 1))}
