@@ -36,3 +36,14 @@ def run_toy(toy_world, tmp_path):
 
     with toy.working_folder(tmp_path):
         yield lambda *flags, **more: toy.train(toy_world, *flags, **more)
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory):
+    """Small corpora as prepare.corpora builds them, for reading alone."""
+    import corpus_rows
+    from prepare import corpora
+    copies = corpus_rows.write_sources(tmp_path_factory.mktemp("copies"))
+    out = tmp_path_factory.mktemp("built")
+    corpora.build(out, corpus_rows.SIZES, local=copies, say=lambda line: None)
+    return out

@@ -6,18 +6,10 @@ import re
 
 import pytest
 
-from corpus_rows import SIZES, TEST, words, write_rows, write_sources
+from corpus_rows import TEST, words, write_rows
 from lib.errors import UserError
 from lib.problems import load_problems, save_problems
-from prepare import corpora, exposure
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    copies = write_sources(tmp_path_factory.mktemp("copies"))
-    out = tmp_path_factory.mktemp("built")
-    corpora.build(out, SIZES, local=copies, say=lambda line: None)
-    return out
+from prepare import exposure
 
 
 @pytest.fixture

@@ -4,24 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
-from corpus_rows import SIZES, write_sources
 
 from paper import report_data
 from paper.report_sources import sources
-from prepare import corpora
 
 
 def stage(**flags) -> report_data.Stage:
     return report_data.Stage("mini/cppo", Path("mini/cppo"), {"flags": flags}, steps=[], values={},
                              audit={}, refreshes=[], best=None, written="", finished=True)
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    copies = write_sources(tmp_path_factory.mktemp("copies"))
-    out = tmp_path_factory.mktemp("built")
-    corpora.build(out, SIZES, local=copies, say=lambda line: None)
-    return out
 
 
 def test_the_funnel_of_a_pool_adds_up_from_rows_to_file(built):
